@@ -1,0 +1,33 @@
+MODEL (
+  name silver.customers,
+  description 'One row per version of a customer: its latest delivery.',
+  kind INCREMENTAL_BY_TIME_RANGE (
+    time_column updated_at,
+    partition_by_time_column FALSE,
+    batch_size 288
+  ),
+  cron '*/5 * * * *',
+  grain (customer_id, updated_at),
+  audits (
+    unique_combination_of_columns(columns := (customer_id, updated_at))
+  )
+);
+
+WITH ranked AS (
+  SELECT
+    *,
+    ROW_NUMBER() OVER (PARTITION BY customer_id, updated_at ORDER BY loaded_at DESC, row_id DESC) AS newest_first
+  FROM bronze.customers
+  WHERE
+    updated_at BETWEEN @start_dt AND @end_dt
+)
+SELECT
+  customer_id,
+  name,
+  country,
+  segment,
+  updated_at,
+  loaded_at
+FROM ranked
+WHERE
+  newest_first = 1

@@ -1,0 +1,271 @@
+"""Connections to the ledger's database, its named queries, its migrations, and what its errors mean.
+
+The only room that imports psycopg2. Every call is one statement in a transaction of its own (autocommit), so that
+no connection is ever left inside a transaction, whatever happens to the process.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from contextlib import contextmanager
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import psycopg2.extensions
+import psycopg2.extras
+
+from meshgate.errors import (
+    ConfigError,
+    LeaseLostError,
+    LedgerError,
+    LedgerUnreachableError,
+    MeshgateError,
+    SchemaVersionError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SCHEMA_VERSION = 1
+"""The version of `sql/schema.sql`; a ledger of any other version is refused."""
+
+_MIGRATION_LOCK = 0x6D657368  # "mesh": one advisory lock, held for the transaction of a migration
+_PASSWORD_IN_URL = re.compile(r"(://[^:/@\s]*:)[^@\s]*@")
+_PASSWORD_IN_DSN = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE)
+
+
+def redact(text: str) -> str:
+    """The text without the passwords of the connection strings in it."""
+    return _PASSWORD_IN_DSN.sub(r"\1***", _PASSWORD_IN_URL.sub(r"\1***@", text))
+
+
+@cache
+def queries() -> dict[str, str]:
+    """The statements of `sql/queries.sql` by name."""
+    text = resources.files("meshgate.sql").joinpath("queries.sql").read_text(encoding="utf-8")
+    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)[1:]
+    return {name: body.strip().rstrip(";") for name, body in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def json(value: Any) -> Any:
+    """A value as a parameter of type jsonb."""
+    return psycopg2.extras.Json(value)
+
+
+def timestamp_range(start: Any, end: Any) -> Any:
+    """A half-open range of instants as a parameter; None is an open end."""
+    return psycopg2.extras.DateTimeTZRange(start, end, "[)")
+
+
+class Database:
+    """One ledger's database; hands each thread a connection of its own.
+
+    Args:
+        url: A Postgres URL or keyword string. Never shown: errors and logs carry it without its password.
+        name: What `pg_stat_activity` shows as the application's name.
+    """
+
+    def __init__(self, url: str, *, name: str = "meshgate") -> None:
+        self._url = url
+        self._name = name
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._open: set[Any] = set()
+
+    def __repr__(self) -> str:
+        return f"Database({redact(self._url)!r})"
+
+    @property
+    def shown_url(self) -> str:
+        """The connection string without its password."""
+        return redact(self._url)
+
+    def connect(self) -> Any:
+        """A new connection that is not shared with anybody, in autocommit mode.
+
+        Raises:
+            LedgerUnreachableError: No answer, or wrong credentials.
+        """
+        try:
+            connection = psycopg2.connect(self._url, application_name=self._name, connect_timeout=10)
+        except psycopg2.OperationalError as error:
+            reason = redact(str(error).strip().splitlines()[0] if str(error).strip() else "no answer")
+            raise LedgerUnreachableError(
+                f"the ledger at {self.shown_url} cannot be reached: {reason}",
+                hint="check that the server runs and that `ledger.url` in meshgate.yaml names it with the right user",
+            ) from None
+        except psycopg2.Error as error:  # the string itself is malformed
+            raise ConfigError(
+                f"`ledger.url` is not a Postgres connection string: {redact(str(error).strip())}",
+                hint="write it as postgresql://user:password@host:5432/database",
+            ) from None
+        connection.autocommit = True
+        return connection
+
+    def _connection(self) -> Any:
+        connection = getattr(self._local, "connection", None)
+        if connection is None or connection.closed:
+            connection = self.connect()
+            self._local.connection = connection
+            with self._lock:
+                self._open = {c for c in self._open if not c.closed} | {connection}
+        return connection
+
+    def rows(self, query: str, /, *, again: bool = False, **parameters: Any) -> list[dict[str, Any]]:
+        """Run one named query; its rows as dictionaries.
+
+        Args:
+            query: A name in `queries.sql`.
+            again: Saying it twice is harmless, so a connection that broke meanwhile is replaced once.
+            parameters: The query's parameters.
+
+        Raises:
+            LedgerUnreachableError: The connection broke.
+            SchemaVersionError: There is no ledger in this database, or it is another version's.
+            LedgerError: The ledger refused.
+        """
+        return self.execute(queries()[query], parameters, again=again)
+
+    def execute(self, sql: str, parameters: dict[str, Any] | None = None, *, again: bool = False) -> list[dict[str, Any]]:
+        """Run one statement; its rows as dictionaries. See `rows`."""
+        try:
+            with translated(self.shown_url), self._connection().cursor(
+                cursor_factory=psycopg2.extras.RealDictCursor
+            ) as cursor:
+                cursor.execute(sql, parameters)
+                return [dict(row) for row in cursor.fetchall()] if cursor.description else []
+        except LedgerUnreachableError:
+            self._forget()
+            if again:
+                return self.execute(sql, parameters)
+            raise
+
+    def one(self, query: str, /, *, again: bool = False, **parameters: Any) -> dict[str, Any]:
+        """The single row of a named query. See `rows`."""
+        found = self.rows(query, again=again, **parameters)
+        if len(found) != 1:
+            raise LedgerError(f"the query {query!r} answered with {len(found)} rows instead of one")
+        return found[0]
+
+    def _forget(self) -> None:
+        connection = getattr(self._local, "connection", None)
+        if connection is not None:
+            self._local.connection = None
+            connection.close()
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        with self._lock:
+            for connection in self._open:
+                connection.close()
+            self._open = set()
+        self._local = threading.local()
+
+    def check_schema(self) -> None:
+        """Refuse a ledger whose schema is missing, older or newer than this code.
+
+        Raises:
+            SchemaVersionError: With the command to type.
+        """
+        found = self.one("schema_version", again=True)["schema_version"]
+        if found < SCHEMA_VERSION:
+            raise SchemaVersionError(
+                f"the ledger at {self.shown_url} has schema {found}, this meshgate needs {SCHEMA_VERSION}",
+                hint="run `meshgate migrate`",
+            )
+        if found > SCHEMA_VERSION:
+            raise SchemaVersionError(
+                f"the ledger at {self.shown_url} has schema {found}, newer than this meshgate's {SCHEMA_VERSION}",
+                hint="run `pip install --upgrade meshgate`",
+            )
+
+
+@contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Turn the driver's errors into meshgate's own; SQLSTATEs are the interface, never message texts."""
+    try:
+        yield
+    except psycopg2.Error as error:
+        state = error.pgcode or ""
+        message = redact((error.diag.message_primary if error.diag else None) or str(error).strip())
+        if state == "MG001":
+            raise LeaseLostError(message) from None
+        if state.startswith("MG"):
+            raise LedgerError(message, hint=error.diag.message_hint) from None
+        if state in {"3F000", "42P01", "42883"}:
+            raise SchemaVersionError(f"there is no complete ledger at {where}", hint="run `meshgate migrate`") from None
+        if state == "42501":
+            raise ConfigError(
+                f"the ledger at {where} denies this role what it needs: {message}",
+                hint="grant it the rights that docs/reference/ledger.md names, or use another role",
+            ) from None
+        if not state or state[:2] in {"08", "57"} or isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
+            raise LedgerUnreachableError(f"the connection to the ledger at {where} broke: {message}") from None
+        raise LedgerError(f"the ledger at {where} answered {state}: {message}") from error
+
+
+def schema_sql() -> str:
+    """The statements that make a new ledger of the present version."""
+    return resources.files("meshgate.sql").joinpath("schema.sql").read_text(encoding="utf-8")
+
+
+def pending_migrations(version: int) -> list[tuple[int, str]]:
+    """The migrations that lead a ledger of `version` to the present one: (number, SQL), in order."""
+    folder = resources.files("meshgate.sql").joinpath("migrations")
+    numbered = sorted(
+        (int(entry.name.split("_", 1)[0]), entry.read_text(encoding="utf-8"))
+        for entry in folder.iterdir()
+        if entry.name.endswith(".sql")
+    )
+    return [(number, sql) for number, sql in numbered if version < number <= SCHEMA_VERSION]
+
+
+def migrate(database: Database, *, test_clock: bool = False) -> tuple[int, int]:
+    """Create the ledger, or bring it to the present version, in one transaction under a lock.
+
+    Args:
+        database: Where.
+        test_clock: Let sessions set the clock of a new ledger. For tests only; it cannot be switched on later.
+
+    Returns:
+        The version before (0: there was none) and the version now.
+
+    Raises:
+        SchemaVersionError: The ledger is newer than this code.
+        LedgerUnreachableError: No connection.
+    """
+    connection = database.connect()
+    connection.autocommit = False
+    try:
+        with translated(database.shown_url), connection, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_MIGRATION_LOCK])
+            cursor.execute("SHOW server_version_num")
+            if int(cursor.fetchone()[0]) < 140000:
+                raise SchemaVersionError(
+                    f"the ledger at {database.shown_url} is on a Postgres older than 14", hint="use Postgres 14 or later"
+                )
+            cursor.execute("SELECT to_regclass('meshgate.ledger') IS NOT NULL")
+            if not cursor.fetchone()[0]:
+                cursor.execute(schema_sql())
+                cursor.execute(
+                    "INSERT INTO meshgate.ledger (schema_version, test_clock) VALUES (%s, %s)", [SCHEMA_VERSION, test_clock]
+                )
+                return 0, SCHEMA_VERSION
+            cursor.execute("SELECT schema_version FROM meshgate.ledger FOR UPDATE")
+            before = int(cursor.fetchone()[0])
+            if before > SCHEMA_VERSION:
+                raise SchemaVersionError(
+                    f"the ledger at {database.shown_url} has schema {before}, newer than this meshgate's {SCHEMA_VERSION}",
+                    hint="run `pip install --upgrade meshgate`",
+                )
+            for _, sql in pending_migrations(before):
+                cursor.execute(sql)
+            cursor.execute("UPDATE meshgate.ledger SET schema_version = %s", [SCHEMA_VERSION])
+            return before, SCHEMA_VERSION
+    except MeshgateError:
+        raise
+    finally:
+        connection.close()

@@ -1,0 +1,136 @@
+-- Every statement that meshgate sends to its ledger. Loaded by meshgate.db, called by meshgate.ledger only.
+-- "-- name: X" starts a query; parameters are %(name)s. Writing ones call exactly one function of schema.sql.
+
+-- name: schema_version
+SELECT schema_version, test_clock FROM meshgate.ledger;
+
+-- name: clock
+SELECT meshgate.clock() AS now;
+
+-- name: revision
+SELECT revision FROM meshgate.ledger;
+
+-- name: acquire_run
+SELECT meshgate.acquire_run(%(project)s, %(environment)s, %(purpose)s, %(holder)s, %(ttl)s, %(grace)s, %(as_of)s) AS answer;
+
+-- name: renew_run
+SELECT meshgate.renew_run(%(run_id)s) AS expires_at;
+
+-- name: finish_run
+SELECT meshgate.finish_run(%(run_id)s, %(state)s, %(counts)s, %(error)s) AS state;
+
+-- name: bury_run
+SELECT meshgate.bury_run(%(run_id)s, %(engine_gone)s);
+
+-- name: prune
+SELECT meshgate.prune(%(keep)s);
+
+-- name: open_claims
+SELECT span, claim_id, refused_by, free_at
+FROM meshgate.open_claims(%(run_id)s, %(version_id)s, %(spans)s::tstzrange[]);
+
+-- name: begin_claim
+SELECT meshgate.begin_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(parents)s::bigint[], %(spans)s::tstzrange[],
+                            %(loaded)s::bigint[], %(environment)s) AS answer;
+
+-- name: commit_claim
+SELECT meshgate.commit_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(verdict)s, %(audits)s, %(duration)s,
+                             %(rows)s, %(lookback)s::tstzrange) AS revision;
+
+-- name: fail_claim
+SELECT meshgate.fail_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(detail)s) AS recorded;
+
+-- name: abandon_claims
+SELECT meshgate.abandon_claims(%(run_id)s, %(version_id)s, %(span)s::tstzrange) AS ended;
+
+-- name: note_mirrored
+SELECT meshgate.note_mirrored(%(run_id)s, %(version_id)s, %(span)s::tstzrange);
+
+-- name: register_version
+SELECT meshgate.register_version(%(project)s, %(model)s, %(version)s, %(kind)s, %(as_of)s) AS version_id;
+
+-- name: save_manifest
+SELECT meshgate.save_manifest(%(project)s, %(manifest)s, %(sqlmesh)s, %(sqlglot)s);
+
+-- name: sync_environment
+SELECT * FROM meshgate.sync_environment(%(environment)s, %(plan_id)s, %(models)s, %(edges)s) AS model;
+
+-- name: set_fingerprint
+UPDATE meshgate.environment SET fingerprint = %(fingerprint)s WHERE environment = %(environment)s;
+
+-- name: reconcile_version
+SELECT finding, span FROM meshgate.reconcile_version(%(version_id)s, %(state)s::tstzrange[], %(trusted)s::tstzrange[],
+                                                     %(gated)s, %(read_at)s);
+
+-- name: environment
+SELECT environment, plan_id, fingerprint, synced_at FROM meshgate.environment WHERE environment = %(environment)s;
+
+-- name: environments
+SELECT environment FROM meshgate.environment ORDER BY environment;
+
+-- name: projects
+SELECT name, manifest, deployed_at, sqlmesh_version, sqlglot_version FROM meshgate.project ORDER BY name;
+
+-- name: promotions
+SELECT m.name, p.name AS project, v.version_id, v.version, v.kind, v.reconciled_revision, q.unit, q.cron, q.cron_tz,
+       q.start_at, q.end_at, q.lookback, q.batch_size, q.depends_on_past, q.allow_partials
+FROM meshgate.promotion q
+JOIN meshgate.model m USING (model_id) JOIN meshgate.project p USING (project_id) JOIN meshgate.version v USING (version_id)
+WHERE q.environment = %(environment)s
+ORDER BY m.name;
+
+-- name: edges
+SELECT c.name AS child, p.name AS parent, e.mode, e.from_offset, e.to_offset
+FROM meshgate.edge e JOIN meshgate.model c ON c.model_id = e.child_id JOIN meshgate.model p ON p.model_id = e.parent_id
+WHERE e.environment = %(environment)s
+ORDER BY c.name, p.name;
+
+-- name: covered
+SELECT c.version_id, ARRAY(SELECT unnest(range_agg(c.span))) AS spans, max(c.committed_at) AS last_commit,
+       max(c.revision) AS last_revision, sum(c.rows)::bigint AS rows
+FROM meshgate.coverage c WHERE c.version_id = ANY (%(versions)s) GROUP BY c.version_id;
+
+-- name: newer_coverage
+SELECT c.span FROM meshgate.coverage c WHERE c.version_id = %(version_id)s AND c.revision > %(revision)s;
+
+-- name: coverage_rows
+SELECT c.span, c.revision, c.read_revision, c.run_id, c.verdict, c.audits, c.duration, c.rows, c.committed_at, c.mirrored_at
+FROM meshgate.coverage c
+WHERE int8range(c.version_id, c.version_id, '[]') = int8range(%(version_id)s, %(version_id)s, '[]') AND c.span && %(span)s::tstzrange
+ORDER BY c.span;
+
+-- name: marks
+SELECT m.version_id, m.span, m.kind, m.revision, m.run_id, m.attempts, m.detail, m.made_at
+FROM meshgate.mark m WHERE m.version_id = ANY (%(versions)s) ORDER BY m.version_id, m.span, m.mark_id;
+
+-- name: live_claims
+SELECT k.version_id, k.span, k.state, k.run_id, k.quarantined_until, r.expires_at, p.name AS project, r.holder
+FROM meshgate.claim k JOIN meshgate.run r USING (run_id) JOIN meshgate.project p USING (project_id)
+WHERE k.version_id = ANY (%(versions)s)
+  AND (k.state IN ('open', 'begun') OR k.state = 'lost' AND k.quarantined_until > meshgate.clock())
+ORDER BY k.version_id, k.span;
+
+-- name: unclean
+SELECT reason, span, detail FROM meshgate.unclean(%(version_id)s, %(span)s::tstzrange) ORDER BY span;
+
+-- name: runs
+SELECT r.run_id, p.name AS project, r.environment, r.purpose, r.state, r.holder, r.as_of, r.started_at, r.ended_at,
+       r.expires_at, r.expires_at <= meshgate.clock() AS expired, r.counts, r.error
+FROM meshgate.run r JOIN meshgate.project p USING (project_id)
+WHERE (%(project)s::text IS NULL OR p.name = %(project)s) AND (%(environment)s::text IS NULL OR r.environment = %(environment)s)
+ORDER BY r.run_id DESC LIMIT %(limit)s;
+
+-- name: events
+SELECT e.at, e.revision, e.kind, e.run_id, m.name AS model, p.name AS project, e.span, e.detail
+FROM meshgate.event e LEFT JOIN meshgate.version v USING (version_id) LEFT JOIN meshgate.model m USING (model_id)
+LEFT JOIN meshgate.run r ON r.run_id = e.run_id
+LEFT JOIN meshgate.project p ON p.project_id = coalesce(m.project_id, r.project_id)
+WHERE e.event_id > %(after)s AND (%(run_id)s::bigint IS NULL OR e.run_id = %(run_id)s)
+  AND (%(version_id)s::bigint IS NULL OR e.version_id = %(version_id)s)
+ORDER BY e.event_id DESC LIMIT %(limit)s;
+
+-- name: sqlmesh_fingerprint
+-- A cheap sign that SQLMesh's own tables have not changed since they were last reconciled.
+SELECT (SELECT concat_ws('/', count(*), max(created_ts), sum(created_ts::numeric)) FROM {schema}._intervals) || ':' ||
+       coalesce((SELECT concat_ws('/', plan_id, finalized_ts) FROM {schema}._environments WHERE name = %(environment)s), '')
+       AS fingerprint;
