@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from contextlib import closing
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING, Literal
@@ -30,9 +30,48 @@ CATEGORIES = ("books", "coffee", "garden", "kitchen", "stationery", "toys")
 COUNTRIES = ("DE", "ES", "FR", "GB", "NL", "US")
 CURRENCIES = ("EUR", "EUR", "EUR", "GBP", "USD")
 SEGMENTS = ("consumer", "business", "school")
-NOUNS = ("Atlas", "Beaker", "Compass", "Easel", "Kettle", "Lantern", "Ledger", "Mortar", "Pruner", "Quill", "Spinner", "Tray")
-FIRST_NAMES = ("Ada", "Bruno", "Chidi", "Dalia", "Edith", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Keiko", "Lena")
-LAST_NAMES = ("Abel", "Borg", "Castro", "Dietz", "Evans", "Faber", "Grau", "Horvat", "Iden", "Jansen", "Kaya", "Lund")
+NOUNS = (
+    "Atlas",
+    "Beaker",
+    "Compass",
+    "Easel",
+    "Kettle",
+    "Lantern",
+    "Ledger",
+    "Mortar",
+    "Pruner",
+    "Quill",
+    "Spinner",
+    "Tray",
+)
+FIRST_NAMES = (
+    "Ada",
+    "Bruno",
+    "Chidi",
+    "Dalia",
+    "Edith",
+    "Farid",
+    "Greta",
+    "Hugo",
+    "Ines",
+    "Jonas",
+    "Keiko",
+    "Lena",
+)
+LAST_NAMES = (
+    "Abel",
+    "Borg",
+    "Castro",
+    "Dietz",
+    "Evans",
+    "Faber",
+    "Grau",
+    "Horvat",
+    "Iden",
+    "Jansen",
+    "Kaya",
+    "Lund",
+)
 
 ITEMS_AT_FIRST = 24
 CUSTOMERS_AT_FIRST = 40
@@ -41,7 +80,7 @@ SLOTS_PER_NEW_CUSTOMER = 6
 
 SCHEMA = """
 create table if not exists public.transactions (
-    row_id text primary key,
+    delivery_id text primary key,
     transaction_id text not null,
     customer_id text,
     item_id text,
@@ -54,7 +93,7 @@ create table if not exists public.transactions (
 );
 create index if not exists transactions_by_time on public.transactions (occurred_at);
 create table if not exists public.items (
-    row_id text primary key,
+    delivery_id text primary key,
     item_id text not null,
     name text,
     category text,
@@ -64,7 +103,7 @@ create table if not exists public.items (
 );
 create index if not exists items_by_time on public.items (updated_at);
 create table if not exists public.customers (
-    row_id text primary key,
+    delivery_id text primary key,
     customer_id text not null,
     name text,
     country text,
@@ -80,7 +119,7 @@ create index if not exists customers_by_time on public.customers (updated_at);
 class Transaction:
     """One delivery of a sale; a sale that is sent twice, or corrected, has several."""
 
-    row_id: str
+    delivery_id: str
     transaction_id: str
     customer_id: str
     item_id: str
@@ -96,7 +135,7 @@ class Transaction:
 class Item:
     """One version of an item, valid from `updated_at`."""
 
-    row_id: str
+    delivery_id: str
     item_id: str
     name: str
     category: str
@@ -109,7 +148,7 @@ class Item:
 class Customer:
     """One version of a customer, valid from `updated_at`."""
 
-    row_id: str
+    delivery_id: str
     customer_id: str
     name: str
     country: str
@@ -159,7 +198,9 @@ def rows_of(slot: datetime, seed: int = 1) -> Iterator[Row]:
         yield from _deliveries(f"T{slot:%m%d%H%M}-{position:03}", occurred, slot + SLOT, number, dice)
 
 
-def write_late(dsn: str, start: datetime, end: datetime, seed: int = 1, *, arrived: datetime, sales: int = 5) -> list[datetime]:
+def write_late(
+    dsn: str, start: datetime, end: datetime, seed: int = 1, *, arrived: datetime, sales: int = 5
+) -> list[datetime]:
     """Deliver sales of [start, end) that had been held back, and cancel one that was delivered already.
 
     Args:
@@ -177,20 +218,27 @@ def write_late(dsn: str, start: datetime, end: datetime, seed: int = 1, *, arriv
     dice = random.Random(f"{seed}/late/{start:%m%d%H%M}/{arrived:%m%d%H%M}")
     rows: list[Row] = []
     for position in range(sales):
-        occurred = start + timedelta(milliseconds=dice.randrange(1_000, (end - start) // timedelta(milliseconds=1)))
+        occurred = start + timedelta(
+            milliseconds=dice.randrange(1_000, (end - start) // timedelta(milliseconds=1))
+        )
         identity = f"L{start:%m%d%H%M}-{arrived:%m%d%H%M}-{position:03}"
         rows.append(_sale(identity, occurred, arrived, (occurred - BEGINNING) // SLOT, dice))
     with closing(psycopg2.connect(dsn)) as connection, connection, connection.cursor() as cursor:
         cursor.execute(
             "select * from public.transactions where occurred_at >= %s and occurred_at < %s"
-            " and loaded_at < %s and status = 'completed' order by row_id limit 1",
+            " and loaded_at < %s and status = 'completed' order by delivery_id limit 1",
             (start, end, arrived),
         )
         known = cursor.fetchone()
     if known is not None:
         old = Transaction(*known)
         rows.append(
-            _amended(old, f"{old.transaction_id}/late-{arrived:%m%d%H%M}", status="cancelled", loaded_at=arrived)
+            replace(
+                old,
+                delivery_id=f"{old.transaction_id}/late-{arrived:%m%d%H%M}",
+                status="cancelled",
+                loaded_at=arrived,
+            )
         )
     _insert(dsn, rows)
     return sorted({_slot_of(row.occurred_at) for row in rows if isinstance(row, Transaction)})
@@ -229,9 +277,9 @@ def poison(dsn: str, start: datetime, end: datetime, kind: Literal["amount", "cu
     change = {"amount": "amount = -amount", "currency": "currency = 'X' || currency"}[kind]
     with closing(psycopg2.connect(dsn)) as connection, connection, connection.cursor() as cursor:
         cursor.execute(
-            f"update public.transactions set {change} where row_id = ("
-            "  select row_id from public.transactions where occurred_at >= %s and occurred_at < %s"
-            "  and amount > 0 and currency not like 'X%%' order by row_id limit 1) returning row_id",
+            f"update public.transactions set {change} where delivery_id = ("
+            "  select delivery_id from public.transactions where occurred_at >= %s and occurred_at < %s"
+            "  and amount > 0 and currency not like 'X%%' order by delivery_id limit 1) returning delivery_id",
             (start, end),
         )
         row = cursor.fetchone()
@@ -295,21 +343,34 @@ def _catalogue(slot: datetime, number: int, dice: random.Random) -> Iterator[Ite
 
 
 def _register(slot: datetime, number: int, dice: random.Random) -> Iterator[Customer]:
-    born = range(_customers_at(number)) if number == 0 else range(_customers_at(number - 1), _customers_at(number))
+    born = (
+        range(_customers_at(number))
+        if number == 0
+        else range(_customers_at(number - 1), _customers_at(number))
+    )
     for index in born:
         yield _customer_version(index, slot, dice)
     if number and dice.random() < 1 / 5:
         since = slot + timedelta(seconds=dice.randrange(1, 300))
-        yield _customer_version(dice.randrange(_customers_at(number - 1)), since, dice, segment=dice.choice(SEGMENTS))
+        yield _customer_version(
+            dice.randrange(_customers_at(number - 1)), since, dice, segment=dice.choice(SEGMENTS)
+        )
 
 
 def _item_version(
-    index: int, since: datetime, dice: random.Random, *, category: str | None = None, loaded_at: datetime | None = None
+    index: int,
+    since: datetime,
+    dice: random.Random,
+    *,
+    category: str | None = None,
+    loaded_at: datetime | None = None,
 ) -> Item:
     usual = CATEGORIES[index % len(CATEGORIES)]
-    price = (_base_price(index) * Decimal(str(round(dice.uniform(0.85, 1.25), 2)))).quantize(Decimal("0.01"), ROUND_HALF_UP)
+    price = (_base_price(index) * Decimal(str(round(dice.uniform(0.85, 1.25), 2)))).quantize(
+        Decimal("0.01"), ROUND_HALF_UP
+    )
     return Item(
-        row_id=f"I{index:03}/{since:%m%d%H%M%S}" + ("/late" if loaded_at else ""),
+        delivery_id=f"I{index:03}/{since:%m%d%H%M%S}" + ("/late" if loaded_at else ""),
         item_id=f"I{index:03}",
         name=f"{NOUNS[index % len(NOUNS)]} {index // len(NOUNS) + 1}",
         category=category or usual,
@@ -319,9 +380,11 @@ def _item_version(
     )
 
 
-def _customer_version(index: int, since: datetime, dice: random.Random, *, segment: str | None = None) -> Customer:
+def _customer_version(
+    index: int, since: datetime, dice: random.Random, *, segment: str | None = None
+) -> Customer:
     return Customer(
-        row_id=f"C{index:04}/{since:%m%d%H%M%S}",
+        delivery_id=f"C{index:04}/{since:%m%d%H%M%S}",
         customer_id=f"C{index:04}",
         name=f"{FIRST_NAMES[index % len(FIRST_NAMES)]} {LAST_NAMES[index * 7 // len(FIRST_NAMES) % len(LAST_NAMES)]}",
         country=dice.choice(COUNTRIES),
@@ -335,12 +398,14 @@ def _base_price(index: int) -> Decimal:
     return Decimal(3 + index * 37 % 90) + Decimal("0.90")
 
 
-def _sale(identity: str, occurred: datetime, loaded: datetime, number: int, dice: random.Random) -> Transaction:
+def _sale(
+    identity: str, occurred: datetime, loaded: datetime, number: int, dice: random.Random
+) -> Transaction:
     item = dice.randrange(_items_at(number))
     quantity = dice.choice((1, 1, 1, 2, 2, 3, 5))
     discount = Decimal(str(dice.choice((1, 1, 1, 0.95, 0.9))))
     return Transaction(
-        row_id=f"{identity}/1",
+        delivery_id=f"{identity}/1",
         transaction_id=identity,
         customer_id=f"C{dice.randrange(_customers_at(number)):04}",
         item_id=f"I{item:03}",
@@ -353,7 +418,9 @@ def _sale(identity: str, occurred: datetime, loaded: datetime, number: int, dice
     )
 
 
-def _deliveries(identity: str, occurred: datetime, deadline: datetime, number: int, dice: random.Random) -> Iterator[Transaction]:
+def _deliveries(
+    identity: str, occurred: datetime, deadline: datetime, number: int, dice: random.Random
+) -> Iterator[Transaction]:
     """Yield one sale; now and then it is sent twice, corrected or cancelled, all of it before the slot ends."""
     last = deadline - timedelta(milliseconds=1)
     loaded = min(occurred + timedelta(milliseconds=dice.randrange(200, 5_000)), last)
@@ -362,34 +429,17 @@ def _deliveries(identity: str, occurred: datetime, deadline: datetime, number: i
     fate = dice.random()
     again = min(loaded + timedelta(seconds=dice.randrange(1, 90)), last)
     if fate < 0.03:
-        yield _amended(sale, f"{identity}/2", loaded_at=again)
+        yield replace(sale, delivery_id=f"{identity}/2", loaded_at=again)
     elif fate < 0.05:
-        yield _amended(sale, f"{identity}/2", loaded_at=again, quantity=sale.quantity * 2, amount=sale.amount * 2)
+        yield replace(
+            sale,
+            delivery_id=f"{identity}/2",
+            loaded_at=again,
+            quantity=sale.quantity * 2,
+            amount=sale.amount * 2,
+        )
     elif fate < 0.07:
-        yield _amended(sale, f"{identity}/2", loaded_at=again, status="cancelled")
-
-
-def _amended(
-    sale: Transaction,
-    row_id: str,
-    *,
-    loaded_at: datetime,
-    quantity: int | None = None,
-    amount: Decimal | None = None,
-    status: str | None = None,
-) -> Transaction:
-    return Transaction(
-        row_id=row_id,
-        transaction_id=sale.transaction_id,
-        customer_id=sale.customer_id,
-        item_id=sale.item_id,
-        quantity=quantity or sale.quantity,
-        amount=amount or sale.amount,
-        currency=sale.currency,
-        status=status or sale.status,
-        occurred_at=sale.occurred_at,
-        loaded_at=loaded_at,
-    )
+        yield replace(sale, delivery_id=f"{identity}/2", loaded_at=again, status="cancelled")
 
 
 def _insert(dsn: str, rows: Iterable[Row]) -> int:
@@ -404,7 +454,7 @@ def _insert(dsn: str, rows: Iterable[Row]) -> int:
             columns = ", ".join(field.name for field in fields(kind))
             new = execute_values(
                 cursor,
-                f"insert into public.{TABLES[kind]} ({columns}) values %s on conflict (row_id) do nothing returning 1",
+                f"insert into public.{TABLES[kind]} ({columns}) values %s on conflict (delivery_id) do nothing returning 1",
                 values,
                 page_size=1_000,
                 fetch=True,

@@ -16,26 +16,17 @@ import graphlib
 import re
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from attrs import Attribute, evolve, field, frozen, validators
+from attrs import Attribute, converters, evolve, field, frozen, validators
 
 from meshgate.errors import GraphError, UnknownModelError
-from meshgate.interval import (
-    MAX_INSTANT,
-    MIN_INSTANT,
-    Interval,
-    IntervalSet,
-    IntervalUnit,
-    saturating_add,
-    utc,
-)
+from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval, IntervalSet, IntervalUnit, offset_by, utc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _ZERO: Final = timedelta(0)
-_DAY: Final = timedelta(days=1)
 
 
 class Kind(Enum):
@@ -62,12 +53,8 @@ class Kind(Enum):
             GraphError: SQLMesh has learnt a kind that meshgate does not know.
         """
         lowered = name.lower()
-        if lowered.startswith("scd_type_2"):
-            return cls.SCD_TYPE_2
-        if lowered == "dbt_custom":
-            return cls.CUSTOM
         try:
-            return cls(lowered)
+            return cls.SCD_TYPE_2 if lowered.startswith("scd_type_2") else cls(lowered.removeprefix("dbt_"))
         except ValueError:
             raise GraphError(f"meshgate does not know the model kind {name}", kind=name) from None
 
@@ -116,8 +103,12 @@ def name_parts(name: str) -> tuple[str, ...]:
     return tuple(quoted.replace('""', '"') or bare.strip() for quoted, bare in parts)
 
 
-def _optional_utc(value: datetime | None) -> datetime | None:
-    return None if value is None else utc(value)
+def _at_least(minimum: int) -> Callable[[ModelNode, Attribute[int], int], None]:
+    def check(node: ModelNode, attribute: Attribute[int], value: int) -> None:
+        if value < minimum:
+            raise GraphError(f"{node.display}: {attribute.name} is {value}", model=node.name)
+
+    return check
 
 
 @frozen
@@ -151,20 +142,16 @@ class ModelNode:
     unit: IntervalUnit
     cron: str
     cron_tz: str = "UTC"
-    start: datetime | None = field(default=None, converter=_optional_utc)
-    end: datetime | None = field(default=None, converter=_optional_utc)
-    lookback: int = 0
-    batch_size: int | None = None
+    start: datetime | None = field(default=None, converter=converters.optional(utc))
+    end: datetime | None = field(default=None, converter=converters.optional(utc))
+    lookback: int = field(default=0, validator=_at_least(0))
+    batch_size: int | None = field(default=None, validator=validators.optional(_at_least(1)))
     depends_on_past: bool = False
     allow_partials: bool = False
 
     def __attrs_post_init__(self) -> None:
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise GraphError(f"{self.display} ends at {self.end} but starts at {self.start}", model=self.name)
-        if self.lookback < 0:
-            raise GraphError(f"{self.display} has the lookback {self.lookback}", model=self.name)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise GraphError(f"{self.display} has the batch size {self.batch_size}", model=self.name)
 
     @property
     def sequential(self) -> bool:
@@ -173,12 +160,13 @@ class ModelNode:
 
     @property
     def life(self) -> Interval:
-        """The time that it can ever cover: all units that [start, end) touches.
+        """The time that it can ever cover: all units that [start, end) touches, as SQLMesh has it.
 
-        SQLMesh floors the start and completes the last unit in the same way. Without a start or an
-        end it reaches to `MIN_INSTANT` or `MAX_INSTANT`.
+        With `allow_partials` the last unit stays cut. No start is `MIN_INSTANT`, no end `MAX_INSTANT`.
         """
-        return self.unit.outward(Interval(self.start or MIN_INSTANT, self.end or MAX_INSTANT))
+        end = self.end or MAX_INSTANT
+        start = self.unit.floor(self.start or MIN_INSTANT)
+        return Interval(start, end if self.allow_partials else self.unit.ceil(end))
 
     @property
     def display(self) -> str:
@@ -207,10 +195,8 @@ class Window:
             gap between their windows, and what a batch reads would depend on its size.
     """
 
-    mode: Mode = field(
-        default="interval", validator=validators.in_(("interval", "latest", "prefix", "loaded", "ungated"))
-    )
-    from_offset: timedelta = field(default=_ZERO)
+    mode: Mode = field(default="interval", validator=validators.in_(get_args(Mode)))
+    from_offset: timedelta = _ZERO
     to_offset: timedelta = field(default=_ZERO)
 
     @to_offset.validator
@@ -228,15 +214,10 @@ class Window:
 
     def through(self, inner: Window) -> Window:
         """The window on what stands behind a view: this one on the view, then the view's own."""
-        if self.mode == "interval" and inner.mode == "interval":
-            return Window(
-                from_offset=self.from_offset + inner.from_offset,
-                to_offset=self.to_offset + inner.to_offset,
-            )
-        outer_decides = inner.mode == "interval" or self.mode in ("ungated", "loaded")
-        return evolve(
-            self if outer_decides else inner, from_offset=_ZERO, to_offset=self.to_offset + inner.to_offset
-        )
+        outer_decides = inner.mode == "interval" or self.mode == "ungated"
+        mode = self.mode if outer_decides else inner.mode
+        from_offset = self.from_offset + inner.from_offset if mode == "interval" else _ZERO
+        return Window(mode, from_offset=from_offset, to_offset=self.to_offset + inner.to_offset)
 
 
 _DEFAULT_WINDOW: Final = Window()
@@ -264,31 +245,26 @@ class MeshGraph:
 
     Args:
         nodes: Models by name.
-        edges: At most one for each pair. A model may read itself: that is no gate, but makes it
-            sequential.
+        edges: At most one for each pair. Reading itself is no gate, but makes a model sequential.
 
     Raises:
-        GraphError: An edge names an unknown model, is there twice, or models read each other in a
-            circle.
+        GraphError: An edge names an unknown model or is there twice, or models form a circle.
     """
 
     def __init__(self, nodes: Mapping[str, ModelNode], edges: Iterable[Edge]) -> None:
         self._nodes: Final = dict(nodes)
         self._parents: Final[dict[str, list[Edge]]] = {name: [] for name in self._nodes}
         self._children: Final[dict[str, list[Edge]]] = {name: [] for name in self._nodes}
-        seen: set[tuple[str, str]] = set()
         for name, node in self._nodes.items():
             if name != node.name:
                 raise GraphError(f"the model {node.name} is filed under {name}", model=node.name)
         for edge in edges:
+            said = f"the edge {edge.child} reads {edge.parent}"
             for end in (edge.child, edge.parent):
                 if end not in self._nodes:
-                    raise GraphError(
-                        f"the edge {edge.child} reads {edge.parent} names the unknown model {end}"
-                    )
-            if (edge.child, edge.parent) in seen:
-                raise GraphError(f"the edge {edge.child} reads {edge.parent} is declared twice")
-            seen.add((edge.child, edge.parent))
+                    raise GraphError(f"{said} names the unknown model {end}", model=end)
+            if any(other.parent == edge.parent for other in self._parents[edge.child]):
+                raise GraphError(f"{said} is declared twice", child=edge.child, parent=edge.parent)
             self._parents[edge.child].append(edge)
             self._children[edge.parent].append(edge)
         self._order: Final = self._sorted()
@@ -309,11 +285,7 @@ class MeshGraph:
         return self._nodes
 
     def __getitem__(self, name: str) -> ModelNode:
-        """The model of exactly this name.
-
-        Raises:
-            UnknownModelError: There is none.
-        """
+        """The model of exactly this name; `UnknownModelError` if there is none."""
         if name in self._nodes:
             return self._nodes[name]
         raise self._unknown(name)
@@ -335,12 +307,8 @@ class MeshGraph:
 
     def boundaries(self) -> tuple[Edge, ...]:
         """The edges between models of two projects, children in order."""
-        return tuple(
-            edge
-            for name in self._order
-            for edge in self._parents[name]
-            if self._nodes[edge.child].project != self._nodes[edge.parent].project
-        )
+        edges = (edge for name in self._order for edge in self._parents[name])
+        return tuple(e for e in edges if self._nodes[e.child].project != self._nodes[e.parent].project)
 
     def sequential(self, name: str) -> bool:
         """Whether a model's intervals must be evaluated in order: by its kind, or as it reads itself."""
@@ -383,14 +351,10 @@ class MeshGraph:
                     pending.append(through)
 
     def resolve(self, name: str) -> str:
-        """Find the model that a person means.
+        """The name, as the graph knows it, of the model that a person means.
 
         Args:
-            name: Fully qualified, with or without quotes; or its last two parts, or its last part,
-                where only one model has them.
-
-        Returns:
-            The model's name as the graph knows it.
+            name: Fully qualified, with or without quotes, or its last parts, if no other model has them.
 
         Raises:
             UnknownModelError: There is none, or more than one; the hint names the nearest.
@@ -398,25 +362,20 @@ class MeshGraph:
         if name in self._nodes:
             return name
         wanted = name_parts(name)
-        found = (
-            [known for known in self._order if name_parts(known)[-len(wanted) :] == wanted] if wanted else []
-        )
+        found = [known for known in self._order if wanted and name_parts(known)[-len(wanted) :] == wanted]
+        # Fully qualified beats longer names that merely end in the same way.
+        found = [known for known in found if name_parts(known) == wanted] or found
         if len(found) == 1:
             return found[0]
-        # Fully qualified beats longer names that merely end in the same way.
-        exact = [known for known in found if name_parts(known) == wanted]
-        if len(exact) == 1:
-            return exact[0]
         if found:
             names = [".".join(name_parts(known)) for known in found]
-            raise UnknownModelError(
-                f"{name} could be any of {', '.join(names)}", hint="write more of the name", candidates=names
-            )
+            said = f"{name} could be any of {', '.join(names)}"
+            raise UnknownModelError(said, hint="write more of the name", candidates=names)
         raise self._unknown(name)
 
     def _unknown(self, name: str) -> UnknownModelError:
         spoken = ".".join(name_parts(name))
-        known = [spelling for node in self._nodes.values() for spelling in _spellings(node)]
+        known = [s for n in self._nodes.values() for s in (n.display, ".".join(name_parts(n.name)))]
         near = difflib.get_close_matches(spoken, known, n=3, cutoff=0.5)
         return UnknownModelError(
             f"there is no model {spoken}",
@@ -424,10 +383,6 @@ class MeshGraph:
             model=name,
             candidates=near,
         )
-
-
-def _spellings(node: ModelNode) -> tuple[str, str]:
-    return node.display, ".".join(name_parts(node.name))
 
 
 def window_of(child: ModelNode, parent: ModelNode, window: Window, interval: Interval) -> IntervalSet:
@@ -449,52 +404,35 @@ def window_of(child: ModelNode, parent: ModelNode, window: Window, interval: Int
     """
     if window.mode in ("loaded", "ungated"):
         return IntervalSet.empty()
-    life = parent.life
-    if window.mode == "latest":
-        if child.unit.approximate <= min(parent.unit.approximate, _DAY):
-            return reach_of(child, parent, window, interval)
-        pieces = (_latest(parent, life, window, unit.end) for unit in child.unit.split(interval))
+    # Units that are no longer than the parent's read neighbouring ones; calendar months may skip one.
+    if window.mode == "latest" and child.unit.approximate > min(
+        parent.unit.approximate, IntervalUnit.DAY.approximate
+    ):
+        pieces = (_latest(parent, parent.life, window, unit.end) for unit in child.unit.split(interval))
         return IntervalSet(piece for piece in pieces if piece is not None)
-    start, end = _hull_bounds(parent, life, window, interval)
-    return IntervalSet.of(max(start, life.start), min(end, life.end))
+    return reach_of(child, parent, window, interval)
 
 
 def reach_of(child: ModelNode, parent: ModelNode, window: Window, hull: Interval) -> IntervalSet:
-    """The hull of `window_of`, at the same cost for any interval: beyond it nothing is read.
-
-    Args:
-        child: The reader.
-        parent: What is read.
-        window: How the child reads it.
-        hull: Any interval of the child, UTC.
-
-    Returns:
-        One interval of the parent's time, or none.
-    """
-    if window.mode != "latest":
-        return window_of(child, parent, window, hull)
+    """The hull of `window_of`, one interval or none, at the same cost for a unit as for all time."""
     life = parent.life
-    first = _latest(parent, life, window, min(child.unit.next(hull.start), hull.end))
-    last = _latest(parent, life, window, hull.end)
-    if last is None:
-        return IntervalSet.empty()
-    return IntervalSet.of(first.start if first is not None else life.start, last.end)
-
-
-def _hull_bounds(
-    parent: ModelNode, life: Interval, window: Window, interval: Interval
-) -> tuple[datetime, datetime]:
-    """Where the window of mode `interval` or `prefix` begins and ends, before clipping."""
-    end = parent.unit.ceil(saturating_add(interval.end, window.to_offset))
+    if window.mode == "latest":
+        last = _latest(parent, life, window, hull.end)
+        if last is None:
+            return IntervalSet.empty()
+        first = _latest(parent, life, window, min(child.unit.next(hull.start), hull.end))
+        return IntervalSet.of(first.start if first is not None else life.start, last.end)
+    end = parent.unit.ceil(offset_by(hull.end, window.to_offset))
     if window.mode == "prefix" and parent.start is not None:
-        return life.start, end
-    from_offset = window.from_offset if window.mode == "interval" else min(_ZERO, window.to_offset)
-    return parent.unit.floor(saturating_add(interval.start, from_offset)), end
+        start = life.start
+    else:
+        start = parent.unit.floor(offset_by(hull.start, _from_offset(window)))
+    return IntervalSet.of(max(start, life.start), min(end, life.end))
 
 
 def _latest(parent: ModelNode, life: Interval, window: Window, end: datetime) -> Interval | None:
     """The last whole unit of the parent at an instant: after the end of its life, its last one."""
-    boundary = min(parent.unit.floor(saturating_add(end, window.to_offset)), life.end)
+    boundary = min(parent.unit.floor(offset_by(end, window.to_offset)), life.end)
     return Interval(parent.unit.previous(boundary), boundary) if boundary > life.start else None
 
 
@@ -520,35 +458,42 @@ def readers_of(
         return IntervalSet.empty()
     life = parent.life
     touched = parent.unit.outward(parent_range.clip(life.start, life.end))
-    whole = child.unit.inward(within)
-    shifted = IntervalSet(_reader_ranges(child, parent, window, touched))
-    parts = (part for piece in within - whole for part in child.unit.split(piece))
-    reading = [part for part in parts if window_of(child, parent, window, part) & touched]
-    return (shifted & whole) | IntervalSet(reading)
+    ranges = list(_reader_ranges(child, parent, window, touched))
+    if not ranges:
+        return IntervalSet.empty()
+    near = within.clip(ranges[0][0], child.unit.next(ranges[-1][1]))
+    whole = child.unit.inward(near)
+    shifted = IntervalSet(Interval(start, end) for start, end in ranges if start < end)
+    parts = (part for piece in near - whole for part in child.unit.split(piece))
+    return (shifted & whole) | IntervalSet(
+        part for part in parts if window_of(child, parent, window, part) & touched
+    )
 
 
 def _reader_ranges(
     child: ModelNode, parent: ModelNode, window: Window, touched: IntervalSet
-) -> Iterator[Interval]:
-    """For whole units of the parent, inside its life: the whole units of the child that read them."""
+) -> Iterator[tuple[datetime, datetime]]:
+    """For units of the parent: from which to which unit of the child they are read; maybe none."""
     life_end = parent.life.end
-    prefix = window.mode == "prefix" and parent.start is not None
-    from_offset = window.from_offset if window.mode == "interval" else min(_ZERO, window.to_offset)
+    from_offset = _from_offset(window)
     for piece in touched:
+        end = MAX_INSTANT
         if window.mode == "latest":
-            # floor(end + to) lies in (piece.start, piece.end]; each unit is named by its end.
-            low = saturating_add(parent.unit.next(piece.start), -window.to_offset)
+            # The child's unit is named by its end: floor(end + to) lies in (piece.start, piece.end].
+            low = offset_by(parent.unit.next(piece.start), -window.to_offset)
             start = child.unit.previous(child.unit.ceil(low))
-            end = MAX_INSTANT
             if piece.end < life_end:
-                high = saturating_add(parent.unit.next(piece.end), -window.to_offset)
+                high = offset_by(parent.unit.next(piece.end), -window.to_offset)
                 end = child.unit.previous(child.unit.ceil(high))
         else:
-            start = child.unit.floor(saturating_add(piece.start, -window.to_offset))
-            end = MAX_INSTANT
-            if not prefix:
-                end = child.unit.ceil(saturating_add(piece.end, -from_offset))
-        if start < end:
-            yield Interval(start, end)
-        if prefix:
-            return
+            start = child.unit.floor(offset_by(piece.start, -window.to_offset))
+            if window.mode == "prefix" and parent.start is not None:
+                yield start, end
+                return
+            end = child.unit.ceil(offset_by(piece.end, -from_offset))
+        yield start, end
+
+
+def _from_offset(window: Window) -> timedelta:
+    """Where a range begins to be read; a prefix without a beginning is read like the interval itself."""
+    return window.from_offset if window.mode == "interval" else min(_ZERO, window.to_offset)

@@ -77,7 +77,7 @@ def parse_instant(text: str) -> datetime:
     return utc(value.replace(tzinfo=UTC) if value.tzinfo is None else value)
 
 
-def saturating_add(value: datetime, delta: timedelta) -> datetime:
+def offset_by(value: datetime, delta: timedelta) -> datetime:
     """Add a duration, but never leave [`MIN_INSTANT`, `MAX_INSTANT`], which themselves stay put.
 
     "No start" moved by an hour is still "no start".

@@ -403,9 +403,20 @@ class Ledger:
         """Every project the ledger knows, by name: manifest, deployed_at, sqlmesh_version, sqlglot_version."""
         return {row["name"]: row for row in self.database.rows("projects", again=True)}
 
-    def sync_environment(self, environment: str, plan_id: str | None, graph: MeshGraph) -> tuple[str, ...]:
-        """Make the ledger's picture of an environment what SQLMesh promotes; the models whose version changed."""
-        for node in graph.nodes.values():
+    def sync_environment(
+        self, environment: str, plan_id: str | None, graph: MeshGraph, projects: Iterable[str]
+    ) -> tuple[str, ...]:
+        """Make the ledger's picture of an environment what SQLMesh promotes; the models whose version changed.
+
+        Args:
+            environment: SQLMesh's environment.
+            plan_id: The plan that made it.
+            graph: Its models and windows.
+            projects: Whose models this SQLMesh state holds; external tables belong to nobody and come along.
+        """
+        held = {*projects, ""}
+        nodes = [n for n in graph.nodes.values() if n.project in held]
+        for node in nodes:
             self.register_version(node)
         models = [
             {
@@ -414,7 +425,7 @@ class Ledger:
                 "lookback": n.lookback, "batch_size": n.batch_size, "depends_on_past": n.depends_on_past,
                 "allow_partials": n.allow_partials,
             }
-            for n in graph.nodes.values()
+            for n in nodes
         ]  # fmt: skip
         edges = [
             {
@@ -422,11 +433,13 @@ class Ledger:
                 "from_offset": f"{e.window.from_offset.total_seconds()} seconds",
                 "to_offset": f"{e.window.to_offset.total_seconds()} seconds",
             }
-            for e in graph.edges
+            for n in nodes
+            for e in graph.parents(n.name)
         ]  # fmt: skip
         rows = self.database.rows(
-            "sync_environment", environment=environment, plan_id=plan_id, models=json(models), edges=json(edges)
-        )
+            "sync_environment", environment=environment, plan_id=plan_id, projects=sorted(held - {""}),
+            models=json(models), edges=json(edges),
+        )  # fmt: skip
         return tuple(row["model"] for row in rows)
 
     def environments(self) -> tuple[str, ...]:

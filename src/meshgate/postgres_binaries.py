@@ -127,7 +127,7 @@ def identity(account: Account | None) -> Identity:
     """
     detached = Identity(cwd="/", start_new_session=True)
     if account:
-        detached.update(user=account.uid, group=account.gid, extra_groups=[])
+        detached |= Identity(user=account.uid, group=account.gid, extra_groups=[])
     return detached
 
 

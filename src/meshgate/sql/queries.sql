@@ -53,7 +53,7 @@ SELECT meshgate.register_version(%(project)s, %(model)s, %(version)s, %(kind)s, 
 SELECT meshgate.save_manifest(%(project)s, %(manifest)s, %(sqlmesh)s, %(sqlglot)s);
 
 -- name: sync_environment
-SELECT * FROM meshgate.sync_environment(%(environment)s, %(plan_id)s, %(models)s, %(edges)s) AS model;
+SELECT * FROM meshgate.sync_environment(%(environment)s, %(plan_id)s, %(projects)s, %(models)s, %(edges)s) AS model;
 
 -- name: set_fingerprint
 UPDATE meshgate.environment SET fingerprint = %(fingerprint)s WHERE environment = %(environment)s;

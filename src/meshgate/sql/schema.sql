@@ -786,7 +786,8 @@ END $$;
 
 -- Makes the ledger's picture of one environment what SQLMesh promotes there. The models whose version changed.
 -- A version that replaces another takes the promotion's own revision: whoever read the old one before reads anew.
-CREATE FUNCTION meshgate.sync_environment(p_environment text, p_plan_id text, p_models jsonb, p_edges jsonb)
+-- p_projects: whose models this SQLMesh state holds; those of projects with another state are left alone.
+CREATE FUNCTION meshgate.sync_environment(p_environment text, p_plan_id text, p_projects text[], p_models jsonb, p_edges jsonb)
 RETURNS SETOF text LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     made bigint;
@@ -809,8 +810,9 @@ BEGIN
     ELSE
         SELECT revision INTO made FROM meshgate.ledger;
     END IF;
-    DELETE FROM meshgate.promotion p
-    WHERE p.environment = p_environment AND p.model_id NOT IN (SELECT model_id FROM incoming);
+    DELETE FROM meshgate.promotion p USING meshgate.model m, meshgate.project o
+    WHERE p.environment = p_environment AND p.model_id NOT IN (SELECT model_id FROM incoming)
+      AND m.model_id = p.model_id AND o.project_id = m.project_id AND o.name = ANY (p_projects);
     INSERT INTO meshgate.promotion (environment, model_id, version_id, revision, promoted_at, unit, cron, cron_tz, start_at,
                                     end_at, lookback, batch_size, depends_on_past, allow_partials)
     SELECT p_environment, i.model_id, i.version_id, made, meshgate.clock(), i.unit, i.cron, coalesce(i.cron_tz, 'UTC'),
@@ -824,7 +826,9 @@ BEGIN
         allow_partials = excluded.allow_partials,
         revision = CASE WHEN promotion.version_id = excluded.version_id THEN promotion.revision ELSE excluded.revision END,
         promoted_at = CASE WHEN promotion.version_id = excluded.version_id THEN promotion.promoted_at ELSE excluded.promoted_at END;
-    DELETE FROM meshgate.edge WHERE environment = p_environment;
+    DELETE FROM meshgate.edge e USING meshgate.model m, meshgate.project o
+    WHERE e.environment = p_environment AND m.model_id = e.child_id AND o.project_id = m.project_id
+      AND o.name = ANY (p_projects);
     INSERT INTO meshgate.edge (environment, child_id, parent_id, mode, from_offset, to_offset)
     SELECT p_environment, c.model_id, p.model_id, x.mode, x.from_offset, x.to_offset
     FROM jsonb_to_recordset(p_edges) AS x (child text, parent text, mode text, from_offset interval, to_offset interval)

@@ -20,5 +20,6 @@ SELECT
   LEAD(updated_at) OVER (PARTITION BY item_id ORDER BY updated_at) AS valid_to
 FROM silver.items
 WHERE
-  -- As of the end of the refreshed interval, not of the moment at which the refresh happens to run.
-  updated_at <= @end_dt
+  -- Only whole hours, so that a refresh at 04:17 gives what it would have given at 04:00: the end of the interval that
+  -- SQLMesh records, for which it offers a FULL model no @end_dt. Not DATE_TRUNC: SQLGlot 30.8 fails when it simplifies it.
+  DATE_FORMAT(updated_at, 'yyyyMMddHH') < DATE_FORMAT(@execution_dt, 'yyyyMMddHH')

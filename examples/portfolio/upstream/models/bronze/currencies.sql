@@ -4,6 +4,8 @@ MODEL (
   kind SEED (
     path '../../seeds/currencies.csv'
   ),
+  -- With the default, @daily, it would be loaded only when its first whole day is over.
+  cron '*/5 * * * *',
   columns (
     currency STRING,
     euro_per_unit DECIMAL(9, 6)

@@ -7,14 +7,14 @@ MODEL (
     batch_size 288
   ),
   cron '*/5 * * * *',
-  grain row_id,
+  grain delivery_id,
   audits (
     not_null(columns := (customer_id, name))
   )
 );
 
 SELECT
-  row_id,
+  delivery_id,
   customer_id,
   name,
   country,

@@ -8,7 +8,7 @@ MODEL (
     batch_size 288
   ),
   cron '*/5 * * * *',
-  grain row_id,
+  grain delivery_id,
   audits (
     not_null(columns := (transaction_id, customer_id, item_id)),
     amount_is_positive,
@@ -17,7 +17,7 @@ MODEL (
 );
 
 SELECT
-  row_id,
+  delivery_id,
   transaction_id,
   customer_id,
   item_id,

@@ -16,7 +16,7 @@ MODEL (
 WITH ranked AS (
   SELECT
     *,
-    ROW_NUMBER() OVER (PARTITION BY customer_id, updated_at ORDER BY loaded_at DESC, row_id DESC) AS newest_first
+    ROW_NUMBER() OVER (PARTITION BY customer_id, updated_at ORDER BY loaded_at DESC, delivery_id DESC) AS newest_first
   FROM bronze.customers
   WHERE
     updated_at BETWEEN @start_dt AND @end_dt

@@ -19,7 +19,7 @@ WITH ranked AS (
     *,
     -- Every delivery of a transaction carries the time of the sale, so all of them are in one interval, and the
     -- result does not depend on how many intervals are computed together.
-    ROW_NUMBER() OVER (PARTITION BY transaction_id ORDER BY loaded_at DESC, row_id DESC) AS newest_first
+    ROW_NUMBER() OVER (PARTITION BY transaction_id ORDER BY loaded_at DESC, delivery_id DESC) AS newest_first
   FROM bronze.transactions
   WHERE
     occurred_at BETWEEN @start_dt AND @end_dt

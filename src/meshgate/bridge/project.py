@@ -1,0 +1,258 @@
+"""One opened SQLMesh project: what its state says, and how it evaluates what it is handed."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from meshgate.bridge.contract import check_hooks, check_version, installed_versions
+from meshgate.errors import EvaluationError, MeshgateError, ProjectError
+
+check_version()  # before the import, which may fail in ways that name neither the cause nor the cure
+
+from sqlmesh.core import constants as c  # noqa: E402
+from sqlmesh.core.config import load_configs  # noqa: E402
+from sqlmesh.core.config.root import Config  # noqa: E402
+from sqlmesh.core.console import NoopConsole, get_console, set_console  # noqa: E402
+from sqlmesh.core.environment import Environment, EnvironmentNamingInfo  # noqa: E402
+from sqlmesh.core.snapshot import DeployabilityIndex, SnapshotChangeCategory  # noqa: E402
+from sqlmesh.utils.errors import SQLMeshError  # noqa: E402
+
+from meshgate.bridge.scheduler import GatedContext, Journal, describe  # noqa: E402
+from meshgate.bridge.translate import Promoted, milliseconds, pairs, promoted  # noqa: E402
+from meshgate.db import redact  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
+    from pathlib import Path
+
+    from sqlmesh.core.snapshot import Snapshot
+
+    from meshgate.interval import IntervalSet
+
+check_hooks()
+
+
+class _QuietConsole(NoopConsole):
+    """SQLMesh's console without output; its warnings are kept, the newest last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warnings: list[str] = []
+
+    def log_warning(self, short_message: str, *_: Any, **__: Any) -> None:
+        self.warnings.append(redact(short_message))
+
+
+class SqlmeshProject:
+    """A SQLMesh project, opened for running (from state alone) or for deploying (from its files).
+
+    Args:
+        path: The folder of the project.
+        project: The `project:` key that it must have.
+        gateway: Which gateway to use, or None for its default.
+        load: Whether to load the models' files; a run does not need them.
+
+    Raises:
+        ProjectError: The folder is no SQLMesh project, has another key, or its state cannot be used.
+    """
+
+    def __init__(self, path: Path, project: str, gateway: str | None, *, load: bool) -> None:
+        self.project = project
+        self.path = path
+        self._console = _QuietConsole()
+        found = self.read_key(path)
+        if found != project:
+            raise ProjectError(
+                f"the SQLMesh project in {path} has `project: {found}`" if found else
+                f"the SQLMesh project in {path} has no `project:` key",
+                hint=f"meshgate.yaml calls it {project!r}: write `project: {project}` into its config.yaml, or change meshgate.yaml",
+            )  # fmt: skip
+        with self._quiet(), self._named("cannot be opened"):
+            self._context = GatedContext(paths=[str(path)], gateway=gateway, load=load)
+            # Opening the state checks that its versions are this SQLMesh's.
+            self._state = self._context.state_sync
+
+    @staticmethod
+    def read_key(path: Path) -> str:
+        """The `project:` key in a project's configuration, or an empty string.
+
+        Raises:
+            ProjectError: There is no usable configuration.
+        """
+        if not path.is_dir():
+            raise ProjectError(f"there is no folder {path}", hint="correct the project's `path:` in meshgate.yaml")
+        try:
+            configs = load_configs(None, Config, str(path))
+        except Exception as error:  # SQLMesh raises whatever its parsers raise
+            raise ProjectError(f"the SQLMesh project in {path} has no usable configuration: {_line(error)}") from None
+        return str(next(iter(configs.values())).project or "")
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        before = get_console()
+        set_console(self._console)
+        try:
+            yield
+        finally:
+            set_console(before)
+
+    @contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        """Name the project in whatever SQLMesh raises."""
+        try:
+            yield
+        except MeshgateError:
+            raise
+        except Exception as error:
+            raise ProjectError(
+                f"the SQLMesh project {self.project!r} in {self.path} {what}: {_line(error)}", project=self.project
+            ) from error
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What SQLMesh warned of so far."""
+        return tuple(self._console.warnings)
+
+    @property
+    def versions(self) -> tuple[str, str]:
+        """The versions of SQLMesh and SQLGlot in use."""
+        return installed_versions()
+
+    @property
+    def engine_in_process(self) -> bool:
+        """Whether the engine dies with this process, so that a dead process cannot still be writing."""
+        return bool(self._context.engine_adapter.dialect == "duckdb")
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        """The gateways that the project configures."""
+        return tuple(self._context.config.gateways)
+
+    @property
+    def state_schema(self) -> str:
+        """The schema of SQLMesh's own tables."""
+        return str(self._context.config.get_state_schema(self._context.gateway) or c.SQLMESH)
+
+    def local_models(self) -> tuple[str, ...]:
+        """The names of the models in the project's own files (needs `load`)."""
+        return tuple(
+            name for name, model in self._context.models.items() if model.project == self.project and not model.kind.is_external
+        )
+
+    def _environment(self, name: str) -> Environment | None:
+        with self._named("has a state that cannot be read"):
+            return self._state.get_environment(Environment.sanitize_name(name))
+
+    def _snapshots(self, environment: Environment) -> list[Snapshot]:
+        with self._named("has a state that cannot be read"):
+            found = list(self._state.get_snapshots(environment.snapshots).values())
+            # What the caching reader hands out is shared and may be old.
+            self._state.refresh_snapshot_intervals(found)
+            return found
+
+    def promoted(self, environment: str, now: datetime) -> Promoted | None:
+        """What the environment promotes and what SQLMesh has recorded, read now; None where it does not exist.
+
+        Args:
+            environment: SQLMesh's environment.
+            now: Where relative starts are counted from, UTC.
+        """
+        found = self._environment(environment)
+        if found is None:
+            return None
+        return promoted(
+            self._snapshots(found), plan_id=found.plan_id, finalized=bool(found.finalized_ts), now=now
+        )
+
+    def execute(self, environment: str, work: Mapping[str, IntervalSet], journal: Journal, *, now: datetime) -> None:
+        """Evaluate exactly these intervals of these models, parents first.
+
+        Args:
+            environment: SQLMesh's environment.
+            work: Intervals by model; only the project's own models.
+            journal: Is asked before and told after each batch.
+            now: SQLMesh's execution time, UTC.
+
+        Raises:
+            LeaseLostError: The run may not go on.
+            EvaluationError: SQLMesh stopped for a reason that is not one interval's own.
+        """
+        found = self._environment(environment)
+        if found is None:
+            raise ProjectError(f"SQLMesh has no environment {environment!r}")
+        snapshots = {s.name: s for s in self._snapshots(found)}
+        naming: EnvironmentNamingInfo = found.naming_info
+        index = (
+            DeployabilityIndex.all_deployable() if naming.name == c.PROD else DeployabilityIndex.create(snapshots.values())
+        )
+        with self._quiet(), self._under(journal):
+            scheduler = self._context.create_scheduler(snapshots.values(), self._context.snapshot_evaluator)
+            errors, _ = scheduler.run_merged_intervals(
+                merged_intervals={snapshots[name]: pairs(ranges) for name, ranges in work.items() if ranges},
+                deployability_index=index,
+                environment_naming_info=naming,
+                execution_time=milliseconds(now),
+                run_environment_statements=True,
+            )
+        if errors:
+            raise _evaluation_error(errors)
+
+    @contextmanager
+    def _under(self, journal: Journal) -> Iterator[None]:
+        self._context.journal = journal
+        try:
+            yield
+        finally:
+            self._context.journal = None
+
+    def deploy(self, environment: str, journal: Journal, *, now: datetime) -> bool:
+        """Plan the project's files against the environment and apply the plan under the journal.
+
+        A change that SQLMesh cannot categorise is taken for a breaking one: it computes more, never too little.
+
+        Returns:
+            Whether the plan had anything to do.
+
+        Raises:
+            EvaluationError: The plan failed; the environment still promotes what it did before.
+            ProjectError: The project cannot be planned.
+        """
+        with self._quiet(), self._under(journal):
+            with self._named("cannot be planned"):
+                builder = self._context.plan_builder(environment, execution_time=now, skip_tests=False)
+                plan = builder.build()
+                for snapshot in plan.uncategorized:
+                    builder.set_choice(snapshot, SnapshotChangeCategory.BREAKING)
+                plan = builder.build()
+            if not plan.context_diff.has_changes and not plan.requires_backfill:
+                return False
+            try:
+                self._context.apply(plan)
+            except MeshgateError:
+                raise
+            except Exception as error:
+                raise EvaluationError(
+                    f"the plan of {self.project!r} for {environment!r} was not applied: {_line(error)}",
+                    hint="the environment promotes what it did before; `meshgate status` names the intervals that failed",
+                ) from error
+        return True
+
+    def close(self) -> None:
+        """Close the connections to state and warehouse."""
+        self._context.close()
+
+
+def _line(error: BaseException) -> str:
+    facts = describe(error)
+    return str(facts.get("message") or facts)
+
+
+def _evaluation_error(errors: list[Any]) -> EvaluationError:
+    first = errors[0].__cause__ or errors[0]
+    if isinstance(first, MeshgateError):
+        raise first
+    if isinstance(first, SQLMeshError) or first is not None:
+        return EvaluationError(f"SQLMesh stopped: {_line(first)}")
+    return EvaluationError("SQLMesh stopped")

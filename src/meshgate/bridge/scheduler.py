@@ -1,0 +1,339 @@
+"""SQLMesh's scheduler under the ledger: each batch is begun, evaluated, committed, and only then recorded.
+
+SQLMesh keeps doing what it does well (rendering, DDL, order, threads, audits). What is added around one batch:
+
+1. `Journal.begin` cuts it to what may be read now;
+2. SQLMesh evaluates and audits each piece, its write to its own state held back;
+3. a piece that fails is halved until the failing intervals stand alone, and the rest is kept;
+4. `Journal.commit` records it in the ledger, under the fence; then SQLMesh's own write is let through.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sqlmesh.core.context import Context
+from sqlmesh.core.scheduler import Scheduler
+from sqlmesh.core.snapshot import SnapshotIdBatch
+from sqlmesh.core.state_sync.base import DelegatingStateSync
+from sqlmesh.utils.concurrency import NodeExecutionFailedError
+from sqlmesh.utils.errors import AuditError, CircuitBreakerError, NodeAuditsErrors, SQLMeshError
+
+from meshgate.bridge.translate import Promoted, interval, milliseconds, pairs, promoted
+from meshgate.db import redact
+from meshgate.errors import LeaseLostError
+from meshgate.interval import Interval, IntervalSet, IntervalUnit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from sqlmesh.core.snapshot import Snapshot
+
+# An audit of one of these fails for a batch whenever it fails for one of its intervals: it looks at rows, not at how
+# many there are. The verdict on the batch is then a verdict on each interval.
+_ROW_WISE_AUDITS = frozenset(
+    {
+        "not_null", "unique_values", "unique_combination_of_columns", "accepted_values", "not_accepted_values",
+        "accepted_range", "forall", "not_empty_string", "string_length_between", "string_length_equal", "valid_uuid",
+        "valid_email", "valid_url", "valid_http_method", "match_regex_pattern_list", "not_match_regex_pattern_list",
+        "match_like_pattern_list", "not_match_like_pattern_list",
+    }
+)  # fmt: skip
+_MESSAGE_LIMIT = 500
+
+
+class Journal(Protocol):
+    """What the scheduler tells the coordinator, and asks it. Called from SQLMesh's threads.
+
+    Names are models' names; intervals are half-open, UTC.
+    """
+
+    project: str
+
+    def admit(self, plan: Promoted, wanted: Mapping[str, IntervalSet]) -> Mapping[str, IntervalSet]:
+        """Which part of what a SQLMesh plan wants to evaluate may be evaluated (deploys only)."""
+
+    def begin(self, name: str, batch: Interval) -> list[Interval]:
+        """The pieces of a batch that may be read now, in order; what is left out is explained by the journal."""
+
+    def commit(
+        self, name: str, piece: Interval, *, audits: list[dict[str, Any]], duration: timedelta, rows: int | None
+    ) -> None:
+        """Record a piece. Raises LeaseLostError."""
+
+    def mirrored(self, name: str, piece: Interval, problem: str | None) -> None:
+        """SQLMesh has recorded the piece too, or could not."""
+
+    def fail(self, name: str, piece: Interval, detail: dict[str, Any]) -> None:
+        """Record that a piece failed. Raises LeaseLostError."""
+
+    def may_continue(self, name: str) -> bool:
+        """Whether a further piece of a model may be tried after a failure."""
+
+    def alive(self) -> bool:
+        """Whether the run still holds its lease."""
+
+    @property
+    def planning(self) -> bool:
+        """Whether this is a deploy: SQLMesh's plan decides what it wants, and a failure fails the plan."""
+
+
+class HeldState(DelegatingStateSync):
+    """SQLMesh's state, with the intervals that this thread adds held back until the ledger has them."""
+
+    def __init__(self, state_sync: Any, project: str) -> None:
+        super().__init__(state_sync)
+        self._project = project
+        self._held = threading.local()
+
+    @contextmanager
+    def hold(self) -> Iterator[list[Any]]:
+        """Collect this thread's additions instead of writing them."""
+        self._held.additions = additions = []
+        try:
+            yield additions
+        finally:
+            self._held.additions = None
+
+    def add_snapshots_intervals(self, snapshots_intervals: Any) -> None:
+        """Add intervals, or hold them back."""
+        held = getattr(self._held, "additions", None)
+        if held is None:
+            self.state_sync.add_snapshots_intervals(snapshots_intervals)
+        else:
+            held.extend(snapshots_intervals)
+
+    def get_environment_statements(self, environment: str) -> Any:
+        """The project's own statements: those of the others run in their own runs."""
+        found = self.state_sync.get_environment_statements(environment)
+        return [s for s in found if s.project == self._project]
+
+
+class GatedContext(Context):
+    """A SQLMesh context whose scheduler works under a journal while there is one."""
+
+    journal: Journal | None = None
+
+    def create_scheduler(self, snapshots: Iterable[Snapshot], snapshot_evaluator: Any) -> Scheduler:
+        """SQLMesh's hook: the scheduler of runs and of plan backfills."""
+        if self.journal is None:
+            return super().create_scheduler(snapshots, snapshot_evaluator)
+        return GatedScheduler(
+            snapshots,
+            snapshot_evaluator,
+            HeldState(self.state_sync, self.journal.project),
+            default_catalog=self.default_catalog,
+            max_workers=self.concurrent_tasks,
+            console=self.console,
+            notification_target_manager=self.notification_target_manager,
+            journal=self.journal,
+        )
+
+
+class GatedScheduler(Scheduler):
+    """SQLMesh's scheduler, asking the journal before and telling it after each batch."""
+
+    def __init__(self, *args: Any, journal: Journal, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._journal = journal
+
+    def run_merged_intervals(self, **kwargs: Any) -> Any:
+        """SQLMesh's hook: everything that is about to be evaluated."""
+        if kwargs.get("audit_only"):
+            return super().run_merged_intervals(**kwargs)
+        if self._journal.planning:
+            kwargs["merged_intervals"] = self._admitted(kwargs)
+        own_breaker = kwargs.get("circuit_breaker")
+
+        def breaker() -> bool:
+            return not self._journal.alive() or bool(own_breaker and own_breaker())
+
+        kwargs["circuit_breaker"] = breaker
+        try:
+            return super().run_merged_intervals(**kwargs)
+        except CircuitBreakerError:
+            if self._journal.alive():
+                raise
+            raise LeaseLostError("the run has lost its lease, and stopped before its next batch") from None
+
+    def _admitted(self, kwargs: dict[str, Any]) -> dict[Snapshot, list[tuple[int, int]]]:
+        index = kwargs["deployability_index"]
+        merged: dict[Snapshot, list[tuple[int, int]]] = kwargs["merged_intervals"]
+        self.state_sync.refresh_snapshot_intervals(self.snapshots.values())
+        from sqlmesh.utils.date import now, to_datetime
+
+        plan = promoted(
+            list(self.snapshots.values()),
+            plan_id=None,
+            finalized=False,
+            now=to_datetime(kwargs.get("execution_time") or now()),
+        )
+        gated = {s: ranges for s, ranges in merged.items() if s.is_model and index.is_deployable(s)}
+        wanted = {
+            s.name: IntervalSet(interval(start, end) for start, end in ranges) for s, ranges in gated.items()
+        }
+        admitted = self._journal.admit(plan, wanted)
+        # A preview of a forward-only change writes to a table of its own, which nobody gates on.
+        result = {s: ranges for s, ranges in merged.items() if s not in gated}
+        result.update({s: pairs(admitted[s.name]) for s in gated if admitted.get(s.name)})
+        return result
+
+    def evaluate(self, snapshot: Snapshot, start: Any, end: Any, *args: Any, **kwargs: Any) -> Any:
+        """SQLMesh's hook: one batch."""
+        execution_time, index, batch_index = _positional(args, kwargs)
+        if not snapshot.is_model or not index.is_deployable(snapshot):
+            return super().evaluate(
+                snapshot, start, end, execution_time=execution_time, deployability_index=index, batch_index=batch_index, **kwargs
+            )
+        kwargs.update(execution_time=execution_time, deployability_index=index)
+        results: list[Any] = []
+        failures: list[Exception] = []
+        first = batch_index
+        for piece in self._journal.begin(snapshot.name, interval(start, end)):
+            if failures and not self._journal.may_continue(snapshot.name):
+                break
+            results += self._attempt(snapshot, piece, first, kwargs, failures)
+            # Only the very first write into an empty table may replace it; SQLMesh tells by the batch's number.
+            first = max(first, 1)
+        if failures and self._journal.planning:
+            raise failures[0]
+        return results
+
+    def _attempt(
+        self, snapshot: Snapshot, piece: Interval, batch_index: int, kwargs: dict[str, Any], failures: list[Exception]
+    ) -> list[Any]:
+        """Evaluate, audit and record one piece, or its halves."""
+        if not self._journal.alive():
+            raise CircuitBreakerError
+        started = time.monotonic()
+        unit = IntervalUnit(snapshot.node.interval_unit.value)
+        with self.state_sync.hold() as additions:
+            try:
+                audits = super().evaluate(
+                    snapshot, milliseconds(piece.start), milliseconds(piece.end), batch_index=batch_index, **kwargs
+                )
+                bad = self._judge(snapshot, piece, unit, kwargs)
+            except (CircuitBreakerError, LeaseLostError):
+                raise
+            except Exception as error:
+                additions.clear()
+                return self._isolate(snapshot, piece, unit, batch_index, kwargs, failures, error)
+        duration = timedelta(seconds=time.monotonic() - started)
+        rows = self._rows(snapshot, batch_index) if not bad else None
+        verdicts = [
+            {"audit": a.audit.name, "count": a.count, "blocking": a.blocking} for a in audits if not a.skipped
+        ]
+        good = IntervalSet([piece]) - IntervalSet(unit_bad for unit_bad, _ in bad)
+        for kept in good:
+            self._journal.commit(snapshot.name, kept, audits=verdicts, duration=duration, rows=rows)
+            self._record(snapshot, kept, additions)
+        for unit_bad, error in bad:
+            failures.append(error)
+            self._journal.fail(snapshot.name, unit_bad, describe(error))
+        return list(audits)
+
+    def _isolate(
+        self,
+        snapshot: Snapshot,
+        piece: Interval,
+        unit: IntervalUnit,
+        batch_index: int,
+        kwargs: dict[str, Any],
+        failures: list[Exception],
+        error: Exception,
+    ) -> list[Any]:
+        """Halve what failed, or record that it stands alone."""
+        units = list(unit.split(piece)) if unit.is_aligned(piece.start) and unit.is_aligned(piece.end) else [piece]
+        if len(units) < 2 or not snapshot.is_incremental_by_time_range or not self._journal.alive():
+            failures.append(error)
+            self._journal.fail(snapshot.name, piece, describe(error))
+            return []
+        middle = units[len(units) // 2].start
+        results: list[Any] = []
+        for half in (Interval(piece.start, middle), Interval(middle, piece.end)):
+            if failures and not self._journal.may_continue(snapshot.name):
+                break
+            # Begun anew: the half reads anew, and what it reads may have changed.
+            for ready in self._journal.begin(snapshot.name, half):
+                results += self._attempt(snapshot, ready, max(batch_index, 1), kwargs, failures)
+        return results
+
+    def _judge(
+        self, snapshot: Snapshot, piece: Interval, unit: IntervalUnit, kwargs: dict[str, Any]
+    ) -> list[tuple[Interval, Exception]]:
+        """The units of an evaluated piece that an audit rejects on their own.
+
+        An audit that counts can pass on a batch and fail on one of its intervals; the outcome must not depend on how
+        many intervals were computed together.
+        """
+        if not snapshot.is_incremental_by_time_range or piece.end <= unit.next(piece.start):
+            return []
+        if all(audit.name in _ROW_WISE_AUDITS for audit, _ in snapshot.node.audits_with_args):
+            return []
+        bad: list[tuple[Interval, Exception]] = []
+        for one in unit.split(piece):
+            results = self.snapshot_evaluator.audit(
+                snapshot=snapshot,
+                start=milliseconds(one.start),
+                end=milliseconds(one.end),
+                execution_time=kwargs["execution_time"],
+                snapshots={s.name: s for s in self.snapshots.values()},
+                deployability_index=kwargs["deployability_index"],
+            )
+            errors = [_audit_error(r, snapshot) for r in results if r.blocking and r.count]
+            if errors:
+                bad.append((one, NodeAuditsErrors(errors)))
+        return bad
+
+    def _record(self, snapshot: Snapshot, piece: Interval, additions: list[Any]) -> None:
+        """Let SQLMesh's own write through, cut to what the ledger recorded."""
+        try:
+            self.state_sync.add_snapshots_intervals(
+                [a.copy(update={"intervals": pairs([piece])}) if a.intervals else a for a in additions]
+            )
+        except Exception as error:  # noqa: BLE001 - the ledger has it; reconciliation repairs SQLMesh's record
+            self._journal.mirrored(snapshot.name, piece, _first_line(error))
+        else:
+            self._journal.mirrored(snapshot.name, piece, None)
+
+    def _rows(self, snapshot: Snapshot, batch_index: int) -> int | None:
+        tracker = getattr(self.snapshot_evaluator, "execution_tracker", None)
+        stats = tracker and tracker.get_execution_stats(SnapshotIdBatch(snapshot_id=snapshot.snapshot_id, batch_id=batch_index))
+        return getattr(stats, "total_rows_processed", None)
+
+
+def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, int]:
+    """SQLMesh calls `evaluate` by keyword today; by position it means the same."""
+    names = ("execution_time", "deployability_index", "batch_index")
+    given = dict(zip(names, args, strict=False))
+    values = [given[n] if n in given else kwargs.pop(n) for n in names]
+    return values[0], values[1], values[2]
+
+
+def _audit_error(result: Any, snapshot: Snapshot) -> AuditError:
+    return AuditError(
+        audit_name=result.audit.name,
+        audit_args=result.audit_args,
+        count=result.count,
+        query=result.query,
+        model=snapshot.model_or_none,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = redact(str(error).strip() or type(error).__name__)
+    return text.splitlines()[0][:_MESSAGE_LIMIT]
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """A failure as data: the audits with their counts, or the error's first line. Never a password."""
+    if isinstance(error, NodeExecutionFailedError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, NodeAuditsErrors):
+        return {"audits": [{"audit": e.audit_name, "count": e.count} for e in error.errors]}
+    cause = error.__cause__ if isinstance(error, SQLMeshError) and error.__cause__ is not None else error
+    return {"error": type(cause).__name__, "message": _first_line(cause)}

@@ -1,0 +1,115 @@
+"""From SQLMesh's snapshots and milliseconds to meshgate's nodes and instants, and back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from sqlmesh.core.snapshot.definition import start_date
+from sqlmesh.utils.date import make_exclusive, to_datetime
+
+from meshgate.graph import Kind, ModelNode
+from meshgate.interval import Interval, IntervalSet, IntervalUnit
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from sqlmesh.core.snapshot import Snapshot
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+def instant(milliseconds: int) -> datetime:
+    """The UTC instant of a number of milliseconds since the epoch."""
+    return _EPOCH + milliseconds * _MILLISECOND
+
+
+def milliseconds(value: datetime) -> int:
+    """The number of milliseconds since the epoch of an aware instant."""
+    return (value - _EPOCH) // _MILLISECOND
+
+
+def interval(start: Any, end: Any) -> Interval:
+    """SQLMesh's half-open pair, whatever time-like it is made of, as an interval."""
+    return Interval(to_datetime(start).astimezone(UTC), to_datetime(end).astimezone(UTC))
+
+
+def interval_set(pairs: Iterable[tuple[int, int]]) -> IntervalSet:
+    """SQLMesh's list of half-open millisecond pairs as a set."""
+    return IntervalSet(Interval(instant(start), instant(end)) for start, end in pairs)
+
+
+def pairs(intervals: Iterable[Interval]) -> list[tuple[int, int]]:
+    """Intervals as SQLMesh's list of half-open millisecond pairs."""
+    return [(milliseconds(i.start), milliseconds(i.end)) for i in intervals]
+
+
+@attrs.frozen
+class Promoted:
+    """What an environment (or a plan) holds, in meshgate's terms.
+
+    Attributes:
+        plan_id: SQLMesh's id of the plan that made it.
+        finalized: Whether that plan was carried through to its end.
+        nodes: Models by name; external ones included, also those that only a query names.
+        parents: The names that each model's query reads.
+        recorded: What SQLMesh has recorded, by name.
+    """
+
+    plan_id: str | None
+    finalized: bool
+    nodes: Mapping[str, ModelNode]
+    parents: Mapping[str, tuple[str, ...]]
+    recorded: Mapping[str, IntervalSet]
+
+
+def promoted(snapshots: Collection[Snapshot], *, plan_id: str | None, finalized: bool, now: datetime) -> Promoted:
+    """Translate snapshots; standalone audits are left out (they hold no data).
+
+    Args:
+        snapshots: With fresh intervals.
+        plan_id: SQLMesh's plan.
+        finalized: Whether it was carried through.
+        now: Where relative starts are counted from, UTC.
+    """
+    by_id = {s.snapshot_id: s for s in snapshots}
+    cache: dict[str, datetime] = {}
+    nodes: dict[str, ModelNode] = {}
+    parents: dict[str, tuple[str, ...]] = {}
+    recorded: dict[str, IntervalSet] = {}
+    for snapshot in snapshots:
+        if not snapshot.is_model:
+            continue
+        nodes[snapshot.name] = _node(snapshot, start_date(snapshot, by_id, cache, relative_to=now))
+        parents[snapshot.name] = tuple(sorted(snapshot.model.depends_on))
+        recorded[snapshot.name] = interval_set(snapshot.intervals)
+    for name in sorted({p for names in parents.values() for p in names} - set(nodes)):
+        # A table that only a query names: nobody's model in this state.
+        nodes[name] = ModelNode(
+            name=name, project="", version="", kind=Kind.EXTERNAL, unit=IntervalUnit.DAY, cron="@daily"
+        )
+        parents[name] = ()
+    return Promoted(plan_id, finalized, nodes, parents, recorded)
+
+
+def _node(snapshot: Snapshot, start: datetime) -> ModelNode:
+    node = snapshot.node
+    kind = Kind.from_sqlmesh(snapshot.model_kind_name.value)
+    return ModelNode(
+        name=snapshot.name,
+        project=node.project or "",
+        version=snapshot.version or "",
+        kind=kind,
+        unit=IntervalUnit(node.interval_unit.value),
+        cron=node.cron,
+        cron_tz=str(node.cron_tz) if node.cron_tz else "UTC",
+        start=start.astimezone(UTC),
+        end=to_datetime(make_exclusive(node.end)).astimezone(UTC) if node.end else None,
+        lookback=snapshot.model.lookback,
+        batch_size=node.batch_size,
+        # SQLMesh calls every full-history kind dependent on its past; here it means that the query reads itself.
+        depends_on_past=kind.time_partitioned and bool(snapshot.depends_on_past),
+        allow_partials=bool(snapshot.model.allow_partials),
+    )

@@ -1,0 +1,384 @@
+"""`meshgate.yaml`: the ledger, the projects, and what their readers declare about the parents they read.
+
+    ledger:
+      url: "{{ env_var('MESHGATE_LEDGER_URL', 'local') }}"
+    project:
+      name: downstream
+      edges:
+        - {reader: silver.weekly, parent: bronze.orders, window: {from: -6d}}
+
+`{{ env_var('NAME', 'default') }}` works as in SQLMesh, with two differences: a variable that is not set
+and has no default is an error, and a value is put into the parsed document, not into the text before
+it is parsed. So no password needs quoting for YAML, none can change what the file says, and line
+numbers are those of the file.
+
+Every mistake is one `ConfigError` that names the file, the line, the key, what was found and what is
+expected. What comes from the environment, and whatever stands below `ledger`, is never shown.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, cast
+from urllib.parse import unquote
+
+from attrs import field, frozen
+
+from meshgate.errors import ConfigError, GraphError, UnknownProjectError
+from meshgate.graph import Window
+from meshgate.yaml_source import YamlSource, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meshgate.yaml_source import Node
+
+FILE_NAME: Final = "meshgate.yaml"
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_ZERO: Final = timedelta(0)
+_A_DURATION: Final = "a duration such as 90s, 5m, 1h30m or 7d"
+_A_LENGTH: Final = f"{_A_DURATION}, more than 0"
+_A_URL: Final = "postgresql://user@host/database, host=... dbname=..., local, or local:FOLDER"
+_A_CRON: Final = "a cron expression such as '5 * * * *'"
+_A_WINDOW: Final = "latest, prefix, ungated, or a mapping with from and to such as {from: -7d, to: 0h}"
+_HARMLESS: Final = ("host", "hostaddr", "port", "dbname", "user", "sslmode", "application_name", "service")
+_TOP_KEYS: Final = ("ledger", "project", "projects")
+_LEDGER_KEYS: Final = ("url", "lease_ttl", "grace", "statement_timeout")
+_PROJECT_KEYS: Final = (
+    *("name", "path", "gateway", "environment", "schedule"),
+    *("overlap", "patience", "on_audit_warning", "edges"),
+)
+_EDGE_KEYS: Final = ("reader", "parent", "window")
+_WINDOW_KEYS: Final = ("from", "to")
+
+Overlap = Literal["skip", "fail"]
+OnAuditWarning = Literal["pass", "hold"]
+
+
+class Secret:
+    """Text that shows itself only when asked: `repr`, `str`, JSON by way of `str`, all give stars."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str | Secret) -> None:
+        self._text = text.reveal() if isinstance(text, Secret) else text
+
+    def reveal(self) -> str:
+        """The text itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+@frozen
+class LedgerConfig:
+    """Where the ledger is, and how long its leases last.
+
+    Attributes:
+        local_folder: The folder of the private Postgres (see `local_postgres`), if that is the ledger.
+        lease_ttl_s: How long a lease lasts without renewal, seconds.
+        grace_s: How long after its lease a lost run may still write, seconds; at least the statement timeout.
+        statement_timeout_s: The longest statement of a run, seconds.
+    """
+
+    _url: Secret = field(converter=Secret, repr=False)
+    local_folder: Path | None = None
+    lease_ttl_s: float = 60.0
+    grace_s: float = 1800.0
+    statement_timeout_s: float = 1800.0
+
+    @property
+    def url(self) -> str:
+        """What libpq understands, or `local`, `local:FOLDER`; may hold a password: for connecting only."""
+        return self._url.reveal()
+
+    @property
+    def redacted_url(self) -> str:
+        """The same with stars for each password: for people, logs and JSON."""
+        return redact(self.url)
+
+
+@frozen
+class EdgeConfig:
+    """The window that a reader declares on a parent; both by any name that the graph resolves."""
+
+    reader: str
+    parent: str
+    window: Window
+
+
+@frozen
+class ProjectConfig:
+    """One SQLMesh project of the mesh.
+
+    Attributes:
+        name: Equal to SQLMesh's own `project:` key.
+        path: Absolute; whether it exists is seen by who opens the project, as a job may ship one of several.
+        gateway: SQLMesh's gateway, or None for its default.
+        environment: The environment that runs advance.
+        schedule: When an orchestrator runs it, as a cron expression; for people, nothing is started by it.
+        overlap: What a run does when another run of the project lives.
+        patience: How long unsettled parents may hold up a child; None: two units of the child.
+        on_audit_warning: Whether a failed non-blocking audit lets readers pass or holds the interval.
+        edges: Windows other than the default, declared by this project's models.
+    """
+
+    name: str
+    path: Path
+    gateway: str | None = None
+    environment: str = "prod"
+    schedule: str | None = None
+    overlap: Overlap = "skip"
+    patience: timedelta | None = None
+    on_audit_warning: OnAuditWarning = "pass"
+    edges: tuple[EdgeConfig, ...] = ()
+
+
+@frozen
+class MeshConfig:
+    """One `meshgate.yaml`; `path` is the file."""
+
+    path: Path
+    ledger: LedgerConfig
+    projects: tuple[ProjectConfig, ...]
+
+    def project(self, name: str | None = None) -> ProjectConfig:
+        """The project of this name; without a name the only one.
+
+        Raises:
+            UnknownProjectError: There is none of this name, or several and no name.
+        """
+        names = [project.name for project in self.projects]
+        if name is None and len(names) == 1:
+            return self.projects[0]
+        if name is None:
+            raise UnknownProjectError(
+                f"{self.path} lists several projects", hint=f"name one: {', '.join(names)}"
+            )
+        if name not in names:
+            raise UnknownProjectError(f"{self.path} has no project {name!r}", hint=nearest(name, names))
+        return self.projects[names.index(name)]
+
+
+def load(path: Path | None = None) -> MeshConfig:
+    """Read a configuration.
+
+    Args:
+        path: The file, or the folder it lies in; None searches the working folder and its parents.
+
+    Raises:
+        ConfigError: There is no such file, or something in it is wrong; says where and what.
+    """
+    file = _find(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"{file} cannot be read: {reason}", file=str(file)) from None
+    # The content of `ledger` itself is hidden too: people write the URL there.
+    homes = {"ledger": _LEDGER_KEYS, "project": _PROJECT_KEYS, "edges": _EDGE_KEYS}
+    source = YamlSource(file, text, hidden=("ledger", "ledger.url"), homes=homes)
+    return _mesh(file, source)
+
+
+def parse_duration(text: str) -> timedelta:
+    """A duration such as `90s`, `5m`, `1h30m`, `-7d`; only zero needs no unit.
+
+    Example:
+        >>> parse_duration("1h30m")
+        datetime.timedelta(seconds=5400)
+
+    Raises:
+        ConfigError: It is not one.
+    """
+    found = re.fullmatch(r"([+-]?)((?:[0-9]+(?:\.[0-9]+)?(?:ms|[smhdw]))+|0)", text.strip())
+    if not found:
+        raise ConfigError(f"{text!r} is not a duration", hint=f"expected {_A_DURATION}")
+    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhdw])", found[2])
+    try:
+        length = timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
+    except OverflowError:
+        raise ConfigError(f"{text!r} is too long for a duration", hint=f"expected {_A_DURATION}") from None
+    return -length if found[1] == "-" else length
+
+
+def redact(url: str) -> str:
+    """A connection string with stars in place of passwords; hides too much rather than too little.
+
+    Example:
+        >>> redact("postgresql://ann:s3cret@host/db?sslpassword=x")
+        'postgresql://ann:***@host/db?sslpassword=***'
+    """
+    scheme, separator, rest = url.partition("://")
+    if separator and not re.search(r"[\s=]", scheme):
+        # Up to the last @, as a password that was not percent-encoded may hold /, ? and @ itself.
+        user, at, address = rest.rpartition("@")
+        name, colon, _ = user.partition(":")
+        address, question, query = address.partition("?")
+        shown = "&".join(map(_redact_parameter, re.split("[&;]", query)))
+        return f"{scheme}://{name}{colon and ':***'}{at}{address}{question}{shown}"
+    # Of a keyword string, only what is known to be harmless is shown. A value may be quoted, and a
+    # space or a quote in it escaped.
+    words = re.findall(r"([^\s=]+)\s*=\s*('(?:\\.|[^'\\])*'?|(?:\\.|[^\s\\])*)", url)
+    shown_words = (
+        f"{key}={value}" if key in _HARMLESS else f"{key}=***" if key == "password" else "***"
+        for key, value in words
+    )
+    return " ".join(shown_words) or "***"
+
+
+def _redact_parameter(parameter: str) -> str:
+    key, equals, value = parameter.partition("=")
+    return f"{key}{equals}{'***' if 'pass' in unquote(key).lower() else value}"
+
+
+def _find(path: Path | None) -> Path:
+    if path is not None:
+        file = (path / FILE_NAME if path.is_dir() else path).absolute()
+        if not file.is_file():
+            raise ConfigError(f"there is no {file}", hint=_how_to_get(file.parent), file=str(file))
+        return file
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / FILE_NAME).is_file():
+            return folder / FILE_NAME
+    raise ConfigError(f"there is no {FILE_NAME} in {here} or a folder above it", hint=_how_to_get(here))
+
+
+def _how_to_get(folder: Path) -> str:
+    for name in ("meshgate.yml", "meshgate.json", "meshgate.toml"):
+        if (folder / name).is_file():
+            return f"{name} is not read: it has to be YAML and to be called {FILE_NAME}"
+    return "`meshgate init` writes one"
+
+
+def _mesh(file: Path, source: YamlSource) -> MeshConfig:
+    top = source.mapping(source.root, "", _TOP_KEYS, "a mapping with ledger, and project or projects")
+    if "ledger" not in top:
+        source.fail(source.root, "ledger", f"is missing, expected a mapping with url: {_A_URL}")
+    if "project" in top and "projects" in top:
+        source.fail(top["projects"], "projects", "and project are both given", hint="keep one of them")
+    if "project" not in top and "projects" not in top:
+        source.fail(source.root, "project", "is missing, expected a mapping with name and path")
+    ledger = _ledger(file, source, top["ledger"])
+    if "project" in top:
+        return MeshConfig(file, ledger, (_project(file, source, top["project"], "project"),))
+    listed = top["projects"]
+    if not listed.items:
+        source.unexpected(listed, "projects", "a list of projects, each a mapping with name and path")
+    projects: list[ProjectConfig] = []
+    for index, node in enumerate(listed.items):
+        project = _project(file, source, node, f"projects[{index}]")
+        for other in projects:
+            if project.name == other.name:
+                source.fail(node, f"projects[{index}].name", f"{project.name!r} is the name of two projects")
+            if project.path == other.path:
+                problem = f"is also the path of project {other.name!r}"
+                source.fail(node, f"projects[{index}].path", problem)
+        projects.append(project)
+    return MeshConfig(file, ledger, tuple(projects))
+
+
+def _ledger(file: Path, source: YamlSource, node: Node) -> LedgerConfig:
+    found = source.mapping(node, "ledger", _LEDGER_KEYS, f"a mapping with url: {_A_URL}")
+    url = source.required(node, found, "ledger", "url", _A_URL).strip()
+    kind, _, folder = url.partition(":")
+    local = None
+    if kind == "local":
+        local = (file.parent / (Path(folder).expanduser() if folder else ".meshgate")).resolve()
+    elif not re.match(r"postgres(ql)?://.|[a-z_]+\s*=", url):
+        source.fail(found["url"], "ledger.url", f"is no connection string, expected {_A_URL}")
+
+    def length(name: str, default: timedelta) -> timedelta:
+        given = source.converted(found, "ledger", name, _parse_length, _A_LENGTH)
+        return default if given is None else given
+
+    timeout = length("statement_timeout", timedelta(minutes=30))
+    grace = length("grace", timeout)
+    if grace < timeout:
+        problem = f"is {grace}, shorter than ledger.statement_timeout, {timeout}"
+        hint = "a lost run can write until its last statement ends; its ranges must not be claimed before"
+        source.fail(found["grace"], "ledger.grace", problem, hint=hint)
+    ttl = length("lease_ttl", timedelta(seconds=60))
+    return LedgerConfig(url, local, ttl.total_seconds(), grace.total_seconds(), timeout.total_seconds())
+
+
+def _project(file: Path, source: YamlSource, node: Node, key: str) -> ProjectConfig:
+    found = source.mapping(node, key, _PROJECT_KEYS, "a mapping with name and path")
+    name = source.required(node, found, key, "name", "the `project:` key of the SQLMesh project")
+    path = source.text(found, key, "path", "a folder") or "."
+    overlap = source.choice(found, key, "overlap", ("skip", "fail"))
+    on_audit_warning = source.choice(found, key, "on_audit_warning", ("pass", "hold"))
+    return ProjectConfig(
+        name=name,
+        path=(file.parent / Path(path).expanduser()).resolve(),
+        gateway=source.text(found, key, "gateway"),
+        environment=source.text(found, key, "environment") or "prod",
+        schedule=source.converted(found, key, "schedule", _parse_cron, _A_CRON),
+        overlap=cast("Overlap", overlap),
+        patience=source.converted(found, key, "patience", _parse_patience, f"{_A_DURATION}, not negative"),
+        on_audit_warning=cast("OnAuditWarning", on_audit_warning),
+        edges=_edges(source, found, key),
+    )
+
+
+def _edges(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[EdgeConfig, ...]:
+    listed = project.get("edges")
+    if listed is None:
+        return ()
+    if listed.kind != "sequence":
+        source.unexpected(listed, f"{key}.edges", "a list of mappings with reader, parent and window")
+    edges: list[EdgeConfig] = []
+    for index, node in enumerate(listed.items):
+        at = f"{key}.edges[{index}]"
+        found = source.mapping(node, at, _EDGE_KEYS, "a mapping with reader, parent and window")
+        reader = source.required(node, found, at, "reader", "the name of a model of this project")
+        parent = source.required(node, found, at, "parent", "the name of a model that it reads")
+        if "window" not in found:
+            source.fail(node, f"{at}.window", f"is missing, expected {_A_WINDOW}")
+        if any((reader, parent) == (other.reader, other.parent) for other in edges):
+            source.fail(node, at, f"is given twice: {reader} reads {parent}")
+        edges.append(EdgeConfig(reader, parent, _window(source, found["window"], f"{at}.window")))
+    return tuple(edges)
+
+
+def _window(source: YamlSource, node: Node, key: str) -> Window:
+    if node.kind == "scalar" and node.text in {"latest", "prefix", "ungated"}:
+        return Window(cast("Literal['latest', 'prefix', 'ungated']", node.text))
+    ends = source.mapping(node, key, _WINDOW_KEYS, _A_WINDOW)
+    begin, end = (source.converted(ends, key, name, parse_duration, _A_DURATION) for name in _WINDOW_KEYS)
+    try:
+        return Window("interval", begin or _ZERO, end or _ZERO)
+    except GraphError as error:
+        source.fail(node, key, f"is refused: {error.message}", hint=error.hint)
+
+
+def _parse_length(text: str) -> timedelta:
+    found = parse_duration(text)
+    if found <= _ZERO:
+        raise ConfigError(f"{text!r} is not more than 0")
+    return found
+
+
+def _parse_patience(text: str) -> timedelta:
+    found = parse_duration(text)
+    if found < _ZERO:
+        raise ConfigError(f"{text!r} is negative")
+    return found
+
+
+def _parse_cron(text: str) -> str:
+    from croniter import croniter
+
+    if not croniter.is_valid(text):
+        raise ConfigError(f"{text!r} is no cron expression")
+    return text

@@ -1,0 +1,146 @@
+"""A deploy: SQLMesh's plan of one project, applied under lease, gate and ledger."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from meshgate.coordinator.journal import Outcome, RunJournal
+from meshgate.coordinator.manifest import declared_edges
+from meshgate.coordinator.reconcile import Finding, graph_of, reconcile
+from meshgate.coordinator.run import RunReport, Workbench, _counts, _finish, _in_progress, leased
+from meshgate.errors import LeaseLostError, MeshgateError, ProjectError
+from meshgate.graph import MeshGraph
+from meshgate.ledger import Busy
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from meshgate.bridge.project import SqlmeshProject
+    from meshgate.config import ProjectConfig
+    from meshgate.lease import LeaseKeeper
+    from meshgate.ledger import Lease
+
+log = structlog.get_logger("meshgate")
+
+
+def deploy(bench: Workbench, name: str, *, environment: str | None = None, now: datetime | None = None) -> RunReport:
+    """Make an environment promote a project's files, and the ledger know it.
+
+    SQLMesh plans; each interval that its plan wants is evaluated only where its parents are there or are made by
+    the same plan. What is not ready yet is left to the ordinary runs; what fails, fails the deploy, and the
+    environment keeps promoting what it did.
+
+    Args:
+        bench: Configuration, ledger, projects.
+        name: The project.
+        environment: SQLMesh's environment; the project's own by default.
+        now: An instant in the past to stand for the present, UTC.
+
+    Raises:
+        RunInProgressError: Another run or deploy of the project lives.
+        EvaluationError: The plan failed.
+        ProjectError: The project cannot be loaded, or owns a model of another one.
+        MeshgateError: The ledger or the configuration is unusable.
+    """
+    project = bench.project(name)
+    target = environment or project.environment
+    instant = bench.instant(now)
+    opened = bench.open_project(project, True)
+    _refuse_double_owners(bench, opened, target, instant)
+    with leased(bench, project, target, "deploy", now, engine_in_process=opened.engine_in_process) as held:
+        if isinstance(held, Busy):
+            raise _in_progress(name, held)
+        lease, keeper = held
+        with structlog.contextvars.bound_contextvars(run_id=lease.run_id, project=name):
+            return _apply(bench, project, opened, lease, keeper, target, instant)
+
+
+def _refuse_double_owners(bench: Workbench, opened: SqlmeshProject, target: str, now: datetime) -> None:
+    ours = set(opened.local_models())
+    owners: dict[str, str] = {}
+    plan = opened.promoted(target, now)
+    if plan is not None:
+        owners = {n: node.project for n, node in plan.nodes.items() if node.version}
+    for model in sorted(ours & set(owners)):
+        if owners[model] and owners[model] != opened.project:
+            raise ProjectError(
+                f"model {model.replace(chr(34), '')} is owned twice: by {owners[model]!r} in environment {target!r} and by "
+                f"the files of {opened.project!r}",
+                hint=f"rename it in one of the two, or remove it from {owners[model]!r} and deploy that first",
+                model=model,
+            )
+    for other in bench.config.projects:
+        if other.name != opened.project and other.path == opened.path:
+            raise ProjectError(f"projects {other.name!r} and {opened.project!r} have the same path {other.path}")
+
+
+def _apply(
+    bench: Workbench,
+    project: ProjectConfig,
+    opened: SqlmeshProject,
+    lease: Lease,
+    keeper: LeaseKeeper,
+    target: str,
+    now: datetime,
+) -> RunReport:
+    ledger = bench.ledger
+    findings: tuple[Finding, ...] = ()
+    outcome = Outcome()
+    error: str | None = None
+    state = "failed"
+    before = {n: row["manifest"] or {} for n, row in ledger.projects().items()}.get(project.name, {})
+    try:
+        if opened.promoted(target, now) is not None:
+            # What was there before the first deploy is the baseline; later, foreign work is looked at as ever.
+            findings = reconcile(ledger, opened, target, now, baseline=target not in ledger.environments())
+        journal = RunJournal(
+            ledger, lease.run_id, project.name, keeper, MeshGraph({}, []), {},
+            environment=None, now=now, build=lambda plan: graph_of(ledger, target, plan),
+        )  # fmt: skip
+        outcome = journal.outcome
+        _save(bench, project, opened, {})
+        changed = opened.deploy(target, journal, now=now)
+        _save(bench, project, opened, {"engine_in_process": opened.engine_in_process})
+        findings += reconcile(ledger, opened, target, now)
+        _save(bench, project, opened, _state_facts(bench, opened, target))
+        state = "failed" if outcome.failed else ("done" if changed else "nothing_to_do")
+    except LeaseLostError as lost:
+        state, error = "lost", lost.message
+    except MeshgateError as problem:
+        error = problem.message
+        if before:
+            ledger.save_manifest(project.name, before, sqlmesh=opened.versions[0], sqlglot=opened.versions[1])
+        raise
+    except BaseException as problem:
+        error = f"{type(problem).__name__}: {problem}"[:500]
+        raise
+    finally:
+        state = _finish(bench, lease, state, outcome, None, error)
+    log.info("deploy.finished", **_counts(outcome, None), state=state)
+    return RunReport(
+        project.name, target, now, state,
+        run_id=lease.run_id, committed=dict(outcome.committed), failed=tuple(outcome.failed),
+        blocked=tuple(outcome.blocked), warned=tuple(outcome.warned), findings=findings,
+        unmirrored=tuple(outcome.unmirrored), error=error,
+    )  # fmt: skip
+
+
+def _state_facts(bench: Workbench, opened: SqlmeshProject, target: str) -> dict[str, Any]:
+    """What lets a later run look at SQLMesh's tables without importing SQLMesh: only if they are in this database."""
+    here = bench.ledger.sqlmesh_fingerprint(opened.state_schema, target) is not None
+    return {
+        "engine_in_process": opened.engine_in_process,
+        "state_schema": opened.state_schema if here else None,
+    }
+
+
+def _save(bench: Workbench, project: ProjectConfig, opened: SqlmeshProject, facts: dict[str, Any]) -> None:
+    sqlmesh, sqlglot = opened.versions
+    bench.ledger.save_manifest(
+        project.name,
+        {"edges": declared_edges(project), "schedule": project.schedule, "overlap": project.overlap, **facts},
+        sqlmesh=sqlmesh,
+        sqlglot=sqlglot,
+    )

@@ -1,0 +1,293 @@
+"""What happens to one run's batches: asked and told by SQLMesh's scheduler, kept in the ledger."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from meshgate.coordinator.standing import standings
+from meshgate.errors import LeaseLostError
+from meshgate.gate import Blocked, decide
+from meshgate.graph import readers_of, window_of
+from meshgate.interval import Interval, IntervalSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from datetime import datetime, timedelta
+
+    from meshgate.bridge.translate import Promoted
+    from meshgate.graph import MeshGraph, ModelNode
+    from meshgate.lease import LeaseKeeper
+    from meshgate.ledger import Ledger, Refusal
+
+
+@attrs.frozen
+class Failure:
+    """An interval whose evaluation or audit failed, with the facts."""
+
+    model: str
+    project: str
+    interval: Interval
+    detail: Mapping[str, Any]
+
+
+@attrs.define
+class Outcome:
+    """What a run has done so far.
+
+    Attributes:
+        committed: Recorded, by model.
+        failed: What failed, in the order it did.
+        blocked: What was ready when the run planned and not when it began, or never was.
+        warned: Non-blocking audits that failed: model, interval, audits.
+        unmirrored: Recorded in the ledger, but SQLMesh's own record failed: model, interval, problem.
+    """
+
+    committed: dict[str, IntervalSet] = attrs.field(factory=dict)
+    failed: list[Failure] = attrs.field(factory=list)
+    blocked: list[Blocked] = attrs.field(factory=list)
+    warned: list[Failure] = attrs.field(factory=list)
+    unmirrored: list[tuple[str, Interval, str]] = attrs.field(factory=list)
+
+
+class RunJournal:
+    """The journal of one run; the bridge's `Journal`. Called from several threads.
+
+    Args:
+        ledger: The ledger.
+        run_id: The fence.
+        project: Whose run it is.
+        keeper: The lease's keeper.
+        graph: The mesh as this run sees it; a deploy gets its own in `admit`.
+        version_ids: The ledger's key of each model's version.
+        environment: Where versions must be promoted when a batch begins; None for a deploy.
+        build: For a deploy: the graph of what its plan holds.
+        now: The instant that counts, UTC.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        run_id: int,
+        project: str,
+        keeper: LeaseKeeper,
+        graph: MeshGraph,
+        version_ids: Mapping[str, int],
+        *,
+        environment: str | None,
+        now: datetime,
+        build: Callable[[Promoted], MeshGraph] | None = None,
+    ) -> None:
+        self.project = project
+        self.outcome = Outcome()
+        self._ledger = ledger
+        self._run_id = run_id
+        self._keeper = keeper
+        self._graph = graph
+        self._ids = dict(version_ids)
+        self._environment = environment
+        self._now = now
+        self._build = build
+        self._claimed: dict[str, list[Interval]] = {}
+        self._covered: dict[str, IntervalSet] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def planning(self) -> bool:
+        """Whether this is a deploy."""
+        return self._build is not None
+
+    def alive(self) -> bool:
+        """Whether the run still holds its lease."""
+        return self._keeper.alive()
+
+    def may_continue(self, name: str) -> bool:
+        """Whether a further interval of a model may be tried after one failed."""
+        return not self._graph.sequential(name) and not self._graph[name].kind.as_of
+
+    # Before
+
+    def claim(self, name: str, pieces: tuple[Interval, ...] | list[Interval], covered: IntervalSet) -> list[Interval]:
+        """Reserve ranges of a model; those that the run now holds. What another run has is explained as blocked.
+
+        Raises:
+            LeaseLostError: The run may not write any more.
+        """
+        node = self._graph[name]
+        held: list[Interval] = []
+        for piece, answer in zip(pieces, self._ledger.open_claims(self._run_id, self._ids[name], pieces), strict=True):
+            if answer.refused_by is None:
+                held.append(piece)
+            else:
+                self._block(
+                    node, piece, node, piece, "begun", {"run_id": answer.refused_by, "lease_until": answer.free_at}
+                )
+        self._claimed[name] = self._claimed.get(name, []) + held
+        self._covered[name] = covered
+        return held
+
+    def admit(self, plan: Promoted, wanted: Mapping[str, IntervalSet]) -> Mapping[str, IntervalSet]:
+        """A deploy's gate: what its plan wants, as far as parents are there or are made by the same plan."""
+        assert self._build is not None  # noqa: S101 - only deploys ask
+        graph = self._graph = self._build(plan)
+        for name in graph.order():
+            if graph[name].kind.recorded and graph[name].version:
+                self._ids[name] = self._ledger.register_version(graph[name])
+        states = self._ledger.states(self._ids[n] for n in graph.order() if n in self._ids)
+        known = standings(graph, self._ids, states, self._now)
+        produced: dict[str, IntervalSet] = {}
+        for name in graph.order():
+            if not wanted.get(name):
+                continue
+            node = graph[name]
+            decision = decide(graph, name, wanted[name], known, produced, now=self._now, patience=None)
+            with self._lock:
+                self.outcome.blocked += decision.blocked
+            held = IntervalSet(self.claim(name, list(decision.ready), states[self._ids[name]].covered))
+            if held:
+                produced[name] = held | known[name].covered if node.kind.as_of else held
+        return {n: s & IntervalSet(self._claimed.get(n, [])) for n, s in produced.items()}
+
+    def begin(self, name: str, batch: Interval) -> Iterator[Interval]:
+        """The pieces of a batch that may be read now, each begun when it is taken.
+
+        A piece lies in one claim. What is no longer ready is cut out, given back and explained.
+
+        Raises:
+            LeaseLostError: The run may not write any more.
+        """
+        for claimed in sorted(self._claimed.get(name, ())):
+            piece = claimed.intersect(batch)
+            if piece is not None:
+                yield from self._begin_piece(self._graph[name], piece)
+
+    def _begin_piece(self, node: ModelNode, piece: Interval) -> Iterator[Interval]:
+        refused = self._ask(node, piece)
+        if not refused:
+            yield piece
+            return
+        closed = self._explain(node, piece, refused)
+        for rest in IntervalSet([piece]) - closed:
+            if self._sequential(node) and closed.first is not None and rest.start > closed.first.start:
+                self._give_back(node, rest)
+                continue
+            again = self._ask(node, rest)
+            if again:  # it changed once more: the next run decides anew
+                self._explain(node, rest, again)
+                self._give_back(node, rest)
+            else:
+                yield rest
+        for gone in closed:
+            self._give_back(node, gone)
+
+    def _sequential(self, node: ModelNode) -> bool:
+        return self._graph.sequential(node.name) or node.kind.as_of
+
+    def _ask(self, node: ModelNode, piece: Interval) -> tuple[Refusal, ...]:
+        needs: list[tuple[int, Interval]] = []
+        loaded: list[int] = []
+        for gate in self._graph.gates(node.name):
+            if gate.window.mode == "loaded":
+                loaded.append(self._ids[gate.parent])
+            else:
+                window = window_of(node, self._graph[gate.parent], gate.window, piece)
+                needs += [(self._ids[gate.parent], read) for read in window]
+        with self._lost_is_lost():
+            return self._ledger.begin(
+                self._run_id, self._ids[node.name], piece, needs=needs, loaded=loaded, environment=self._environment
+            ).refused
+
+    def _explain(self, node: ModelNode, piece: Interval, refused: tuple[Refusal, ...]) -> IntervalSet:
+        """The units of a piece that the refusals close, each with its cause."""
+        names = {self._ids[name]: name for name in self._ids}
+        closed = IntervalSet()
+        for refusal in refused:
+            parent = self._graph[names[refusal.version_id]] if refusal.version_id in names else node
+            gates = [g for g in self._graph.gates(node.name) if g.parent == parent.name and g.window.mode != "loaded"]
+            span, whole = IntervalSet([refusal.interval]), IntervalSet([piece])
+            readers = whole if not gates else IntervalSet()
+            for gate in gates:
+                readers |= readers_of(node, parent, gate.window, span, whole)
+            closed |= readers
+            for interval in readers:
+                self._block(node, interval, parent, refusal.interval, refusal.reason, refusal.detail)
+        return closed or IntervalSet([piece])
+
+    def _give_back(self, node: ModelNode, piece: Interval) -> None:
+        if not node.kind.as_of:
+            self._ledger.abandon(self._run_id, self._ids[node.name], piece)
+
+    def _block(
+        self, node: ModelNode, interval: Interval, parent: ModelNode, span: Interval, reason: str, detail: Mapping[str, Any]
+    ) -> None:
+        with self._lock:
+            self.outcome.blocked.append(
+                Blocked(node.name, node.project, interval, parent.name, parent.project, span, reason, detail)  # type: ignore[arg-type]
+            )
+
+    # After
+
+    def commit(
+        self, name: str, piece: Interval, *, audits: list[dict[str, Any]], duration: timedelta, rows: int | None
+    ) -> None:
+        """Record a piece in the ledger.
+
+        Raises:
+            LeaseLostError: Nothing was recorded; the piece is suspect.
+        """
+        node = self._graph[name]
+        warned = [a for a in audits if a["count"]]
+        lookback = None
+        if node.lookback and piece.end > self._frontier(name):
+            lookback = Interval(node.unit.shift(piece.start, -node.lookback), piece.start)
+        with self._lost_is_lost():
+            self._ledger.commit(
+                self._run_id, self._ids[name], piece, verdict="warned" if warned else "passed", audits=audits,
+                duration=duration, rows=rows, lookback=lookback,
+            )  # fmt: skip
+        with self._lock:
+            self.outcome.committed[name] = self.outcome.committed.get(name, IntervalSet()) | IntervalSet([piece])
+            if warned:
+                self.outcome.warned.append(Failure(name, node.project, piece, {"audits": warned}))
+
+    def _frontier(self, name: str) -> datetime:
+        covered = self._covered.get(name)
+        return covered.last.end if covered and covered.last else self._graph[name].life.start
+
+    def mirrored(self, name: str, piece: Interval, problem: str | None) -> None:
+        """SQLMesh's own record holds the piece too, or could not be written."""
+        if problem is None:
+            self._ledger.note_mirrored(self._run_id, self._ids[name], piece)
+        else:
+            with self._lock:
+                self.outcome.unmirrored.append((name, piece, problem))
+
+    def fail(self, name: str, piece: Interval, detail: dict[str, Any]) -> None:
+        """Record that a piece failed.
+
+        Raises:
+            LeaseLostError: It is suspect instead.
+        """
+        with self._lock:
+            self.outcome.failed.append(Failure(name, self._graph[name].project, piece, detail))
+        with self._lost_is_lost():
+            self._ledger.fail(self._run_id, self._ids[name], piece, detail)
+
+    def _lost_is_lost(self) -> _LossGuard:
+        return _LossGuard(self._keeper)
+
+
+@attrs.frozen
+class _LossGuard:
+    """Tells the keeper what the ledger's refusal means: every thread of the run stops before its next batch."""
+
+    keeper: LeaseKeeper
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, LeaseLostError):
+            self.keeper.lose()

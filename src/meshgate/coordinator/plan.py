@@ -1,0 +1,201 @@
+"""What a run would do now, as data: `run` does it, `--dry-run`, `status` and `why` show it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from meshgate.coordinator.standing import standings
+from meshgate.due import due, next_due
+from meshgate.gate import Blocked, ParentState, decide
+from meshgate.interval import Interval, IntervalSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime, timedelta
+
+    from meshgate.graph import MeshGraph, ModelNode
+    from meshgate.ledger import LiveClaim, Mark, VersionState
+
+_REDONE = ("failed", "suspect", "removed", "requested")
+
+
+@attrs.frozen
+class ModelPlan:
+    """One model's share of a run. Times UTC, half-open.
+
+    Attributes:
+        name: The model.
+        project: Its project.
+        fresh: Ready, and never recorded.
+        redo: Ready, and recorded before: failed, suspect, removed or requested since.
+        lookback: Ready, and to be read again for late rows.
+        blocked: Every cause that keeps the rest of what is wanted.
+        upto: Up to where the model should be recorded by now.
+        next_due: When the next unit becomes due, or None if never.
+    """
+
+    name: str
+    project: str
+    fresh: IntervalSet
+    redo: IntervalSet
+    lookback: IntervalSet
+    blocked: tuple[Blocked, ...]
+    upto: datetime
+    next_due: datetime | None
+
+    @property
+    def ready(self) -> IntervalSet:
+        """All that may be evaluated."""
+        return self.fresh | self.redo | self.lookback
+
+    @property
+    def pieces(self) -> tuple[Interval, ...]:
+        """The ranges to claim, in order: redone and looked-back time apart from fresh time."""
+        return tuple(sorted([*self.fresh, *(self.redo - self.fresh), *(self.lookback - self.fresh - self.redo)]))
+
+
+@attrs.frozen
+class Plan:
+    """What a run of some projects would do, parents first.
+
+    Attributes:
+        environment: SQLMesh's environment.
+        now: The instant that counts, UTC.
+        models: One for each model of the asked projects.
+        standings: What is known of every model of the mesh, by name.
+    """
+
+    environment: str
+    now: datetime
+    models: tuple[ModelPlan, ...]
+    standings: Mapping[str, ParentState] = attrs.field(repr=False)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is ready."""
+        return not any(m.ready for m in self.models)
+
+    @property
+    def blocked(self) -> tuple[Blocked, ...]:
+        """Every cause, in the order of the models."""
+        return tuple(b for m in self.models for b in m.blocked)
+
+
+def make_plan(
+    graph: MeshGraph,
+    version_ids: Mapping[str, int],
+    states: Mapping[int, VersionState],
+    projects: set[str] | None,
+    *,
+    environment: str,
+    now: datetime,
+    patience: Callable[[ModelNode], timedelta | None],
+) -> Plan:
+    """Decide, parents first, what may be evaluated now.
+
+    Args:
+        graph: The mesh.
+        version_ids: The ledger's key of each model's promoted version.
+        states: What the ledger knows, by version.
+        projects: Whose models are planned; None for each as if its own project ran alone.
+        environment: SQLMesh's environment.
+        now: The instant that counts, UTC.
+        patience: How long a model waits for stale and marked parents; None for two of its units.
+    """
+    known = standings(graph, version_ids, states, now)
+    produced: dict[str, dict[str, IntervalSet]] = {}
+    models: list[ModelPlan] = []
+    for name in graph.order():
+        node = graph[name]
+        if name not in known or (projects is not None and node.project not in projects):
+            continue
+        # What a run produces counts for its own project's models only.
+        made = produced.setdefault(node.project, {})
+        planned = _model(graph, node, states[version_ids[name]], known, made, now, patience(node))
+        models.append(planned)
+        if planned.ready:
+            # A refresh makes a whole table good again.
+            made[name] = planned.ready | known[name].covered if node.kind.as_of else planned.ready
+    return Plan(environment, now, tuple(models), known)
+
+
+def _model(
+    graph: MeshGraph,
+    node: ModelNode,
+    state: VersionState,
+    known: Mapping[str, ParentState],
+    produced: Mapping[str, IntervalSet],
+    now: datetime,
+    patience: timedelta | None,
+) -> ModelPlan:
+    answer = due(node, state.covered, now)
+    redo, refused = _redo(node, state, answer.fresh, answer.upto)
+    lookback = (answer.lookback | _marked(state.marks, ("lookback",))) & state.covered
+    lookback = node.unit.outward(lookback.clip(node.life.start, answer.upto)) - answer.fresh - redo
+    taken, claimed = _claimed(node, state.claims, answer.fresh | redo | lookback)
+    view = dict(known)
+    if node.kind.as_of:
+        # Its whole table may be in doubt; whether its history has a hole is another question.
+        view[node.name] = ParentState(known[node.name].covered)
+    decision = decide(graph, node.name, (answer.fresh | redo | lookback) - taken, view, produced, now=now, patience=patience)
+    return ModelPlan(
+        name=node.name,
+        project=node.project,
+        fresh=answer.fresh & decision.ready,
+        redo=redo & decision.ready,
+        lookback=lookback & decision.ready,
+        blocked=(*refused, *claimed, *decision.blocked),
+        upto=answer.upto,
+        next_due=next_due(node, now),
+    )
+
+
+def _marked(marks: tuple[Mark, ...], kinds: tuple[str, ...]) -> IntervalSet:
+    return IntervalSet(m.interval for m in marks if m.kind in kinds)
+
+
+def _redo(
+    node: ModelNode, state: VersionState, fresh: IntervalSet, upto: datetime
+) -> tuple[IntervalSet, tuple[Blocked, ...]]:
+    """What was recorded and has to be computed again; and what of it must not be, with the reason."""
+    marks = [m for m in state.marks if m.kind in _REDONE]
+    if not marks:
+        return IntervalSet(), ()
+    if not node.kind.redoable:
+        # Appending twice doubles rows: a person decides.
+        return IntervalSet(), tuple(
+            Blocked(
+                node.name, node.project, m.interval, node.name, node.project, m.interval, "held",
+                {"cause": f"{m.kind}, and a {node.kind.value} model cannot be evaluated twice", **m.detail},
+            )
+            for m in marks
+        )  # fmt: skip
+    if not node.kind.as_of:
+        inside = _marked(state.marks, _REDONE) & state.covered
+        return node.unit.outward(inside.clip(node.life.start, upto)) - fresh, ()
+    if fresh or state.covered.last is None:
+        return IntervalSet(), ()  # the next refresh discharges the marks anyway
+    end = state.covered.last.end
+    return IntervalSet.of(max(node.unit.previous(end), state.covered.last.start), end), ()
+
+
+def _claimed(
+    node: ModelNode, claims: tuple[LiveClaim, ...], wanted: IntervalSet
+) -> tuple[IntervalSet, tuple[Blocked, ...]]:
+    """What another run has reserved, is writing, or may still be writing to."""
+    taken: list[Interval] = []
+    blocked: list[Blocked] = []
+    for claim in claims:
+        for piece in wanted & IntervalSet([claim.interval]):
+            taken.append(piece)
+            blocked.append(
+                Blocked(
+                    node.name, node.project, piece, node.name, node.project, piece, "begun",
+                    {"run_id": claim.run_id, "project": claim.project, "claim": claim.state, "lease_until": claim.until},
+                )
+            )  # fmt: skip
+    return IntervalSet(taken), tuple(blocked)
+
+

@@ -1,0 +1,159 @@
+"""What plain SQLMesh did since the last look: seen, told, and healed (G6).
+
+SQLMesh's record says what is recorded, never who recorded it or what it had read. So:
+
+* a foreign row is trusted only where it is *proven* to have read complete parents: each parent's time that it reads
+  is clean now, and was already recorded when this version was reconciled before, when the foreign row was not yet
+  there. Everything else of a gated model is suspect, and evaluated again;
+* what SQLMesh held and holds no more was removed by somebody, who wants it evaluated again;
+* what the ledger has and SQLMesh never got is evaluated again once its run is over: nothing proves that it was
+  not removed in between.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from meshgate.coordinator.manifest import build_graph
+from meshgate.coordinator.standing import standings
+from meshgate.errors import NotDeployedError
+from meshgate.graph import MeshGraph, readers_of
+from meshgate.interval import Interval, IntervalSet
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from meshgate.bridge.project import SqlmeshProject
+    from meshgate.bridge.translate import Promoted
+    from meshgate.graph import ModelNode
+    from meshgate.ledger import Ledger, Manifest, VersionState
+
+
+@attrs.frozen
+class Finding:
+    """Something that was not done under the ledger.
+
+    Attributes:
+        model: The model.
+        project: Its project.
+        what: `added`, `suspect` (the doubtful part of it), `removed`, `unmirrored`, or `promoted`.
+        interval: The range, UTC; None for a promotion.
+    """
+
+    model: str
+    project: str
+    what: str
+    interval: Interval | None
+
+
+def elsewhere(ledger: Ledger, environment: str, plan: Promoted) -> dict[str, ModelNode]:
+    """The models that the ledger knows in this environment and that this SQLMesh state does not own."""
+    try:
+        known = ledger.manifest(environment).graph.nodes
+    except NotDeployedError:
+        return {}
+    projects = {n.project for n in plan.nodes.values() if n.version}
+    return {name: node for name, node in known.items() if node.version and node.project not in projects}
+
+
+def graph_of(ledger: Ledger, environment: str, plan: Promoted) -> MeshGraph:
+    """The graph of what a plan or an environment holds, with the windows that the projects declared."""
+    manifests = {name: row["manifest"] or {} for name, row in ledger.projects().items()}
+    return build_graph(plan, manifests, elsewhere(ledger, environment, plan))
+
+
+def reconcile(
+    ledger: Ledger, project: SqlmeshProject, environment: str, now: datetime, *, baseline: bool = False
+) -> tuple[Finding, ...]:
+    """Bring the ledger up to what SQLMesh's state holds for an environment.
+
+    Args:
+        ledger: The ledger.
+        project: Any project on that state.
+        environment: SQLMesh's environment.
+        now: The instant that counts, UTC.
+        baseline: The first look at a state that existed before the ledger: rows that lie within their parents' are
+            trusted, because there is no history that could speak against them.
+
+    Raises:
+        NotDeployedError: SQLMesh has no such environment.
+    """
+    read_at = ledger.clock()
+    fingerprint = _fingerprint(ledger, project, environment)
+    plan = project.promoted(environment, now)
+    if plan is None:
+        raise NotDeployedError(
+            f"environment {environment!r} was never planned: SQLMesh's state has no such environment",
+            hint=f"run `meshgate deploy {project.project} --environment {environment}`",
+        )
+    graph = graph_of(ledger, environment, plan)
+    changed = ledger.sync_environment(
+        environment, plan.plan_id, graph, {n.project for n in plan.nodes.values() if n.project}
+    )
+    findings = [Finding(name, graph[name].project, "promoted", None) for name in changed]
+    manifest = ledger.manifest(environment)
+    states = ledger.states(manifest.version_ids.values())
+    for name in graph.order():
+        node = graph[name]
+        if not node.kind.recorded or name not in plan.recorded:
+            continue
+        version = manifest.version_ids[name]
+        recorded = plan.recorded[name]
+        added = recorded - states[version].covered
+        trusted = _trusted(ledger, manifest, graph, node, added, states, now, baseline=baseline) if added else added
+        found = ledger.reconcile_version(
+            version, recorded, trusted=trusted, gated=bool(graph.gates(name)), read_at=read_at
+        )
+        findings += [Finding(name, node.project, what, interval) for what, interval in found]
+        if found:
+            states.update(ledger.states([version]))
+    ledger.set_fingerprint(environment, fingerprint)
+    return tuple(findings)
+
+
+def _trusted(
+    ledger: Ledger,
+    manifest: Manifest,
+    graph: MeshGraph,
+    node: ModelNode,
+    added: IntervalSet,
+    states: Mapping[int, VersionState],
+    now: datetime,
+    *,
+    baseline: bool,
+) -> IntervalSet:
+    """The part of foreign rows that is proven to have read complete parents."""
+    since = manifest.reconciled.get(node.name)
+    if since is None and not baseline:
+        return IntervalSet()
+    known = standings(graph, manifest.version_ids, states, now)
+    trusted = added
+    for gate in graph.gates(node.name):
+        parent = graph[gate.parent]
+        sound = known[gate.parent].clean
+        if gate.window.mode == "loaded":
+            trusted = trusted if sound else IntervalSet()
+            continue
+        if since is not None and not baseline:
+            sound -= ledger.newer_coverage(manifest.version_ids[gate.parent], since)
+        trusted -= readers_of(node, parent, gate.window, IntervalSet([parent.life]) - sound, trusted)
+    return trusted
+
+
+def _fingerprint(ledger: Ledger, project: SqlmeshProject, environment: str) -> str | None:
+    """Taken before the state is read: whatever is written later shows as a change."""
+    return ledger.sqlmesh_fingerprint(project.state_schema, environment)
+
+
+def unchanged(ledger: Ledger, manifest: Manifest, project_manifest: Mapping[str, object]) -> bool:
+    """Whether SQLMesh's tables are as they were when the environment was reconciled last.
+
+    Needs them in the ledger's own database; elsewhere the answer is always no, and reading them needs SQLMesh.
+    """
+    schema = project_manifest.get("state_schema")
+    if not manifest.fingerprint or not isinstance(schema, str):
+        return False
+    return ledger.sqlmesh_fingerprint(schema, manifest.environment) == manifest.fingerprint

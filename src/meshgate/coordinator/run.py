@@ -1,0 +1,306 @@
+"""One run of one project: lease, reconcile, plan, claim, evaluate, finish."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import structlog
+
+from meshgate.coordinator.journal import Failure, Outcome, RunJournal
+from meshgate.coordinator.plan import Plan, make_plan
+from meshgate.coordinator.reconcile import Finding, reconcile, unchanged
+from meshgate.errors import ConfigError, LeaseLostError, MeshgateError, RunInProgressError, UnknownProjectError
+from meshgate.interval import IntervalSet
+from meshgate.lease import LeaseKeeper, identify, proven_gone
+from meshgate.ledger import Busy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from datetime import datetime
+
+    from meshgate.bridge.project import SqlmeshProject
+    from meshgate.config import MeshConfig, ProjectConfig
+    from meshgate.gate import Blocked
+    from meshgate.graph import ModelNode
+    from meshgate.ledger import Ledger, Lease, Manifest
+
+log = structlog.get_logger("meshgate")
+
+
+@attrs.frozen
+class RunReport:
+    """What a run did, or would do.
+
+    Attributes:
+        project: Whose run.
+        environment: SQLMesh's environment.
+        now: The instant that counted, UTC.
+        state: `done`, `nothing_to_do`, `failed`, `lost`, `skipped` or `planned` (a dry run).
+        run_id: The ledger's key, None where no run was started.
+        committed: Recorded, by model.
+        failed: Intervals that failed, with the facts.
+        blocked: Every cause that keeps due work back.
+        warned: Non-blocking audits that failed.
+        findings: What somebody else did.
+        unmirrored: Recorded here, but not yet in SQLMesh's own record: model, interval, problem.
+        plan: What was decided, for `planned`.
+        busy: The run that lives, for `skipped`.
+        error: Why the run as a whole stopped, for `failed` and `lost`.
+    """
+
+    project: str
+    environment: str
+    now: datetime
+    state: str
+    run_id: int | None = None
+    committed: Mapping[str, IntervalSet] = attrs.field(factory=dict)
+    failed: tuple[Failure, ...] = ()
+    blocked: tuple[Blocked, ...] = ()
+    warned: tuple[Failure, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    unmirrored: tuple[tuple[str, Any, str], ...] = ()
+    plan: Plan | None = None
+    busy: Busy | None = None
+    error: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 something failed, 4 skipped."""
+        return {"failed": 1, "lost": 1, "skipped": 4}.get(self.state, 0)
+
+
+@attrs.frozen
+class Workbench:
+    """What every use case needs: configuration, ledger, and how to open a SQLMesh project.
+
+    Attributes:
+        config: Of `meshgate.yaml`.
+        ledger: Opened, its schema checked.
+        open_project: Opens the SQLMesh project of a project; keeps it open where the caller is a long-lived process.
+    """
+
+    config: MeshConfig
+    ledger: Ledger
+    open_project: Callable[[ProjectConfig, bool], SqlmeshProject]
+
+    def project(self, name: str) -> ProjectConfig:
+        """The configuration of a project.
+
+        Raises:
+            UnknownProjectError: `meshgate.yaml` does not have it.
+        """
+        for project in self.config.projects:
+            if project.name == name:
+                return project
+        known = ", ".join(p.name for p in self.config.projects)
+        raise UnknownProjectError(
+            f"there is no project {name!r} in {self.config.path}", hint=f"it has: {known}", project=name
+        )
+
+    def instant(self, now: datetime | None) -> datetime:
+        """The instant that counts: the database's clock, or an instant in the past.
+
+        Raises:
+            ConfigError: It is in the future.
+        """
+        present = self.ledger.clock()
+        if now is None:
+            return present
+        if now > present:
+            raise ConfigError(
+                f"--now {now:%Y-%m-%dT%H:%M:%SZ} is in the future: the ledger's clock says {present:%Y-%m-%dT%H:%M:%SZ}",
+                hint="give an instant in the past, or leave --now away",
+            )
+        return now
+
+    def patience(self, node: ModelNode) -> timedelta | None:
+        """How long a model waits for unsettled parents; None for the default."""
+        return next((p.patience for p in self.config.projects if p.name == node.project), None)
+
+
+def plan_of(
+    bench: Workbench, manifest: Manifest, projects: set[str] | None, now: datetime
+) -> Plan:
+    """What a run of these projects would do now, by the ledger alone."""
+    states = bench.ledger.states(manifest.version_ids.values())
+    return make_plan(
+        manifest.graph, manifest.version_ids, states, projects,
+        environment=manifest.environment, now=now, patience=bench.patience,
+    )  # fmt: skip
+
+
+@contextmanager
+def leased(
+    bench: Workbench, project: ProjectConfig, environment: str, purpose: str, now: datetime | None, *, engine_in_process: bool
+) -> Iterator[tuple[Lease, LeaseKeeper] | Busy]:
+    """A lease that is kept alive while the block runs, or the run that is in the way. The block finishes the run."""
+    settings = bench.config.ledger
+    answer: Lease | Busy
+    for _ in range(2):
+        asked_at = LeaseKeeper.now()
+        answer = bench.ledger.acquire(
+            project.name, environment, purpose, identify(engine_in_process=engine_in_process),
+            ttl=timedelta(seconds=settings.lease_ttl_s), grace=timedelta(seconds=settings.grace_s), as_of=now,
+        )  # fmt: skip
+        if not isinstance(answer, Busy) or not proven_gone(answer.holder):
+            break
+        log.warning("run.buried", run_id=answer.run_id, pid=answer.holder.get("pid"))
+        bench.ledger.bury(answer.run_id, engine_gone=bool(answer.holder.get("engine_in_process")))
+    if isinstance(answer, Busy):
+        yield answer
+        return
+    with LeaseKeeper(bench.ledger, answer, asked_at) as keeper:
+        yield answer, keeper
+
+
+def run(
+    bench: Workbench,
+    name: str,
+    *,
+    environment: str | None = None,
+    now: datetime | None = None,
+    dry_run: bool = False,
+    overlap: str | None = None,
+) -> RunReport:
+    """Run a project: evaluate whatever of its own models is due and ready.
+
+    Args:
+        bench: Configuration, ledger, projects.
+        name: The project.
+        environment: SQLMesh's environment; the project's own by default.
+        now: An instant in the past to stand for the present, UTC; the database's clock by default.
+        dry_run: Decide and do nothing; what plain SQLMesh did since the last run is not looked at.
+        overlap: `skip` or `fail`, instead of the project's policy.
+
+    Raises:
+        UnknownProjectError: No such project.
+        NotDeployedError: Nothing was deployed in the environment.
+        RunInProgressError: Another run lives and the policy is `fail`.
+        MeshgateError: The ledger, the project or the configuration is unusable.
+    """
+    project = bench.project(name)
+    target = environment or project.environment
+    instant = bench.instant(now)
+    manifest = bench.ledger.manifest(target)
+    facts = bench.ledger.projects().get(name, {}).get("manifest") or {}
+    if name not in {n.project for n in manifest.graph.nodes.values()}:
+        raise UnknownProjectError(
+            f"project {name!r} has no models in environment {target!r}", hint=f"run `meshgate deploy {name}`", project=name
+        )
+    if dry_run:
+        plan = plan_of(bench, manifest, {name}, instant)
+        return RunReport(name, target, instant, "planned", blocked=plan.blocked, plan=plan)
+    with leased(
+        bench, project, target, "run", now, engine_in_process=bool(facts.get("engine_in_process"))
+    ) as held:
+        if isinstance(held, Busy):
+            if (overlap or project.overlap) == "fail":
+                raise _in_progress(name, held)
+            return RunReport(name, target, instant, "skipped", busy=held)
+        lease, keeper = held
+        with structlog.contextvars.bound_contextvars(run_id=lease.run_id, project=name):
+            return _work(bench, project, manifest, facts, lease, keeper, instant)
+
+
+def _in_progress(name: str, busy: Busy) -> RunInProgressError:
+    holder = busy.holder
+    return RunInProgressError(
+        f"run {busy.run_id} of {name!r} lives: pid {holder.get('pid')} on {holder.get('host')}, since "
+        f"{busy.started_at:%Y-%m-%d %H:%M:%SZ}, its lease until {busy.expires_at:%H:%M:%SZ} unless it is renewed",
+        hint="wait for it, or use `--overlap skip`",
+        run_id=busy.run_id,
+    )
+
+
+def _work(
+    bench: Workbench,
+    project: ProjectConfig,
+    manifest: Manifest,
+    facts: Mapping[str, Any],
+    lease: Lease,
+    keeper: LeaseKeeper,
+    now: datetime,
+) -> RunReport:
+    target = manifest.environment
+    findings: tuple[Finding, ...] = ()
+    outcome = Outcome()
+    error: str | None = None
+    state = "failed"
+    plan: Plan | None = None
+    try:
+        opened: SqlmeshProject | None = None
+        if not unchanged(bench.ledger, manifest, facts):
+            opened = bench.open_project(project, False)
+            findings = reconcile(bench.ledger, opened, target, now)
+            manifest = bench.ledger.manifest(target)
+        plan = plan_of(bench, manifest, {project.name}, now)
+        if plan.is_empty:
+            state = "nothing_to_do"
+        else:
+            opened = opened or bench.open_project(project, False)
+            journal = RunJournal(
+                bench.ledger, lease.run_id, project.name, keeper, manifest.graph, manifest.version_ids,
+                environment=target, now=now,
+            )  # fmt: skip
+            outcome = journal.outcome
+            _evaluate(bench, opened, plan, manifest, journal, now)
+            findings += reconcile(bench.ledger, opened, target, now)
+            state = "failed" if outcome.failed else "done"
+    except LeaseLostError as lost:
+        state, error = "lost", lost.message
+    except MeshgateError as problem:
+        error = problem.message
+        raise
+    except BaseException as problem:
+        error = f"{type(problem).__name__}: {problem}"[:500]
+        raise
+    finally:
+        state = _finish(bench, lease, state, outcome, plan, error)
+    report = RunReport(
+        project.name, target, now, state,
+        run_id=lease.run_id,
+        committed=dict(outcome.committed),
+        failed=tuple(outcome.failed),
+        blocked=(*(plan.blocked if plan else ()), *outcome.blocked),
+        warned=tuple(outcome.warned),
+        findings=findings,
+        unmirrored=tuple(outcome.unmirrored),
+        plan=plan,
+        error=error,
+    )  # fmt: skip
+    log.info("run.finished", **_counts(outcome, plan), state=state)
+    return report
+
+
+def _evaluate(
+    bench: Workbench, opened: SqlmeshProject, plan: Plan, manifest: Manifest, journal: RunJournal, now: datetime
+) -> None:
+    work: dict[str, IntervalSet] = {}
+    for model in plan.models:
+        if model.ready:
+            held = journal.claim(model.name, model.pieces, plan.standings[model.name].covered)
+            work[model.name] = IntervalSet(held) & model.ready
+    opened.execute(manifest.environment, work, journal, now=now)
+
+
+def _counts(outcome: Outcome, plan: Plan | None) -> dict[str, int]:
+    blocked = (*(plan.blocked if plan else ()), *outcome.blocked)
+    return {
+        "committed": sum(len(s) for s in outcome.committed.values()),
+        "failed": len(outcome.failed),
+        "blocked": len({(b.model, b.interval) for b in blocked}),
+    }
+
+
+def _finish(
+    bench: Workbench, lease: Lease, state: str, outcome: Outcome, plan: Plan | None, error: str | None
+) -> str:
+    """End the run in the ledger; if even that fails, the lease ends by itself."""
+    try:
+        return bench.ledger.finish(lease.run_id, "failed" if state == "lost" else state, _counts(outcome, plan), error)
+    except MeshgateError as problem:
+        log.warning("run.unfinished", error=problem.message)
+        return state

@@ -1,0 +1,84 @@
+"""What the ledger knows, as the gate wants to be told it.
+
+Where the two meet: marks and claims become obstacles, and time without coverage is told apart by why it has none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from meshgate.due import due
+from meshgate.gate import Obstacle, ParentState
+from meshgate.interval import MIN_INSTANT, Interval, IntervalSet
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from meshgate.graph import MeshGraph, ModelNode
+    from meshgate.ledger import LiveClaim, Mark, VersionState
+
+_UNSETTLED_MARKS = ("requested", "lookback")
+
+
+def standing(node: ModelNode, known: VersionState, now: datetime) -> ParentState:
+    """One model version's coverage and everything that is wrong with its time.
+
+    Args:
+        node: The model.
+        known: What the ledger says of its version.
+        now: The instant that counts, UTC.
+    """
+    obstacles = [_of_mark(mark) for mark in known.marks]
+    obstacles += [_of_claim(claim) for claim in known.claims if claim.state == "begun"]
+    obstacles += _uncovered(node, known.covered, now)
+    return ParentState(known.covered, obstacles)
+
+
+def standings(
+    graph: MeshGraph, version_ids: Mapping[str, int], states: Mapping[int, VersionState], now: datetime
+) -> dict[str, ParentState]:
+    """The standing of every recorded model of a graph, by name."""
+    return {
+        name: standing(graph[name], states[version_ids[name]], now)
+        for name in graph.order()
+        if graph[name].kind.recorded and version_ids[name] in states
+    }
+
+
+def _of_mark(mark: Mark) -> Obstacle:
+    detail: dict[str, Any] = {
+        **mark.detail,
+        "attempts": mark.attempts,
+        "since": mark.made_at,
+        **({"run_id": mark.run_id} if mark.run_id else {}),
+    }
+    if mark.kind in _UNSETTLED_MARKS:
+        return Obstacle(mark.interval, "marked", {"mark": mark.kind, **detail})
+    return Obstacle(mark.interval, mark.kind, detail)  # type: ignore[arg-type]  # the schema names the kinds
+
+
+def _of_claim(claim: LiveClaim) -> Obstacle:
+    return Obstacle(
+        claim.interval, "begun", {"run_id": claim.run_id, "project": claim.project, "lease_until": claim.until}
+    )
+
+
+def _uncovered(node: ModelNode, covered: IntervalSet, now: datetime) -> list[Obstacle]:
+    """Late, missing and not due are different answers to "why is it not there?"."""
+    if not node.kind.recorded:
+        return []
+    answer = due(node, covered, now)
+    frontier = covered.last.end if covered.last else MIN_INSTANT
+    obstacles = [
+        Obstacle(piece, "late", {"due_since": _due_at(node, piece)})
+        for piece in answer.fresh
+        if piece.start >= frontier
+    ]
+    if answer.upto < node.life.end and node.kind.time_partitioned:
+        obstacles.append(Obstacle(Interval(max(answer.upto, node.life.start), node.life.end), "not_due", {"due_up_to": answer.upto}))
+    return obstacles
+
+
+def _due_at(node: ModelNode, piece: Interval) -> datetime:
+    return node.unit.next(piece.start)

@@ -1,0 +1,183 @@
+"""What is due: which units of a model should be recorded by now and are not.
+
+The cron says *when* something is due, the interval unit says *what*. The rules are SQLMesh's own
+(`Snapshot.missing_intervals`), except where these would lose or invent work:
+
+* a tick of the cron is never later than now, and none is left out, when clocks change; SQLMesh
+  subtracts wall-clock time, and on such days answers with a tick that is an hour off;
+* `lookback` follows new units only: filling a hole in the past evaluates nothing else again;
+* a model whose refresh reads everything is due from its first missing unit on, as one range;
+* a history shorter than one unit is due as soon as that unit is over;
+* without a start, a model that has a record is due from its first recorded unit on, however long
+  it was not run; SQLMesh goes back one tick.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+from attrs import frozen
+from croniter import croniter
+
+from meshgate.errors import GraphError
+from meshgate.graph import Kind
+from meshgate.interval import IntervalSet, utc
+
+if TYPE_CHECKING:
+    from meshgate.graph import ModelNode
+
+
+@frozen
+class Due:
+    """What a model lacks. All times UTC, half-open.
+
+    Attributes:
+        fresh: Units that are over, or, with `allow_partials`, begun, and not recorded.
+        lookback: Recorded units before the new ones, to be evaluated again for late rows; to be
+            taken in batches of their own. Never overlaps `fresh`.
+        upto: Up to where the model should be recorded by now.
+    """
+
+    fresh: IntervalSet
+    lookback: IntervalSet
+    upto: datetime
+
+
+def _croniter(cron: str, tz: str, instant: datetime) -> croniter:
+    try:
+        return croniter(cron, instant.astimezone(ZoneInfo(tz)))
+    except (ValueError, KeyError) as error:
+        # croniter's own errors are ValueErrors; an unknown zone is a KeyError.
+        raise GraphError(f"the cron {cron!r} in the time zone {tz!r} cannot be read: {error}") from None
+
+
+@lru_cache(maxsize=4096)
+def cron_next(cron: str, tz: str, now: datetime) -> datetime:
+    """The first tick of a cron strictly after an instant.
+
+    Args:
+        cron: An expression or an alias such as `@hourly`.
+        tz: The IANA time zone in which the expression is read.
+        now: UTC.
+
+    Returns:
+        UTC.
+
+    Raises:
+        GraphError: The expression or the time zone cannot be read.
+    """
+    return datetime.fromtimestamp(_croniter(cron, tz, now).get_next(float), UTC)
+
+
+@lru_cache(maxsize=4096)
+def cron_floor(cron: str, tz: str, now: datetime) -> datetime:
+    """The last tick of a cron at or before an instant.
+
+    Args:
+        cron: An expression or an alias such as `@hourly`.
+        tz: The IANA time zone in which the expression is read.
+        now: UTC.
+
+    Returns:
+        UTC.
+
+    Raises:
+        GraphError: The expression or the time zone cannot be read.
+    """
+    # The tick before the next one, as `get_prev` of a tick itself would step over it.
+    return _tick_before(cron, tz, cron_next(cron, tz, now))
+
+
+def _tick_before(cron: str, tz: str, instant: datetime) -> datetime:
+    return datetime.fromtimestamp(_croniter(cron, tz, instant).get_prev(float), UTC)
+
+
+def due(
+    node: ModelNode,
+    recorded: IntervalSet,
+    now: datetime,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> Due:
+    """What a model lacks at an instant.
+
+    Args:
+        node: The model.
+        recorded: What is recorded for its version, UTC; accepted holes included.
+        now: The instant that counts, UTC.
+        start: Look no further back than the unit that holds this instant (UTC). With a model that
+            has no start of its own, this is its start.
+        end: Look at nothing that is not over at this instant (UTC, exclusive).
+
+    Returns:
+        The missing units and the lookback that comes with them. Nothing for models without
+        intervals, nor for a seed that was loaded once.
+
+    Raises:
+        IntervalError: An instant is not UTC.
+        GraphError: The cron or its time zone cannot be read.
+    """
+    unit = node.unit
+    tick = cron_floor(node.cron, node.cron_tz, utc(now))
+    upto = tick if end is None else min(tick, utc(end))
+    upto = min(upto if node.allow_partials else unit.floor(upto), node.life.end)
+    span = IntervalSet.of(_begin(node, recorded, tick, start), upto)
+    if not span or not node.kind.recorded or (node.kind is Kind.SEED and recorded):
+        return Due(IntervalSet.empty(), IntervalSet.empty(), upto)
+    # A unit of which a part is missing is missing as a whole.
+    fresh = unit.outward(span - recorded) & span
+    if node.kind.reads_everything:
+        first = fresh.first
+        return Due(IntervalSet.of(first.start, upto) if first else fresh, IntervalSet.empty(), upto)
+    return Due(fresh, _lookback(node, recorded, fresh, span - fresh), upto)
+
+
+def _begin(node: ModelNode, recorded: IntervalSet, tick: datetime, start: datetime | None) -> datetime:
+    """The start of the unit from which on the model is looked at."""
+    begins = [instant for instant in (node.start, None if start is None else utc(start)) if instant]
+    if begins:
+        return node.unit.floor(max(begins))
+    first = recorded.first
+    return node.unit.floor(first.start if first else _tick_before(node.cron, node.cron_tz, tick))
+
+
+def _lookback(node: ModelNode, recorded: IntervalSet, fresh: IntervalSet, done: IntervalSet) -> IntervalSet:
+    """The recorded units among the last `lookback` ones before the frontier, if a unit is beyond it."""
+    if not node.lookback or fresh.last is None or recorded.last is None:
+        return IntervalSet.empty()
+    frontier = node.unit.floor(recorded.last.end)
+    if fresh.last.end <= frontier:
+        return IntervalSet.empty()
+    return done.clip(node.unit.shift(frontier, -node.lookback), frontier)
+
+
+def next_due(node: ModelNode, now: datetime) -> datetime | None:
+    """When a model's next unit becomes due, whatever is recorded.
+
+    Args:
+        node: The model.
+        now: UTC.
+
+    Returns:
+        A tick of its cron later than `now` (UTC), or None: it has no intervals that come due by
+        time, or its last one is due already.
+
+    Raises:
+        IntervalError: The instant is not UTC.
+        GraphError: The cron or its time zone cannot be read.
+    """
+    if not node.kind.recorded or node.kind is Kind.SEED:
+        return None
+    tick = cron_floor(node.cron, node.cron_tz, utc(now))
+    if (tick if node.allow_partials else node.unit.floor(tick)) >= node.life.end:
+        return None
+    if node.allow_partials:
+        after = max(now, node.unit.floor(node.start)) if node.start else now
+        return cron_next(node.cron, node.cron_tz, after)
+    boundary = node.unit.next(max(tick, node.start) if node.start else tick)
+    at = cron_floor(node.cron, node.cron_tz, boundary)
+    return boundary if at == boundary else cron_next(node.cron, node.cron_tz, boundary)

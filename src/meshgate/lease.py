@@ -1,0 +1,151 @@
+"""Keeps a run's lease alive, and says when to stop trusting it.
+
+The lease is the run's row in the ledger; the database's clock decides when it ends. This room holds the other side:
+
+* a thread with a connection of its own renews at a third of the lease's length, so that neither long statements nor
+  a busy pool can starve the renewal;
+* local trust ends one length after the *start* of the last attempt that succeeded, by a clock that also counts the
+  time a machine is suspended. So this side always stops first: its clock can make the run stop earlier, never later;
+* a renewal that is refused, or that cannot reach the ledger until the trust has run out, ends the trust for good.
+
+A holder says who it is well enough to prove later that it is gone: the same machine since the same boot, the same
+process namespace, and no process with that id and start time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meshgate.errors import LeaseLostError, LedgerUnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from meshgate.ledger import Lease, Ledger
+
+_RENEWALS_PER_TTL = 3
+
+
+def _trusted_clock() -> float:
+    """Seconds that also pass while the machine sleeps, where the system offers them."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.clock_gettime(boottime) if boottime is not None else time.monotonic()
+
+
+class LeaseKeeper:
+    """Renews one lease until it is stopped or lost.
+
+    Args:
+        ledger: Where the lease is.
+        lease: As acquired.
+        acquired_at: `LeaseKeeper.now()` from before the lease was asked for.
+        on_lost: Called once, from the keeper's thread, when the trust ends.
+    """
+
+    def __init__(
+        self, ledger: Ledger, lease: Lease, acquired_at: float, on_lost: Callable[[], None] | None = None
+    ) -> None:
+        self._ledger = ledger
+        self._lease = lease
+        self._ttl_s = lease.ttl.total_seconds()
+        self._trusted_until = acquired_at + self._ttl_s
+        self._on_lost = on_lost
+        self._lost = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"lease-{lease.run_id}", daemon=True)
+
+    @staticmethod
+    def now() -> float:
+        """This machine's clock of trust, in seconds from an arbitrary origin."""
+        return _trusted_clock()
+
+    def __enter__(self) -> LeaseKeeper:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=self._ttl_s)
+
+    def alive(self) -> bool:
+        """Whether the run may go on."""
+        return not self._lost.is_set() and _trusted_clock() < self._trusted_until
+
+    def lose(self) -> None:
+        """End the trust: the ledger refused something in the name of this lease."""
+        if not self._lost.is_set():
+            self._lost.set()
+            if self._on_lost is not None:
+                self._on_lost()
+
+    def _keep(self) -> None:
+        pause = self._ttl_s / _RENEWALS_PER_TTL
+        while not self._stop.wait(pause):
+            attempt = _trusted_clock()
+            try:
+                self._ledger.renew(self._lease.run_id)
+            except LeaseLostError:
+                self.lose()
+                return
+            except LedgerUnreachableError:
+                if _trusted_clock() >= self._trusted_until:
+                    self.lose()
+                    return
+                pause = min(pause, 1.0)
+            else:
+                self._trusted_until = attempt + self._ttl_s
+                pause = self._ttl_s / _RENEWALS_PER_TTL
+
+
+def _start_time(pid: int) -> str | None:
+    """The kernel's start time of a process, in ticks since boot; None where there is no such process."""
+    try:
+        # The second field is the command in brackets and may hold anything; what follows it is well-formed.
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _is_zombie(pid: int) -> bool:
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    return False
+
+
+def _machine() -> dict[str, str]:
+    facts: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        facts["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        facts["pids"] = os.readlink("/proc/self/ns/pid")
+    return facts
+
+
+def identify(*, engine_in_process: bool) -> dict[str, Any]:
+    """Who this process is, for the run's row.
+
+    Args:
+        engine_in_process: Whether the engine dies with the process, so that nothing of it can still be writing.
+    """
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "pid": pid,
+        "started": _start_time(pid),
+        "engine_in_process": engine_in_process,
+        **_machine(),
+    }
+
+
+def proven_gone(holder: Mapping[str, Any]) -> bool:
+    """Whether the process of a holder is proven to have ended. False whenever there is any doubt."""
+    machine = _machine()
+    if not machine or any(holder.get(key) != value for key, value in machine.items()) or not holder.get("started"):
+        return False
+    pid = int(holder["pid"])
+    return _start_time(pid) != holder["started"] or _is_zombie(pid)

@@ -1,0 +1,225 @@
+"""Shared hypothesis strategies, and an oracle that knows time only as numbered cells of a grid.
+
+The oracle is deliberately slow and shares no code with the package: units are stepped through one
+by one with plain calendar arithmetic, and sets of time are Python sets of cell numbers.
+
+`MESHGATE_EXAMPLES=10 pytest` tries ten times as many examples.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+
+from attrs import frozen
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from meshgate.graph import Kind, ModelNode, Window
+from meshgate.interval import Interval, IntervalSet, IntervalUnit
+
+ORIGIN = datetime(2024, 1, 29, tzinfo=UTC)
+"""Where the grids begin: soon after it come the end of a month and a leap day."""
+
+
+def examples(count: int) -> settings:
+    """Settings for a property that needs so many examples, scaled by MESHGATE_EXAMPLES."""
+    factor = float(os.environ.get("MESHGATE_EXAMPLES", "1"))
+    return settings(
+        max_examples=max(1, int(count * factor)),
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+
+
+def instants(first: int = 1990, last: int = 2060) -> st.SearchStrategy[datetime]:
+    """Any instant to the microsecond, and round ones more often than chance would give."""
+    anything = st.datetimes(datetime(first, 1, 1), datetime(last, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+    hours = anything.map(lambda t: t.replace(minute=0, second=0, microsecond=0))
+    days = hours.map(lambda t: t.replace(hour=0))
+    return st.one_of(anything, hours, days, days.map(lambda t: t.replace(day=1)))
+
+
+# --- the oracle: calendars -------------------------------------------------------------------
+
+_MINUTES = {"five_minute": 5, "quarter_hour": 15, "half_hour": 30}
+
+
+def unit_start(unit: IntervalUnit, instant: datetime) -> datetime:
+    """The beginning of the unit that holds an instant."""
+    if unit.value in _MINUTES:
+        minute = instant.minute - instant.minute % _MINUTES[unit.value]
+        return instant.replace(minute=minute, second=0, microsecond=0)
+    floor = instant.replace(minute=0, second=0, microsecond=0)
+    if unit.value != "hour":
+        floor = floor.replace(hour=0)
+    if unit.value in ("month", "year"):
+        floor = floor.replace(day=1)
+    return floor.replace(month=1) if unit.value == "year" else floor
+
+
+def unit_after(unit: IntervalUnit, start: datetime) -> datetime:
+    """The beginning of the unit after the one that begins here."""
+    if unit.value in _MINUTES:
+        return start + timedelta(minutes=_MINUTES[unit.value])
+    if unit.value == "hour":
+        return start + timedelta(hours=1)
+    if unit.value == "day":
+        return start + timedelta(days=1)
+    return unit_start(unit, start + timedelta(days=31 if unit.value == "month" else 366))
+
+
+def unit_stop(unit: IntervalUnit, instant: datetime) -> datetime:
+    """The first beginning of a unit at or after an instant."""
+    start = unit_start(unit, instant)
+    return start if start == instant else unit_after(unit, start)
+
+
+# --- the oracle: grids -----------------------------------------------------------------------
+
+
+@frozen
+class Grid:
+    """So many cells of one length, and the units that make sense on it.
+
+    Attributes:
+        cell: The length of a cell.
+        size: How many cells.
+        units: Whose boundaries all lie between cells.
+        offsets: Offsets for windows, whole cells each.
+    """
+
+    cell: timedelta
+    size: int
+    units: tuple[IntervalUnit, ...]
+    offsets: tuple[timedelta, ...]
+
+    @property
+    def start(self) -> datetime:
+        """The first instant of the grid: a boundary of all its units up to a month."""
+        return ORIGIN
+
+    @property
+    def end(self) -> datetime:
+        """The first instant after the grid."""
+        return ORIGIN + self.size * self.cell
+
+    def at(self, cell: int) -> datetime:
+        """Where a cell begins."""
+        return ORIGIN + cell * self.cell
+
+    def cell_of(self, instant: datetime) -> int:
+        """The number of the cell that holds an instant; negative before the grid."""
+        return (instant - ORIGIN) // self.cell
+
+    def cells(self, time: IntervalSet | Interval) -> set[int]:
+        """The cells inside some time, which must consist of whole cells of the grid."""
+        pieces = (time,) if isinstance(time, Interval) else time
+        return {c for piece in pieces for c in range(self.cell_of(piece.start), self.cell_of(piece.end))}
+
+    def set_of(self, cells: set[int]) -> IntervalSet:
+        """The time of some cells, built from one interval for each."""
+        return IntervalSet(Interval(self.at(c), self.at(c + 1)) for c in cells)
+
+    def units_in(self, unit: IntervalUnit) -> list[Interval]:
+        """All whole units on the grid, in order."""
+        found = []
+        start = unit_stop(unit, self.start)
+        while (stop := unit_after(unit, start)) <= self.end:
+            found.append(Interval(start, stop))
+            start = stop
+        return found
+
+
+_U = IntervalUnit
+CLOCK = Grid(
+    timedelta(minutes=5),
+    4 * 288,
+    (_U.FIVE_MINUTE, _U.QUARTER_HOUR, _U.HALF_HOUR, _U.HOUR, _U.DAY),
+    tuple(timedelta(minutes=m) for m in (0, 0, 0, -5, -15, -30, -60, -90, -1440, -2880, 5, 30, 60, 1440)),
+)
+CALENDAR = Grid(
+    timedelta(days=1),
+    3 * 366,
+    (_U.DAY, _U.MONTH, _U.YEAR),
+    tuple(timedelta(days=d) for d in (0, 0, 0, -1, -7, -28, -31, -366, 1, 30)),
+)
+MIXED = Grid(
+    timedelta(minutes=5),
+    70 * 288,
+    (_U.FIVE_MINUTE, _U.HOUR, _U.DAY, _U.MONTH),
+    tuple(timedelta(minutes=m) for m in (0, 0, -5, -60, -1440, -7 * 1440, 1440)),
+)
+
+
+def ranges(grid: Grid, *, most: int = 6) -> st.SearchStrategy[list[tuple[int, int]]]:
+    """Ranges of cells, in any order, overlapping, touching or apart; never empty ones."""
+    bounds = st.tuples(st.integers(0, grid.size), st.integers(0, grid.size))
+    short = st.tuples(st.integers(0, grid.size - 4), st.integers(1, 4)).map(lambda r: (r[0], r[0] + r[1]))
+    return st.lists(
+        st.one_of(bounds.map(lambda b: (min(b), max(b))).filter(lambda b: b[0] < b[1]), short), max_size=most
+    )
+
+
+def intervals_of(grid: Grid, cells: list[tuple[int, int]]) -> list[Interval]:
+    """One interval for each range of cells."""
+    return [Interval(grid.at(low), grid.at(high)) for low, high in cells]
+
+
+def windows(grid: Grid) -> st.SearchStrategy[Window]:
+    """Windows of all modes; the default is as frequent as it is in life."""
+    offsets = st.sampled_from(grid.offsets)
+    pairs = st.tuples(offsets, offsets).map(sorted)
+    return st.one_of(
+        st.just(Window()),
+        pairs.map(lambda p: Window("interval", from_offset=p[0], to_offset=p[1])),
+        offsets.map(lambda to: Window("latest", to_offset=to)),
+        offsets.map(lambda to: Window("prefix", to_offset=to)),
+    )
+
+
+@st.composite
+def lives(draw: st.DrawFn, grid: Grid) -> tuple[datetime | None, datetime | None]:
+    """A start and an end, each possibly missing, not aligned to anything but cells."""
+    low = draw(st.integers(-grid.size // 4, grid.size // 2))
+    high = draw(st.integers(low + 1, grid.size + grid.size // 4))
+    start = draw(st.sampled_from([None, grid.at(low), grid.at(low)]))
+    end = draw(st.sampled_from([None, None, grid.at(high)]))
+    return start, end
+
+
+def node(
+    name: str,
+    unit: IntervalUnit,
+    life: tuple[datetime | None, datetime | None] = (None, None),
+    kind: Kind = Kind.INCREMENTAL_BY_TIME_RANGE,
+    **fields: object,
+) -> ModelNode:
+    """A model with what tests do not care about filled in."""
+    fields = {"project": "p", "version": "1", "cron": "@daily"} | fields
+    return ModelNode(name=name, unit=unit, kind=kind, start=life[0], end=life[1], **fields)
+
+
+def read_by(parent: ModelNode, window: Window, unit: Interval) -> tuple[datetime, datetime] | None:
+    """The oracle's window: what one unit of a child reads of a parent, or None for nothing.
+
+    Written from the description of windows, for one unit at a time.
+    """
+    grid = parent.unit
+    born = unit_start(grid, parent.start) if parent.start else None
+    dead = unit_stop(grid, parent.end) if parent.end else None
+    stop = unit.end + window.to_offset
+    if window.mode == "latest":
+        stop = unit_start(grid, stop)
+        stop = min(stop, dead) if dead else stop
+        start = unit_start(grid, stop - timedelta(microseconds=1))
+    else:
+        start = unit.start + (
+            window.from_offset if window.mode == "interval" else min(window.to_offset, timedelta(0))
+        )
+        start, stop = unit_start(grid, start), unit_stop(grid, stop)
+        if window.mode == "prefix" and born:
+            start = born
+    start = max(start, born) if born else start
+    stop = min(stop, dead) if dead else stop
+    return (start, stop) if start < stop else None
