@@ -231,13 +231,13 @@ MISTAKES = {
     "wrong type": (
         LEDGER + "project:\n  name: 7\n",
         4,
-        "project.name is '7', expected the `project:` key",
+        "project.name is the number 7, expected the `project:` key",
         None,
     ),
     "list for text": (
         LEDGER + PROJECT + "  gateway: [a]\n",
         5,
-        "project.gateway is a sequence, expected text",
+        "project.gateway is a list, expected text",
         None,
     ),
     "empty": (LEDGER + PROJECT + "  gateway:\n", 5, "project.gateway is empty, expected text", None),
@@ -263,7 +263,7 @@ MISTAKES = {
     "no unit": (
         LEDGER + "  lease_ttl: 60\n" + PROJECT,
         3,
-        "ledger.lease_ttl is '60', expected a duration",
+        "ledger.lease_ttl is the number 60, expected a duration",
         None,
     ),
     "negative": (LEDGER + PROJECT + "  patience: -5m\n", 5, "is '-5m', expected a duration", None),
@@ -288,7 +288,7 @@ MISTAKES = {
     "no projects": (
         LEDGER + "projects: []\n",
         3,
-        "projects is a sequence, expected a list of projects",
+        "projects is an empty list, expected a list of projects",
         None,
     ),
     "project is a name": (
@@ -341,7 +341,7 @@ MISTAKES = {
         None,
     ),
     "empty file": ("", None, "the file is empty, expected a mapping with ledger", None),
-    "a list": ("- a\n", 1, "the file is a sequence, expected a mapping", None),
+    "a list": ("- a\n", 1, "the file is a list, expected a mapping", None),
     "not yaml": (LEDGER + PROJECT + "   path: .\n", 5, "not YAML", None),
     "contains itself": (LEDGER + "project: &p\n  name: x\n  edges: [*p]\n", None, "contains itself", None),
     "template": (LEDGER + "project:\n  name: {{ env_var('X' }}\n", 4, "the template is malformed", None),
@@ -350,6 +350,14 @@ MISTAKES = {
         4,
         "NO_SUCH_X is not set",
         "export NO_SUCH_X",
+    ),
+    "unset after a longer name": (
+        "# {{ env_var('NO_SUCH_X_LONGER', '') }}\n"
+        + LEDGER
+        + "project:\n  name: {{ env_var('NO_SUCH_X') }}\n",
+        5,
+        "NO_SUCH_X is not set",
+        None,
     ),
     "no such function": (
         LEDGER + "project:\n  name: {{ var('X') }}\n",

@@ -91,7 +91,8 @@ class YamlSource:
         def env_var(name: str, default: str | None = None) -> str:
             value = os.environ.get(name, default)
             if value is None:
-                line = next((n for n, text in enumerate(source.split("\n"), 1) if name in text), None)
+                quoted = re.compile(rf"""['"]{re.escape(name)}['"]""")
+                line = next((n for n, text in enumerate(source.split("\n"), 1) if quoted.search(text)), None)
                 hint = f"export {name}=..., or give env_var a default as its second argument"
                 self._fail_at(line, f"the environment variable {name} is not set", hint=hint)
             read.append(str(value))
@@ -182,12 +183,13 @@ class YamlSource:
         if node is None or node.type == "null" or (node.type == "str" and not node.text.strip()):
             return "empty"
         if node.kind != "scalar":
-            return f"a {node.kind}"
+            kind = "list" if node.kind == "sequence" else "mapping"
+            return f"a {kind}" if node.items or node.entries else f"an empty {kind}"
         if node.rendered:
             return "a value from the environment"
         if key in self._hidden:
             return {"int": "a number", "float": "a number", "bool": "true or false"}.get(node.type, "text")
-        return _printable(node.text)
+        return f"the number {node.text}" if node.type in {"int", "float"} else _printable(node.text)
 
     # -- nodes to values
 
