@@ -16,7 +16,7 @@ import os
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -46,14 +46,14 @@ class LakeFacts:
         data: The folder of the Parquet files.
     """
 
-    catalog: str
+    catalog: str = field(repr=False)
     data: Path
 
     def connect(self, *, read_only: bool = True) -> duckdb.DuckDBPyConnection:
         """Open a DuckDB with the lake attached as `lake`: the name that the views in it use."""
         import_extensions()
-        connection = duckdb.connect(config={"TimeZone": "UTC"})
-        connection.execute("LOAD ducklake; LOAD postgres")
+        connection = duckdb.connect()
+        connection.execute("LOAD ducklake; LOAD postgres; SET TimeZone = 'UTC'")
         options = f"DATA_PATH '{self.data}'" + (", READ_ONLY" if read_only else "")
         connection.execute(f"ATTACH 'ducklake:postgres:{self.catalog}' AS lake ({options})")
         return connection

@@ -22,7 +22,6 @@ from meshgate.errors import (
     LeaseLostError,
     LedgerError,
     LedgerUnreachableError,
-    MeshgateError,
     SchemaVersionError,
 )
 
@@ -129,12 +128,15 @@ class Database:
         """
         return self.execute(queries()[query], parameters, again=again)
 
-    def execute(self, sql: str, parameters: dict[str, Any] | None = None, *, again: bool = False) -> list[dict[str, Any]]:
+    def execute(
+        self, sql: str, parameters: dict[str, Any] | None = None, *, again: bool = False
+    ) -> list[dict[str, Any]]:
         """Run one statement; its rows as dictionaries. See `rows`."""
         try:
-            with translated(self.shown_url), self._connection().cursor(
-                cursor_factory=psycopg2.extras.RealDictCursor
-            ) as cursor:
+            with (
+                translated(self.shown_url),
+                self._connection().cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor,
+            ):
                 cursor.execute(sql, parameters)
                 return [dict(row) for row in cursor.fetchall()] if cursor.description else []
         except LedgerUnreachableError:
@@ -196,14 +198,22 @@ def translated(where: str) -> Iterator[None]:
         if state.startswith("MG"):
             raise LedgerError(message, hint=error.diag.message_hint) from None
         if state in {"3F000", "42P01", "42883"}:
-            raise SchemaVersionError(f"there is no complete ledger at {where}", hint="run `meshgate migrate`") from None
+            raise SchemaVersionError(
+                f"there is no complete ledger at {where}", hint="run `meshgate migrate`"
+            ) from None
         if state == "42501":
             raise ConfigError(
                 f"the ledger at {where} denies this role what it needs: {message}",
                 hint="grant it the rights that docs/reference/ledger.md names, or use another role",
             ) from None
-        if not state or state[:2] in {"08", "57"} or isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
-            raise LedgerUnreachableError(f"the connection to the ledger at {where} broke: {message}") from None
+        if (
+            not state
+            or state[:2] in {"08", "57"}
+            or isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
+        ):
+            raise LedgerUnreachableError(
+                f"the connection to the ledger at {where} broke: {message}"
+            ) from None
         raise LedgerError(f"the ledger at {where} answered {state}: {message}") from error
 
 
@@ -245,13 +255,15 @@ def migrate(database: Database, *, test_clock: bool = False) -> tuple[int, int]:
             cursor.execute("SHOW server_version_num")
             if int(cursor.fetchone()[0]) < 140000:
                 raise SchemaVersionError(
-                    f"the ledger at {database.shown_url} is on a Postgres older than 14", hint="use Postgres 14 or later"
+                    f"the ledger at {database.shown_url} is on a Postgres older than 14",
+                    hint="use Postgres 14 or later",
                 )
             cursor.execute("SELECT to_regclass('meshgate.ledger') IS NOT NULL")
             if not cursor.fetchone()[0]:
                 cursor.execute(schema_sql())
                 cursor.execute(
-                    "INSERT INTO meshgate.ledger (schema_version, test_clock) VALUES (%s, %s)", [SCHEMA_VERSION, test_clock]
+                    "INSERT INTO meshgate.ledger (schema_version, test_clock) VALUES (%s, %s)",
+                    [SCHEMA_VERSION, test_clock],
                 )
                 return 0, SCHEMA_VERSION
             cursor.execute("SELECT schema_version FROM meshgate.ledger FOR UPDATE")
@@ -265,7 +277,5 @@ def migrate(database: Database, *, test_clock: bool = False) -> tuple[int, int]:
                 cursor.execute(sql)
             cursor.execute("UPDATE meshgate.ledger SET schema_version = %s", [SCHEMA_VERSION])
             return before, SCHEMA_VERSION
-    except MeshgateError:
-        raise
     finally:
         connection.close()

@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from meshgate.errors import LeaseLostError, LedgerUnreachableError
 
@@ -65,7 +65,7 @@ class LeaseKeeper:
         """This machine's clock of trust, in seconds from an arbitrary origin."""
         return _trusted_clock()
 
-    def __enter__(self) -> LeaseKeeper:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -122,7 +122,7 @@ def _machine() -> dict[str, str]:
     facts: dict[str, str] = {}
     with contextlib.suppress(OSError):
         facts["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        facts["pids"] = os.readlink("/proc/self/ns/pid")
+        facts["pids"] = str(Path("/proc/self/ns/pid").readlink())
     return facts
 
 
@@ -145,7 +145,11 @@ def identify(*, engine_in_process: bool) -> dict[str, Any]:
 def proven_gone(holder: Mapping[str, Any]) -> bool:
     """Whether the process of a holder is proven to have ended. False whenever there is any doubt."""
     machine = _machine()
-    if not machine or any(holder.get(key) != value for key, value in machine.items()) or not holder.get("started"):
+    if (
+        not machine
+        or any(holder.get(key) != value for key, value in machine.items())
+        or not holder.get("started")
+    ):
         return False
     pid = int(holder["pid"])
     return _start_time(pid) != holder["started"] or _is_zombie(pid)

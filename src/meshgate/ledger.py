@@ -250,7 +250,9 @@ class Ledger:
     def finish(self, run_id: int, state: str, counts: Mapping[str, Any], error: str | None = None) -> str:
         """End the run; the state in which it really ended (`lost` where it had been taken over)."""
         return str(
-            self.database.one("finish_run", run_id=run_id, state=state, counts=json(dict(counts)), error=error)["state"]
+            self.database.one(
+                "finish_run", run_id=run_id, state=state, counts=json(dict(counts)), error=error
+            )["state"]
         )
 
     def bury(self, run_id: int, *, engine_gone: bool) -> None:
@@ -263,7 +265,9 @@ class Ledger:
 
     # Claims
 
-    def open_claims(self, run_id: int, version_id: int, intervals: Iterable[Interval]) -> tuple[ClaimAnswer, ...]:
+    def open_claims(
+        self, run_id: int, version_id: int, intervals: Iterable[Interval]
+    ) -> tuple[ClaimAnswer, ...]:
         """Reserve ranges of one version (the whole of it, for as-of models).
 
         Raises:
@@ -357,7 +361,8 @@ class Ledger:
         )["revision"]  # fmt: skip
         if revision is None:
             raise LeaseLostError(
-                f"run {run_id} has lost its lease: {interval} was not recorded and will be evaluated again", run_id=run_id
+                f"run {run_id} has lost its lease: {interval} was not recorded and will be evaluated again",
+                run_id=run_id,
             )
         return int(revision)
 
@@ -369,20 +374,30 @@ class Ledger:
             LedgerError: The run had not begun it.
         """
         recorded = self.database.one(
-            "fail_claim", run_id=run_id, version_id=version_id, span=_range(interval), detail=json(dict(detail))
+            "fail_claim",
+            run_id=run_id,
+            version_id=version_id,
+            span=_range(interval),
+            detail=json(dict(detail)),
         )["recorded"]
         if not recorded:
-            raise LeaseLostError(f"run {run_id} has lost its lease: {interval} will be evaluated again", run_id=run_id)
+            raise LeaseLostError(
+                f"run {run_id} has lost its lease: {interval} will be evaluated again", run_id=run_id
+            )
 
     def abandon(self, run_id: int, version_id: int | None = None, interval: Interval | None = None) -> int:
         """Give back what was reserved and never begun; how many claims that were."""
         return int(
-            self.database.one("abandon_claims", run_id=run_id, version_id=version_id, span=_range(interval))["ended"]
+            self.database.one("abandon_claims", run_id=run_id, version_id=version_id, span=_range(interval))[
+                "ended"
+            ]
         )
 
     def note_mirrored(self, run_id: int, version_id: int, interval: Interval) -> None:
         """Remember that SQLMesh's own record holds what was committed."""
-        self.database.rows("note_mirrored", run_id=run_id, version_id=version_id, span=_range(interval), again=True)
+        self.database.rows(
+            "note_mirrored", run_id=run_id, version_id=version_id, span=_range(interval), again=True
+        )
 
     # The manifest and what SQLMesh recorded
 
@@ -397,7 +412,9 @@ class Ledger:
 
     def save_manifest(self, project: str, manifest: Mapping[str, Any], *, sqlmesh: str, sqlglot: str) -> None:
         """Keep what the project's `meshgate.yaml` declares, for the runs of the others."""
-        self.database.rows("save_manifest", project=project, manifest=json(dict(manifest)), sqlmesh=sqlmesh, sqlglot=sqlglot)
+        self.database.rows(
+            "save_manifest", project=project, manifest=json(dict(manifest)), sqlmesh=sqlmesh, sqlglot=sqlglot
+        )
 
     def projects(self) -> dict[str, dict[str, Any]]:
         """Every project the ledger knows, by name: manifest, deployed_at, sqlmesh_version, sqlglot_version."""
@@ -478,7 +495,12 @@ class Ledger:
             for row in self.database.rows("edges", environment=environment, again=True)
         ]
         return Manifest(
-            environment, found[0]["plan_id"], found[0]["fingerprint"], MeshGraph(nodes, edges), ids, reconciled
+            environment,
+            found[0]["plan_id"],
+            found[0]["fingerprint"],
+            MeshGraph(nodes, edges),
+            ids,
+            reconciled,
         )
 
     def reconcile_version(
@@ -535,7 +557,9 @@ class Ledger:
     def states(self, version_ids: Iterable[int]) -> dict[int, VersionState]:
         """Coverage, marks and live claims of versions, by key."""
         wanted = sorted(set(version_ids))
-        covered = {row["version_id"]: row for row in self.database.rows("covered", versions=wanted, again=True)}
+        covered = {
+            row["version_id"]: row for row in self.database.rows("covered", versions=wanted, again=True)
+        }
         marks: dict[int, list[Mark]] = {}
         for row in self.database.rows("marks", versions=wanted, again=True):
             marks.setdefault(row["version_id"], []).append(
@@ -554,7 +578,9 @@ class Ledger:
             )  # fmt: skip
         return {
             key: VersionState(
-                covered=IntervalSet(_interval(s) for s in covered[key]["spans"]) if key in covered else IntervalSet(),
+                covered=IntervalSet(_interval(s) for s in covered[key]["spans"])
+                if key in covered
+                else IntervalSet(),
                 marks=tuple(marks.get(key, ())),
                 claims=tuple(claims.get(key, ())),
                 last_commit=_utc(covered[key]["last_commit"]) if key in covered else None,
@@ -573,7 +599,9 @@ class Ledger:
             for row in self.database.rows("coverage_rows", version_id=version_id, span=_range(interval), again=True)
         )  # fmt: skip
 
-    def runs(self, project: str | None = None, environment: str | None = None, *, limit: int = 20) -> list[dict[str, Any]]:
+    def runs(
+        self, project: str | None = None, environment: str | None = None, *, limit: int = 20
+    ) -> list[dict[str, Any]]:
         """The newest runs, newest first."""
         return self.database.rows("runs", project=project, environment=environment, limit=limit, again=True)
 
@@ -581,4 +609,6 @@ class Ledger:
         self, *, after: int = 0, run_id: int | None = None, version_id: int | None = None, limit: int = 100
     ) -> list[dict[str, Any]]:
         """The newest events, newest first."""
-        return self.database.rows("events", after=after, run_id=run_id, version_id=version_id, limit=limit, again=True)
+        return self.database.rows(
+            "events", after=after, run_id=run_id, version_id=version_id, limit=limit, again=True
+        )

@@ -77,14 +77,16 @@ class Mesh:
         os.environ.update(self._local.environment())
         return self._local.url("meshgate")
 
-    def _open_project(self, project: ProjectConfig, load_files: bool) -> SqlmeshProject:  # noqa: FBT001
+    def _open_project(self, project: ProjectConfig, *, load: bool) -> SqlmeshProject:
         from meshgate.bridge.project import SqlmeshProject
 
-        if load_files:
+        if load:
             return SqlmeshProject(project.path, project.name, project.gateway, load=True)
         # A long-lived process keeps it: opening costs a second, and its state is read anew each time.
         if project.name not in self._projects:
-            self._projects[project.name] = SqlmeshProject(project.path, project.name, project.gateway, load=False)
+            self._projects[project.name] = SqlmeshProject(
+                project.path, project.name, project.gateway, load=False
+            )
         return self._projects[project.name]
 
     def __enter__(self) -> Self:
@@ -107,7 +109,9 @@ class Mesh:
         """Create the ledger or bring it to this version; its version before (0: none) and now."""
         return migrate(self._database)
 
-    def deploy(self, project: str, *, environment: str | None = None, now: datetime | None = None) -> RunReport:
+    def deploy(
+        self, project: str, *, environment: str | None = None, now: datetime | None = None
+    ) -> RunReport:
         """Apply SQLMesh's plan of a project under lease, gate and ledger. See `coordinator.deploy`."""
         return coordinator.deploy(self._bench, project, environment=environment, now=now)
 

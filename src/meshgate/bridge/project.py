@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 check_hooks()
 
 
-class _QuietConsole(NoopConsole):
+class _QuietConsole(NoopConsole):  # type: ignore[misc]
     """SQLMesh's console without output; its warnings are kept, the newest last."""
 
     def __init__(self) -> None:
@@ -82,11 +82,15 @@ class SqlmeshProject:
             ProjectError: There is no usable configuration.
         """
         if not path.is_dir():
-            raise ProjectError(f"there is no folder {path}", hint="correct the project's `path:` in meshgate.yaml")
+            raise ProjectError(
+                f"there is no folder {path}", hint="correct the project's `path:` in meshgate.yaml"
+            )
         try:
             configs = load_configs(None, Config, str(path))
-        except Exception as error:  # SQLMesh raises whatever its parsers raise
-            raise ProjectError(f"the SQLMesh project in {path} has no usable configuration: {_line(error)}") from None
+        except Exception as error:  # noqa: BLE001 - SQLMesh raises whatever its parsers raise
+            raise ProjectError(
+                f"the SQLMesh project in {path} has no usable configuration: {_line(error)}"
+            ) from None
         return str(next(iter(configs.values())).project or "")
 
     @contextmanager
@@ -107,7 +111,8 @@ class SqlmeshProject:
             raise
         except Exception as error:
             raise ProjectError(
-                f"the SQLMesh project {self.project!r} in {self.path} {what}: {_line(error)}", project=self.project
+                f"the SQLMesh project {self.project!r} in {self.path} {what}: {_line(error)}",
+                project=self.project,
             ) from error
 
     @property
@@ -138,7 +143,9 @@ class SqlmeshProject:
     def local_models(self) -> tuple[str, ...]:
         """The names of the models in the project's own files (needs `load`)."""
         return tuple(
-            name for name, model in self._context.models.items() if model.project == self.project and not model.kind.is_external
+            name
+            for name, model in self._context.models.items()
+            if model.project == self.project and not model.kind.is_external
         )
 
     def _environment(self, name: str) -> Environment | None:
@@ -166,7 +173,9 @@ class SqlmeshProject:
             self._snapshots(found), plan_id=found.plan_id, finalized=bool(found.finalized_ts), now=now
         )
 
-    def execute(self, environment: str, work: Mapping[str, IntervalSet], journal: Journal, *, now: datetime) -> None:
+    def execute(
+        self, environment: str, work: Mapping[str, IntervalSet], journal: Journal, *, now: datetime
+    ) -> None:
         """Evaluate exactly these intervals of these models, parents first.
 
         Args:
@@ -185,7 +194,9 @@ class SqlmeshProject:
         snapshots = {s.name: s for s in self._snapshots(found)}
         naming: EnvironmentNamingInfo = found.naming_info
         index = (
-            DeployabilityIndex.all_deployable() if naming.name == c.PROD else DeployabilityIndex.create(snapshots.values())
+            DeployabilityIndex.all_deployable()
+            if naming.name == c.PROD
+            else DeployabilityIndex.create(snapshots.values())
         )
         with self._quiet(), self._under(journal):
             scheduler = self._context.create_scheduler(snapshots.values(), self._context.snapshot_evaluator)

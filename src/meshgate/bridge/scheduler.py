@@ -57,11 +57,17 @@ class Journal(Protocol):
     def admit(self, plan: Promoted, wanted: Mapping[str, IntervalSet]) -> Mapping[str, IntervalSet]:
         """Which part of what a SQLMesh plan wants to evaluate may be evaluated (deploys only)."""
 
-    def begin(self, name: str, batch: Interval) -> list[Interval]:
-        """The pieces of a batch that may be read now, in order; what is left out is explained by the journal."""
+    def begin(self, name: str, batch: Interval) -> Iterator[Interval]:
+        """The pieces of a batch that may be read now, each begun when it is taken; the rest is explained."""
 
     def commit(
-        self, name: str, piece: Interval, *, audits: list[dict[str, Any]], duration: timedelta, rows: int | None
+        self,
+        name: str,
+        piece: Interval,
+        *,
+        audits: list[dict[str, Any]],
+        duration: timedelta,
+        rows: int | None,
     ) -> None:
         """Record a piece. Raises LeaseLostError."""
 
@@ -113,7 +119,7 @@ class HeldState(DelegatingStateSync):
         return [s for s in found if s.project == self._project]
 
 
-class GatedContext(Context):
+class GatedContext(Context):  # type: ignore[misc]
     """A SQLMesh context whose scheduler works under a journal while there is one."""
 
     journal: Journal | None = None
@@ -134,7 +140,7 @@ class GatedContext(Context):
         )
 
 
-class GatedScheduler(Scheduler):
+class GatedScheduler(Scheduler):  # type: ignore[misc]
     """SQLMesh's scheduler, asking the journal before and telling it after each batch."""
 
     def __init__(self, *args: Any, journal: Journal, **kwargs: Any) -> None:
@@ -187,7 +193,13 @@ class GatedScheduler(Scheduler):
         execution_time, index, batch_index = _positional(args, kwargs)
         if not snapshot.is_model or not index.is_deployable(snapshot):
             return super().evaluate(
-                snapshot, start, end, execution_time=execution_time, deployability_index=index, batch_index=batch_index, **kwargs
+                snapshot,
+                start,
+                end,
+                execution_time=execution_time,
+                deployability_index=index,
+                batch_index=batch_index,
+                **kwargs,
             )
         kwargs.update(execution_time=execution_time, deployability_index=index)
         results: list[Any] = []
@@ -204,7 +216,12 @@ class GatedScheduler(Scheduler):
         return results
 
     def _attempt(
-        self, snapshot: Snapshot, piece: Interval, batch_index: int, kwargs: dict[str, Any], failures: list[Exception]
+        self,
+        snapshot: Snapshot,
+        piece: Interval,
+        batch_index: int,
+        kwargs: dict[str, Any],
+        failures: list[Exception],
     ) -> list[Any]:
         """Evaluate, audit and record one piece, or its halves."""
         if not self._journal.alive():
@@ -214,12 +231,16 @@ class GatedScheduler(Scheduler):
         with self.state_sync.hold() as additions:
             try:
                 audits = super().evaluate(
-                    snapshot, milliseconds(piece.start), milliseconds(piece.end), batch_index=batch_index, **kwargs
+                    snapshot,
+                    milliseconds(piece.start),
+                    milliseconds(piece.end),
+                    batch_index=batch_index,
+                    **kwargs,
                 )
                 bad = self._judge(snapshot, piece, unit, kwargs)
             except (CircuitBreakerError, LeaseLostError):
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever an engine, a driver or a user's Python model raises
                 additions.clear()
                 return self._isolate(snapshot, piece, unit, batch_index, kwargs, failures, error)
         duration = timedelta(seconds=time.monotonic() - started)
@@ -231,9 +252,9 @@ class GatedScheduler(Scheduler):
         for kept in good:
             self._journal.commit(snapshot.name, kept, audits=verdicts, duration=duration, rows=rows)
             self._record(snapshot, kept, additions)
-        for unit_bad, error in bad:
-            failures.append(error)
-            self._journal.fail(snapshot.name, unit_bad, describe(error))
+        for unit_bad, reason in bad:
+            failures.append(reason)
+            self._journal.fail(snapshot.name, unit_bad, describe(reason))
         return list(audits)
 
     def _isolate(
@@ -247,7 +268,11 @@ class GatedScheduler(Scheduler):
         error: Exception,
     ) -> list[Any]:
         """Halve what failed, or record that it stands alone."""
-        units = list(unit.split(piece)) if unit.is_aligned(piece.start) and unit.is_aligned(piece.end) else [piece]
+        units = (
+            list(unit.split(piece))
+            if unit.is_aligned(piece.start) and unit.is_aligned(piece.end)
+            else [piece]
+        )
         if len(units) < 2 or not snapshot.is_incremental_by_time_range or not self._journal.alive():
             failures.append(error)
             self._journal.fail(snapshot.name, piece, describe(error))
@@ -302,7 +327,9 @@ class GatedScheduler(Scheduler):
 
     def _rows(self, snapshot: Snapshot, batch_index: int) -> int | None:
         tracker = getattr(self.snapshot_evaluator, "execution_tracker", None)
-        stats = tracker and tracker.get_execution_stats(SnapshotIdBatch(snapshot_id=snapshot.snapshot_id, batch_id=batch_index))
+        stats = tracker and tracker.get_execution_stats(
+            SnapshotIdBatch(snapshot_id=snapshot.snapshot_id, batch_id=batch_index)
+        )
         return getattr(stats, "total_rows_processed", None)
 
 

@@ -65,7 +65,9 @@ class Promoted:
     recorded: Mapping[str, IntervalSet]
 
 
-def promoted(snapshots: Collection[Snapshot], *, plan_id: str | None, finalized: bool, now: datetime) -> Promoted:
+def promoted(
+    snapshots: Collection[Snapshot], *, plan_id: str | None, finalized: bool, now: datetime
+) -> Promoted:
     """Translate snapshots; standalone audits are left out (they hold no data).
 
     Args:

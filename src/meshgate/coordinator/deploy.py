@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger("meshgate")
 
 
-def deploy(bench: Workbench, name: str, *, environment: str | None = None, now: datetime | None = None) -> RunReport:
+def deploy(
+    bench: Workbench, name: str, *, environment: str | None = None, now: datetime | None = None
+) -> RunReport:
     """Make an environment promote a project's files, and the ledger know it.
 
     SQLMesh plans; each interval that its plan wants is evaluated only where its parents are there or are made by
@@ -47,7 +49,7 @@ def deploy(bench: Workbench, name: str, *, environment: str | None = None, now: 
     project = bench.project(name)
     target = environment or project.environment
     instant = bench.instant(now)
-    opened = bench.open_project(project, True)
+    opened = bench.open_project(project, load=True)
     _refuse_double_owners(bench, opened, target, instant)
     with leased(bench, project, target, "deploy", now, engine_in_process=opened.engine_in_process) as held:
         if isinstance(held, Busy):
@@ -73,7 +75,9 @@ def _refuse_double_owners(bench: Workbench, opened: SqlmeshProject, target: str,
             )
     for other in bench.config.projects:
         if other.name != opened.project and other.path == opened.path:
-            raise ProjectError(f"projects {other.name!r} and {opened.project!r} have the same path {other.path}")
+            raise ProjectError(
+                f"projects {other.name!r} and {opened.project!r} have the same path {other.path}"
+            )
 
 
 def _apply(

@@ -109,7 +109,9 @@ class RunJournal:
 
     # Before
 
-    def claim(self, name: str, pieces: tuple[Interval, ...] | list[Interval], covered: IntervalSet) -> list[Interval]:
+    def claim(
+        self, name: str, pieces: tuple[Interval, ...] | list[Interval], covered: IntervalSet
+    ) -> list[Interval]:
         """Reserve ranges of a model; those that the run now holds. What another run has is explained as blocked.
 
         Raises:
@@ -117,12 +119,19 @@ class RunJournal:
         """
         node = self._graph[name]
         held: list[Interval] = []
-        for piece, answer in zip(pieces, self._ledger.open_claims(self._run_id, self._ids[name], pieces), strict=True):
+        for piece, answer in zip(
+            pieces, self._ledger.open_claims(self._run_id, self._ids[name], pieces), strict=True
+        ):
             if answer.refused_by is None:
                 held.append(piece)
             else:
                 self._block(
-                    node, piece, node, piece, "begun", {"run_id": answer.refused_by, "lease_until": answer.free_at}
+                    node,
+                    piece,
+                    node,
+                    piece,
+                    "begun",
+                    {"run_id": answer.refused_by, "lease_until": answer.free_at},
                 )
         self._claimed[name] = self._claimed.get(name, []) + held
         self._covered[name] = covered
@@ -196,20 +205,32 @@ class RunJournal:
                 needs += [(self._ids[gate.parent], read) for read in window]
         with self._lost_is_lost():
             return self._ledger.begin(
-                self._run_id, self._ids[node.name], piece, needs=needs, loaded=loaded, environment=self._environment
+                self._run_id,
+                self._ids[node.name],
+                piece,
+                needs=needs,
+                loaded=loaded,
+                environment=self._environment,
             ).refused
 
     def _explain(self, node: ModelNode, piece: Interval, refused: tuple[Refusal, ...]) -> IntervalSet:
         """The units of a piece that the refusals close, each with its cause."""
         names = {self._ids[name]: name for name in self._ids}
         closed = IntervalSet()
-        for refusal in refused:
+        # That something is missing is no news where a failure or a suspicion says why.
+        for refusal in sorted(refused, key=lambda r: r.reason == "missing"):
             parent = self._graph[names[refusal.version_id]] if refusal.version_id in names else node
-            gates = [g for g in self._graph.gates(node.name) if g.parent == parent.name and g.window.mode != "loaded"]
+            gates = [
+                g
+                for g in self._graph.gates(node.name)
+                if g.parent == parent.name and g.window.mode != "loaded"
+            ]
             span, whole = IntervalSet([refusal.interval]), IntervalSet([piece])
             readers = whole if not gates else IntervalSet()
             for gate in gates:
                 readers |= readers_of(node, parent, gate.window, span, whole)
+            if refusal.reason == "missing":
+                readers -= closed
             closed |= readers
             for interval in readers:
                 self._block(node, interval, parent, refusal.interval, refusal.reason, refusal.detail)
@@ -220,7 +241,13 @@ class RunJournal:
             self._ledger.abandon(self._run_id, self._ids[node.name], piece)
 
     def _block(
-        self, node: ModelNode, interval: Interval, parent: ModelNode, span: Interval, reason: str, detail: Mapping[str, Any]
+        self,
+        node: ModelNode,
+        interval: Interval,
+        parent: ModelNode,
+        span: Interval,
+        reason: str,
+        detail: Mapping[str, Any],
     ) -> None:
         with self._lock:
             self.outcome.blocked.append(
@@ -230,7 +257,13 @@ class RunJournal:
     # After
 
     def commit(
-        self, name: str, piece: Interval, *, audits: list[dict[str, Any]], duration: timedelta, rows: int | None
+        self,
+        name: str,
+        piece: Interval,
+        *,
+        audits: list[dict[str, Any]],
+        duration: timedelta,
+        rows: int | None,
     ) -> None:
         """Record a piece in the ledger.
 
@@ -248,7 +281,9 @@ class RunJournal:
                 duration=duration, rows=rows, lookback=lookback,
             )  # fmt: skip
         with self._lock:
-            self.outcome.committed[name] = self.outcome.committed.get(name, IntervalSet()) | IntervalSet([piece])
+            self.outcome.committed[name] = self.outcome.committed.get(name, IntervalSet()) | IntervalSet(
+                [piece]
+            )
             if warned:
                 self.outcome.warned.append(Failure(name, node.project, piece, {"audits": warned}))
 

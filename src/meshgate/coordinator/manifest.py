@@ -47,7 +47,9 @@ def build_graph(
     for name, node in plan.nodes.items():
         if node.kind is Kind.EXTERNAL and name in elsewhere:
             nodes[name] = elsewhere[name]
-    graph = MeshGraph(nodes, [Edge(child, parent) for child, parents in plan.parents.items() for parent in parents])
+    graph = MeshGraph(
+        nodes, [Edge(child, parent) for child, parents in plan.parents.items() for parent in parents]
+    )
     windows = _windows(graph, manifests, {n.project for n in plan.nodes.values()})
     return MeshGraph(
         nodes,
@@ -71,7 +73,9 @@ def _windows(
             try:
                 child, parent = graph.resolve(edge["reader"]), graph.resolve(edge["parent"])
             except UnknownModelError as error:
-                raise ConfigError(f"{where} names a model that does not exist: {error.message}", hint=error.hint) from None
+                raise ConfigError(
+                    f"{where} names a model that does not exist: {error.message}", hint=error.hint
+                ) from None
             if graph[child].project != project:
                 raise ConfigError(
                     f"{where} is about a reader of project {graph[child].project!r}",

@@ -53,7 +53,9 @@ class ModelPlan:
     @property
     def pieces(self) -> tuple[Interval, ...]:
         """The ranges to claim, in order: redone and looked-back time apart from fresh time."""
-        return tuple(sorted([*self.fresh, *(self.redo - self.fresh), *(self.lookback - self.fresh - self.redo)]))
+        return tuple(
+            sorted([*self.fresh, *(self.redo - self.fresh), *(self.lookback - self.fresh - self.redo)])
+        )
 
 
 @attrs.frozen
@@ -139,7 +141,9 @@ def _model(
     if node.kind.as_of:
         # Its whole table may be in doubt; whether its history has a hole is another question.
         view[node.name] = ParentState(known[node.name].covered)
-    decision = decide(graph, node.name, (answer.fresh | redo | lookback) - taken, view, produced, now=now, patience=patience)
+    decision = decide(
+        graph, node.name, (answer.fresh | redo | lookback) - taken, view, produced, now=now, patience=patience
+    )
     return ModelPlan(
         name=node.name,
         project=node.project,
@@ -197,5 +201,3 @@ def _claimed(
                 )
             )  # fmt: skip
     return IntervalSet(taken), tuple(blocked)
-
-

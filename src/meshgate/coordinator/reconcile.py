@@ -103,7 +103,9 @@ def reconcile(
         version = manifest.version_ids[name]
         recorded = plan.recorded[name]
         added = recorded - states[version].covered
-        trusted = _trusted(ledger, manifest, graph, node, added, states, now, baseline=baseline) if added else added
+        trusted = (
+            _trusted(ledger, manifest, graph, node, added, states, now, baseline=baseline) if added else added
+        )
         found = ledger.reconcile_version(
             version, recorded, trusted=trusted, gated=bool(graph.gates(name)), read_at=read_at
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import structlog
@@ -12,20 +12,26 @@ import structlog
 from meshgate.coordinator.journal import Failure, Outcome, RunJournal
 from meshgate.coordinator.plan import Plan, make_plan
 from meshgate.coordinator.reconcile import Finding, reconcile, unchanged
-from meshgate.errors import ConfigError, LeaseLostError, MeshgateError, RunInProgressError, UnknownProjectError
+from meshgate.errors import (
+    ConfigError,
+    LeaseLostError,
+    MeshgateError,
+    RunInProgressError,
+    UnknownProjectError,
+)
 from meshgate.interval import IntervalSet
 from meshgate.lease import LeaseKeeper, identify, proven_gone
 from meshgate.ledger import Busy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from meshgate.bridge.project import SqlmeshProject
     from meshgate.config import MeshConfig, ProjectConfig
     from meshgate.gate import Blocked
     from meshgate.graph import ModelNode
-    from meshgate.ledger import Ledger, Lease, Manifest
+    from meshgate.ledger import Lease, Ledger, Manifest
 
 log = structlog.get_logger("meshgate")
 
@@ -72,6 +78,12 @@ class RunReport:
         return {"failed": 1, "lost": 1, "skipped": 4}.get(self.state, 0)
 
 
+class ProjectOpener(Protocol):
+    """Opens a project's SQLMesh side; `load`: with its files, not only its state."""
+
+    def __call__(self, project: ProjectConfig, *, load: bool) -> SqlmeshProject: ...
+
+
 @attrs.frozen
 class Workbench:
     """What every use case needs: configuration, ledger, and how to open a SQLMesh project.
@@ -84,7 +96,7 @@ class Workbench:
 
     config: MeshConfig
     ledger: Ledger
-    open_project: Callable[[ProjectConfig, bool], SqlmeshProject]
+    open_project: ProjectOpener
 
     def project(self, name: str) -> ProjectConfig:
         """The configuration of a project.
@@ -121,9 +133,7 @@ class Workbench:
         return next((p.patience for p in self.config.projects if p.name == node.project), None)
 
 
-def plan_of(
-    bench: Workbench, manifest: Manifest, projects: set[str] | None, now: datetime
-) -> Plan:
+def plan_of(bench: Workbench, manifest: Manifest, projects: set[str] | None, now: datetime) -> Plan:
     """What a run of these projects would do now, by the ledger alone."""
     states = bench.ledger.states(manifest.version_ids.values())
     return make_plan(
@@ -134,7 +144,13 @@ def plan_of(
 
 @contextmanager
 def leased(
-    bench: Workbench, project: ProjectConfig, environment: str, purpose: str, now: datetime | None, *, engine_in_process: bool
+    bench: Workbench,
+    project: ProjectConfig,
+    environment: str,
+    purpose: str,
+    now: datetime | None,
+    *,
+    engine_in_process: bool,
 ) -> Iterator[tuple[Lease, LeaseKeeper] | Busy]:
     """A lease that is kept alive while the block runs, or the run that is in the way. The block finishes the run."""
     settings = bench.config.ledger
@@ -188,7 +204,9 @@ def run(
     facts = bench.ledger.projects().get(name, {}).get("manifest") or {}
     if name not in {n.project for n in manifest.graph.nodes.values()}:
         raise UnknownProjectError(
-            f"project {name!r} has no models in environment {target!r}", hint=f"run `meshgate deploy {name}`", project=name
+            f"project {name!r} has no models in environment {target!r}",
+            hint=f"run `meshgate deploy {name}`",
+            project=name,
         )
     if dry_run:
         plan = plan_of(bench, manifest, {name}, instant)
@@ -233,20 +251,20 @@ def _work(
     try:
         opened: SqlmeshProject | None = None
         if not unchanged(bench.ledger, manifest, facts):
-            opened = bench.open_project(project, False)
+            opened = bench.open_project(project, load=False)
             findings = reconcile(bench.ledger, opened, target, now)
             manifest = bench.ledger.manifest(target)
         plan = plan_of(bench, manifest, {project.name}, now)
         if plan.is_empty:
             state = "nothing_to_do"
         else:
-            opened = opened or bench.open_project(project, False)
+            opened = opened or bench.open_project(project, load=False)
             journal = RunJournal(
                 bench.ledger, lease.run_id, project.name, keeper, manifest.graph, manifest.version_ids,
                 environment=target, now=now,
             )  # fmt: skip
             outcome = journal.outcome
-            _evaluate(bench, opened, plan, manifest, journal, now)
+            _evaluate(opened, plan, manifest, journal, now)
             findings += reconcile(bench.ledger, opened, target, now)
             state = "failed" if outcome.failed else "done"
     except LeaseLostError as lost:
@@ -276,7 +294,7 @@ def _work(
 
 
 def _evaluate(
-    bench: Workbench, opened: SqlmeshProject, plan: Plan, manifest: Manifest, journal: RunJournal, now: datetime
+    opened: SqlmeshProject, plan: Plan, manifest: Manifest, journal: RunJournal, now: datetime
 ) -> None:
     work: dict[str, IntervalSet] = {}
     for model in plan.models:
@@ -300,7 +318,9 @@ def _finish(
 ) -> str:
     """End the run in the ledger; if even that fails, the lease ends by itself."""
     try:
-        return bench.ledger.finish(lease.run_id, "failed" if state == "lost" else state, _counts(outcome, plan), error)
+        return bench.ledger.finish(
+            lease.run_id, "failed" if state == "lost" else state, _counts(outcome, plan), error
+        )
     except MeshgateError as problem:
         log.warning("run.unfinished", error=problem.message)
         return state

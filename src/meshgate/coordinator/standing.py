@@ -29,10 +29,10 @@ def standing(node: ModelNode, known: VersionState, now: datetime) -> ParentState
         known: What the ledger says of its version.
         now: The instant that counts, UTC.
     """
-    obstacles = [_of_mark(mark) for mark in known.marks]
+    obstacles: list[Obstacle] = [_of_mark(mark) for mark in known.marks]
     obstacles += [_of_claim(claim) for claim in known.claims if claim.state == "begun"]
     obstacles += _uncovered(node, known.covered, now)
-    return ParentState(known.covered, obstacles)
+    return ParentState(known.covered, tuple(obstacles))
 
 
 def standings(
@@ -60,7 +60,9 @@ def _of_mark(mark: Mark) -> Obstacle:
 
 def _of_claim(claim: LiveClaim) -> Obstacle:
     return Obstacle(
-        claim.interval, "begun", {"run_id": claim.run_id, "project": claim.project, "lease_until": claim.until}
+        claim.interval,
+        "begun",
+        {"run_id": claim.run_id, "project": claim.project, "lease_until": claim.until},
     )
 
 
@@ -76,7 +78,13 @@ def _uncovered(node: ModelNode, covered: IntervalSet, now: datetime) -> list[Obs
         if piece.start >= frontier
     ]
     if answer.upto < node.life.end and node.kind.time_partitioned:
-        obstacles.append(Obstacle(Interval(max(answer.upto, node.life.start), node.life.end), "not_due", {"due_up_to": answer.upto}))
+        obstacles.append(
+            Obstacle(
+                Interval(max(answer.upto, node.life.start), node.life.end),
+                "not_due",
+                {"due_up_to": answer.upto},
+            )
+        )
     return obstacles
 
 

