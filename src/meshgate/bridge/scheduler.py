@@ -88,7 +88,7 @@ class Journal(Protocol):
         """Whether this is a deploy: SQLMesh's plan decides what it wants, and a failure fails the plan."""
 
 
-class HeldState(DelegatingStateSync):
+class HeldState(DelegatingStateSync):  # type: ignore[misc]
     """SQLMesh's state, with the intervals that this thread adds held back until the ledger has them."""
 
     def __init__(self, state_sync: Any, project: str) -> None:
@@ -99,7 +99,8 @@ class HeldState(DelegatingStateSync):
     @contextmanager
     def hold(self) -> Iterator[list[Any]]:
         """Collect this thread's additions instead of writing them."""
-        self._held.additions = additions = []
+        additions: list[Any] = []
+        self._held.additions = additions
         try:
             yield additions
         finally:

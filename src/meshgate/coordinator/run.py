@@ -81,7 +81,8 @@ class RunReport:
 class ProjectOpener(Protocol):
     """Opens a project's SQLMesh side; `load`: with its files, not only its state."""
 
-    def __call__(self, project: ProjectConfig, *, load: bool) -> SqlmeshProject: ...
+    def __call__(self, project: ProjectConfig, *, load: bool) -> SqlmeshProject:
+        """Open it."""
 
 
 @attrs.frozen

@@ -32,7 +32,7 @@ def standing(node: ModelNode, known: VersionState, now: datetime) -> ParentState
     obstacles: list[Obstacle] = [_of_mark(mark) for mark in known.marks]
     obstacles += [_of_claim(claim) for claim in known.claims if claim.state == "begun"]
     obstacles += _uncovered(node, known.covered, now)
-    return ParentState(known.covered, tuple(obstacles))
+    return ParentState(known.covered, obstacles)  # type: ignore[arg-type]  # mypy cannot type attrs' `tuple` converter
 
 
 def standings(

@@ -1,0 +1,46 @@
+# Everything below works from a fresh clone on a machine with Python >= 3.11, make and git.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+WORKERS ?= 2
+
+export SQLMESH__DISABLE_ANONYMIZED_ANALYTICS := true
+export PYTHONDONTWRITEBYTECODE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint test-peers mutation check-wheel clean
+
+help: ## What there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## A virtual environment with meshgate and all that its demo and tests need
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "meshgate needs Python 3.11 or later; name one: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (about a minute, 1 GB)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[local,dev]'
+	@touch $@
+
+demo: setup ## Two projects, six simulated hours, four troubles, and an oracle's verdict
+	@$(BIN)/python examples/portfolio/demo.py
+
+lint: setup ## ruff and mypy
+	@$(BIN)/ruff check src tests examples
+	@$(BIN)/ruff format --check src tests examples
+	@$(BIN)/mypy
+
+test: setup lint ## Lint, types and every test but the slow lanes
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+test-peers: setup ## Also asserts that plain SQLMesh still shows the faults that meshgate prevents
+	@$(BIN)/python -m pytest -m peers -n $(WORKERS) --dist loadgroup tests/test_peers.py
+
+mutation: setup ## Removes each protecting line and shows that a test fails
+	@$(BIN)/python tests/mutations.py
+
+check-wheel: setup ## Builds the wheel and uses it from an empty environment
+	@$(BIN)/python -m pytest tests/test_wheel.py
+
+clean: ## Removes what the targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build examples/portfolio/.meshgate
