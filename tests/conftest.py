@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import uuid
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +19,7 @@ from meshgate.postgres_server import FSYNC_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +49,14 @@ def ledger(database_url: str) -> Iterator[Ledger]:
     migrate(database, test_clock=True)
     yield Ledger(database)
     database.close()
+
+
+@pytest.fixture(scope="session")
+def extensions() -> None:
+    """DuckDB's extensions, installed for this user from their wheels: nothing is fetched."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "portfolio"))
+    try:
+        lakehouse = importlib.import_module("lakehouse")
+        lakehouse.import_extensions()
+    finally:
+        sys.path.pop(0)

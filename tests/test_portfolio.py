@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from contextlib import contextmanager
 from datetime import timedelta
@@ -119,111 +120,118 @@ class TestSource:
             assert content(url) == before
 
 
+@pytest.fixture(scope="module")
+def planned(lakehouse: Lakehouse) -> Lakehouse:
+    """Two simulated hours, planned with plain SQLMesh by upstream and then by downstream; the shop is an hour ahead."""
+    source.generate(lakehouse.source, BEGINNING, END + HOUR)
+    for project in ("upstream", "downstream"):
+        plan(project, execution_time=END)
+    return lakehouse
+
+
+def compare(lakehouse: Lakehouse, **options: Any) -> dict[str, oracle.TableVerdict]:
+    options.setdefault("upto", END)
+    return {verdict.table: verdict for verdict in oracle.compare(lakehouse.source, lakehouse.lake, **options)}
+
+
+def wrong_tables(lakehouse: Lakehouse, **options: Any) -> set[str]:
+    return {name for name, verdict in compare(lakehouse, **options).items() if not verdict.right}
+
+
+@contextmanager
+def fact_table(lakehouse: Lakehouse) -> Iterator[tuple[Any, str]]:
+    """Give a connection that may write, and the physical table behind gold.fact_sales; undo what was done to it."""
+    with lakehouse.lake.connect(read_only=False) as connection:
+        (view,) = connection.execute(
+            "SELECT sql FROM duckdb_views() WHERE schema_name = 'gold' AND view_name = 'fact_sales'"
+        ).fetchone()
+        table = view.rstrip("; \n").split(" FROM ")[-1]
+        connection.execute(f"CREATE TEMP TABLE saved AS FROM {table}")
+        try:
+            yield connection, table
+        finally:
+            connection.execute(f"BEGIN; DELETE FROM {table}; INSERT INTO {table} FROM saved; COMMIT")
+
+
 @pytest.mark.slow
 class TestModels:
-    """The two projects under plain SQLMesh; the tests of this class follow one story, in order."""
+    """The two projects under plain SQLMesh. Each test leaves the tables right."""
 
-    def test_gold_is_right_after_a_plan_of_each_project(self, lakehouse: Lakehouse) -> None:
-        """Two simulated hours, planned by upstream and then by downstream, are what the oracle expects."""
-        source.generate(lakehouse.source, BEGINNING, END + HOUR)
-        for project in ("upstream", "downstream"):
-            plan(project, execution_time=END)
-        verdicts = oracle.compare(lakehouse.source, lakehouse.lake, END)
-        assert [verdict.table for verdict in verdicts] == [table.name for table in oracle.TABLES]
-        assert all(verdict.right and verdict.rows_found for verdict in verdicts), "\n".join(
-            map(str, verdicts)
-        )
+    def test_gold_is_right_after_a_plan_of_each_project(self, planned: Lakehouse) -> None:
+        """Every gold table has rows, and exactly those that the oracle computes from the source."""
+        verdicts = compare(planned)
+        assert list(verdicts) == [table.name for table in oracle.TABLES]
+        assert all(verdict.right and verdict.rows_found for verdict in verdicts.values()), verdicts
 
-    def test_what_arrives_late_is_a_difference_until_it_is_restated(self, lakehouse: Lakehouse) -> None:
+    def test_what_arrives_late_is_a_difference_until_it_is_restated(self, planned: Lakehouse) -> None:
         """Late sales and a late item make gold wrong; a restatement of bronze over their hour makes it right."""
         hour = BEGINNING + HOUR
-        source.write_late(lakehouse.source, hour, hour + source.SLOT, arrived=END + source.SLOT)
-        source.write_late_item(lakehouse.source, hour + timedelta(minutes=7), arrived=END + source.SLOT)
-        wrong = {
-            verdict.table
-            for verdict in oracle.compare(lakehouse.source, lakehouse.lake, END)
-            if not verdict.right
-        }
-        assert wrong == {"gold.dim_item", "gold.fact_sales", "gold.sales_by_category_hour"}
-        plan(
-            "upstream",
-            restate_models=["bronze.transactions", "bronze.items"],
-            start=hour,
-            end=END,
-            execution_time=END,
-        )
-        assert all(verdict.right for verdict in oracle.compare(lakehouse.source, lakehouse.lake, END))
+        touched = source.write_late(planned.source, hour, hour + source.SLOT, arrived=END + source.SLOT)
+        assert touched == [hour]
+        since = hour + timedelta(minutes=7)
+        assert source.write_late_item(planned.source, since, arrived=END + source.SLOT) == hour + source.SLOT
+        assert wrong_tables(planned) == {"gold.dim_item", "gold.fact_sales", "gold.sales_by_category_hour"}
+        assert wrong_tables(planned, upto=hour) == set()
+        late = ["bronze.transactions", "bronze.items"]
+        plan("upstream", restate_models=late, start=hour, end=END, execution_time=END)
+        assert wrong_tables(planned) == set()
 
-    def test_a_poisoned_sale_fails_its_own_interval_until_it_is_repaired(self, lakehouse: Lakehouse) -> None:
+    def test_a_poisoned_sale_fails_its_own_interval_until_it_is_repaired(self, planned: Lakehouse) -> None:
         """Bronze refuses the interval of the poisoned sale, and takes it after the repair."""
         from sqlmesh import Context
         from sqlmesh.core.context import CompletionStatus
 
         start, end = END, END + source.SLOT
-        for kind in ("amount", "currency"):
-            source.poison(lakehouse.source, start, end, kind)
+        only_bronze: dict[str, Any] = {
+            "select_models": ["bronze.transactions"],
+            "no_auto_upstream": True,
+            "skip_janitor": True,
+        }
         context = Context(paths=str(PORTFOLIO / "upstream"))
         try:
-            bronze = ["bronze.transactions"]
-            status = context.run(
-                execution_time=end, select_models=bronze, no_auto_upstream=True, skip_janitor=True
-            )
-            assert status is CompletionStatus.FAILURE
-            assert source.repair(lakehouse.source, start, end) == 2
-            status = context.run(
-                execution_time=end, select_models=bronze, no_auto_upstream=True, skip_janitor=True
-            )
-            assert status is CompletionStatus.SUCCESS
+            for kind in ("amount", "currency"):
+                source.poison(planned.source, start, end, kind)
+                assert context.run(execution_time=end, **only_bronze) is CompletionStatus.FAILURE
+                assert source.repair(planned.source, start, end) == 1
+            assert context.run(execution_time=end, **only_bronze) is CompletionStatus.SUCCESS
         finally:
             context.close()
 
-    def test_the_oracle_sees_each_sort_of_planted_difference(self, lakehouse: Lakehouse) -> None:
+    def test_the_oracle_sees_each_sort_of_planted_difference(self, planned: Lakehouse) -> None:
         """A row deleted, a cell changed and a row doubled are each found, by key, and nothing else is."""
-        with lakehouse.lake.connect(read_only=False) as connection:
-            (view,) = connection.execute(
-                "SELECT sql FROM duckdb_views() WHERE schema_name = 'gold' AND view_name = 'fact_sales'"
-            ).fetchone()
-            table = view.rstrip("; \n").split(" FROM ")[-1]
+        with fact_table(planned) as (connection, table):
             rows = connection.execute(
-                f"SELECT transaction_id, quantity FROM {table} WHERE sold_at < '{END}' ORDER BY 1 LIMIT 3"
+                f"SELECT transaction_id, quantity FROM {table} ORDER BY sold_at LIMIT 3"
             ).fetchall()
             (deleted, _), (changed, quantity), (doubled, _) = rows
             connection.execute(f"DELETE FROM {table} WHERE transaction_id = '{deleted}'")
             connection.execute(f"UPDATE {table} SET quantity = 99 WHERE transaction_id = '{changed}'")
-            connection.execute(
-                f"INSERT INTO {table} SELECT * FROM {table} WHERE transaction_id = '{doubled}'"
-            )
-        verdicts = {
-            verdict.table: verdict for verdict in oracle.compare(lakehouse.source, lakehouse.lake, END)
-        }
-        fact = verdicts.pop("gold.fact_sales")
-        assert fact.missing == ((deleted,),)
-        assert fact.unexpected == ((doubled,),)
-        assert fact.different == (oracle.Difference((changed,), "quantity", quantity, 99),)
-        assert all(verdict.right for verdict in verdicts.values())
+            connection.execute(f"INSERT INTO {table} FROM {table} WHERE transaction_id = '{doubled}'")
+            assert wrong_tables(planned) == {"gold.fact_sales"}
+            fact = compare(planned)["gold.fact_sales"]
+            assert fact.missing == ((deleted,),)
+            assert fact.unexpected == ((doubled,),)
+            assert fact.different == (oracle.Difference((changed,), "quantity", quantity, 99),)
+            # What the table does not claim is not compared.
+            first_hour = {"gold.fact_sales": [(BEGINNING, BEGINNING + HOUR)]}
+            assert wrong_tables(planned, upto={"gold.fact_sales": END}, without=first_hour) == set()
+            assert wrong_tables(planned, upto={"gold.fact_sales": BEGINNING}) == set()
+        assert wrong_tables(planned) == set()
 
-    def test_spans_that_are_not_claimed_are_not_compared(self, lakehouse: Lakehouse) -> None:
-        """The planted differences lie in one hour; without it, or up to its start, the fact is right."""
-        hole = {"gold.fact_sales": [(BEGINNING, BEGINNING + HOUR)]}
-        (verdict,) = oracle.compare(lakehouse.source, lakehouse.lake, {"gold.fact_sales": END}, without=hole)
-        assert verdict.right
-        assert verdict.rows_found
-        (verdict,) = oracle.compare(lakehouse.source, lakehouse.lake, {"gold.fact_sales": BEGINNING})
-        assert verdict.right
-
-
-@pytest.mark.slow
-def test_plain_sqlmesh_works_in_the_folder_of_a_project(lakehouse: Lakehouse) -> None:
-    """The command line needs nothing but the variables: no network, and no step inside the project."""
-    import subprocess
-
-    done = subprocess.run(
-        [sys.executable, "-m", "sqlmesh.cli.main", "fetchdf", "SELECT COUNT(*) AS n FROM bronze.items"],
-        cwd=PORTFOLIO / "downstream",
-        env=os.environ | lakehouse.environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    def test_plain_sqlmesh_works_in_the_folder_of_a_project(self, planned: Lakehouse) -> None:
+        """The command line needs the variables, and neither a network nor a step inside the project."""
+        done = subprocess.run(
+            [
+                Path(sys.executable).with_name("sqlmesh"),
+                "fetchdf",
+                "SELECT COUNT(*) AS n FROM gold.fact_sales",
+            ],
+            cwd=PORTFOLIO / "downstream",
+            env=os.environ | planned.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert str(compare(planned)["gold.fact_sales"].rows_found) in done.stdout

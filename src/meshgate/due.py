@@ -125,8 +125,9 @@ def due(
     tick = cron_floor(node.cron, node.cron_tz, utc(now))
     upto = tick if end is None else min(tick, utc(end))
     upto = min(upto if node.allow_partials else unit.floor(upto), node.life.end)
-    span = IntervalSet.of(_begin(node, recorded, tick, start), upto)
-    if not span or not node.kind.recorded or (node.kind is Kind.SEED and recorded):
+    begin = _begin(node, recorded, tick, start)
+    span = IntervalSet.of(unit.floor(begin), upto)
+    if not span or begin >= now or not node.kind.recorded or (node.kind is Kind.SEED and recorded):
         return Due(IntervalSet.empty(), IntervalSet.empty(), upto)
     # A unit of which a part is missing is missing as a whole.
     fresh = unit.outward(span - recorded) & span
@@ -137,12 +138,12 @@ def due(
 
 
 def _begin(node: ModelNode, recorded: IntervalSet, tick: datetime, start: datetime | None) -> datetime:
-    """The start of the unit from which on the model is looked at."""
+    """The instant from whose unit on the model is looked at."""
     begins = [instant for instant in (node.start, None if start is None else utc(start)) if instant]
     if begins:
-        return node.unit.floor(max(begins))
+        return max(begins)
     first = recorded.first
-    return node.unit.floor(first.start if first else _tick_before(node.cron, node.cron_tz, tick))
+    return first.start if first else _tick_before(node.cron, node.cron_tz, tick)
 
 
 def _lookback(node: ModelNode, recorded: IntervalSet, fresh: IntervalSet, done: IntervalSet) -> IntervalSet:
@@ -176,8 +177,7 @@ def next_due(node: ModelNode, now: datetime) -> datetime | None:
     if (tick if node.allow_partials else node.unit.floor(tick)) >= node.life.end:
         return None
     if node.allow_partials:
-        after = max(now, node.unit.floor(node.start)) if node.start else now
-        return cron_next(node.cron, node.cron_tz, after)
+        return cron_next(node.cron, node.cron_tz, max(now, node.start) if node.start else now)
     boundary = node.unit.next(max(tick, node.start) if node.start else tick)
     at = cron_floor(node.cron, node.cron_tz, boundary)
     return boundary if at == boundary else cron_next(node.cron, node.cron_tz, boundary)

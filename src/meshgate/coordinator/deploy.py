@@ -96,12 +96,14 @@ def _apply(
     state = "failed"
     before = {n: row["manifest"] or {} for n, row in ledger.projects().items()}.get(project.name, {})
     try:
-        if opened.promoted(target, now) is not None:
+        current = opened.promoted(target, now)
+        if current is not None:
             # What was there before the first deploy is the baseline; later, foreign work is looked at as ever.
             findings = reconcile(ledger, opened, target, now, baseline=target not in ledger.environments())
         journal = RunJournal(
             ledger, lease.run_id, project.name, keeper, MeshGraph({}, []), {},
             environment=None, now=now, build=lambda plan: graph_of(ledger, target, plan),
+            promoted={name: node.version for name, node in current.nodes.items()} if current else {},
         )  # fmt: skip
         outcome = journal.outcome
         _save(bench, project, opened, {})

@@ -64,6 +64,7 @@ class RunJournal:
         version_ids: The ledger's key of each model's version.
         environment: Where versions must be promoted when a batch begins; None for a deploy.
         build: For a deploy: the graph of what its plan holds.
+        promoted: For a deploy: the version that each model has in the environment so far.
         now: The instant that counts, UTC.
     """
 
@@ -79,6 +80,7 @@ class RunJournal:
         environment: str | None,
         now: datetime,
         build: Callable[[Promoted], MeshGraph] | None = None,
+        promoted: Mapping[str, str] | None = None,
     ) -> None:
         self.project = project
         self.outcome = Outcome()
@@ -90,6 +92,7 @@ class RunJournal:
         self._environment = environment
         self._now = now
         self._build = build
+        self._promoted = promoted or {}
         self._claimed: dict[str, list[Interval]] = {}
         self._covered: dict[str, IntervalSet] = {}
         self._lock = threading.Lock()
@@ -138,7 +141,11 @@ class RunJournal:
         return held
 
     def admit(self, plan: Promoted, wanted: Mapping[str, IntervalSet]) -> Mapping[str, IntervalSet]:
-        """A deploy's gate: what its plan wants, as far as parents are there or are made by the same plan."""
+        """A deploy's gate: what its plan wants, as far as parents are there or are made by the same plan.
+
+        Other projects' models are evaluated only where the plan changes them: an interval that is merely due is
+        the business of that project's own runs, which have its packages and its schedule.
+        """
         assert self._build is not None  # noqa: S101 - only deploys ask
         graph = self._graph = self._build(plan)
         for name in graph.order():
@@ -148,9 +155,9 @@ class RunJournal:
         known = standings(graph, self._ids, states, self._now)
         produced: dict[str, IntervalSet] = {}
         for name in graph.order():
-            if not wanted.get(name):
-                continue
             node = graph[name]
+            if not wanted.get(name) or (node.project != self.project and self._promoted.get(name) == node.version):
+                continue
             decision = decide(graph, name, wanted[name], known, produced, now=self._now, patience=None)
             with self._lock:
                 self.outcome.blocked += decision.blocked
