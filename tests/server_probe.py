@@ -109,3 +109,12 @@ def in_use(folder: Path) -> bool:
     finally:
         os.close(lock)
     return False
+
+
+def waits_for(pid: int, lock: int) -> bool:
+    """Whether a process is blocked in the kernel on the lock of this open file."""
+    inode = os.fstat(lock).st_ino
+    return any(
+        "->" in line and str(pid) in line.split() and line.split()[-3].endswith(f":{inode}")
+        for line in Path("/proc/locks").read_text().splitlines()
+    )

@@ -118,8 +118,10 @@ class Grid:
         return {c for piece in pieces for c in range(self.cell_of(piece.start), self.cell_of(piece.end))}
 
     def set_of(self, cells: set[int]) -> IntervalSet:
-        """The time of some cells, built from one interval for each."""
-        return IntervalSet(Interval(self.at(c), self.at(c + 1)) for c in cells)
+        """The time of some cells, built from the bounds of their runs."""
+        starts = sorted(c for c in cells if c - 1 not in cells)
+        ends = sorted(c + 1 for c in cells if c + 1 not in cells)
+        return IntervalSet(Interval(self.at(a), self.at(b)) for a, b in zip(starts, ends, strict=True))
 
     def units_in(self, unit: IntervalUnit) -> list[Interval]:
         """All whole units on the grid, in order."""

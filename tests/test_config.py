@@ -351,12 +351,10 @@ MISTAKES = {
         "NO_SUCH_X is not set",
         "export NO_SUCH_X",
     ),
-    "unset after a longer name": (
-        "# {{ env_var('NO_SUCH_X_LONGER', '') }}\n"
-        + LEDGER
-        + "project:\n  name: {{ env_var('NO_SUCH_X') }}\n",
-        5,
-        "NO_SUCH_X is not set",
+    "longer name": (
+        "# NO_SUCH_LONG\n" + LEDGER + "project: {{ env_var('NO_SUCH') }}\n",
+        4,
+        "NO_SUCH is not set",
         None,
     ),
     "no such function": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,7 @@ from server_probe import (
     server_pid,
     stopped,
     until,
+    waits_for,
     watchdogs,
 )
 
@@ -143,16 +146,30 @@ def test_a_killed_client_does_not_leave_the_server_running(folder: Path) -> None
     until(lambda: stopped(folder), "the server stops")
 
 
-def test_who_comes_while_the_watchdog_lingers_keeps_the_server(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An attach within the linger time meets the running server, however often it happens."""
-    monkeypatch.setenv(local_postgres.LINGER_VARIABLE, "1")
+def test_who_comes_while_the_watchdog_lingers_keeps_the_server(folder: Path) -> None:
+    """Attaching anew within the linger time meets the running server, for as long as somebody does."""
     pids = set()
-    for _ in range(20):
+    end = time.monotonic() + 4 * LINGER_S
+    while time.monotonic() < end:
         with LocalPostgres.start(folder):
             pids.add(server_pid(folder))
     assert len(pids) == 1
+
+
+def test_the_watchdog_looks_again_when_it_is_alone(folder: Path) -> None:
+    """Who attaches after the linger time, just before the watchdog would stop the server, keeps it."""
+    with LocalPostgres.start(folder):
+        pid = server_pid(folder)
+        home = home_of(folder)
+        start, users = (os.open(home / name, os.O_RDWR) for name in ("start.lock", "users.lock"))
+        fcntl.flock(start, fcntl.LOCK_EX)
+    (watchdog,) = watchdogs(folder)
+    until(lambda: waits_for(watchdog, start), "the watchdog wants to stop the server")
+    fcntl.flock(users, fcntl.LOCK_SH)
+    os.close(start)
+    until(lambda: waits_for(watchdog, users), "the watchdog waits for the new user")
+    assert server_pid(folder) == pid
+    os.close(users)
 
 
 def test_users_and_the_watchdog_never_meet_a_half_stopped_server(
@@ -271,7 +288,10 @@ def test_destroy_deletes_everything_but_not_under_another_user(fresh: Path) -> N
         first.destroy()
     assert ask(second.url(), "SELECT 1") == 1
     second.destroy()
+    first.destroy()
     assert not home.exists()
+    with pytest.raises(LocalPostgresError, match="cannot be created"):
+        second.ensure_database("late")
     shutil.rmtree(fresh, ignore_errors=True)
     with pytest.raises(psycopg2.OperationalError):
         ask(second.url(), "SELECT 1")
@@ -286,7 +306,7 @@ def test_a_server_whose_folder_was_deleted_is_stopped(fresh: Path) -> None:
     shutil.rmtree(home)
     shutil.rmtree(fresh, ignore_errors=True)
     server.close()
-    until(lambda: not Path(f"/proc/{pid}").exists(), "the server stops", timeout_s=20)
+    until(lambda: not Path(f"/proc/{pid}").exists(), "the server stops", timeout_s=5)
 
 
 def test_a_server_that_cannot_start_says_why(folder: Path) -> None:

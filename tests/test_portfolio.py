@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -218,20 +220,33 @@ class TestModels:
             assert wrong_tables(planned, upto={"gold.fact_sales": BEGINNING}) == set()
         assert wrong_tables(planned) == set()
 
-    def test_plain_sqlmesh_works_in_the_folder_of_a_project(self, planned: Lakehouse) -> None:
-        """The command line needs the variables, and neither a network nor a step inside the project."""
-        done = subprocess.run(
-            [
-                Path(sys.executable).with_name("sqlmesh"),
-                "fetchdf",
-                "SELECT COUNT(*) AS n FROM gold.fact_sales",
-            ],
-            cwd=PORTFOLIO / "downstream",
-            env=os.environ | planned.environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert str(compare(planned)["gold.fact_sales"].rows_found) in done.stdout
+
+@pytest.mark.slow
+def test_what_the_readme_shows_runs(tmp_path: Path) -> None:
+    """Each command of the README ends well, in a fresh copy of the folder, and prints what is printed there."""
+    folder = tmp_path / "portfolio"
+    shutil.copytree(PORTFOLIO, folder, ignore=shutil.ignore_patterns(".*", "logs", "__pycache__"))
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MESHGATE_LEDGER", "PORTFOLIO"))
+    }
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    blocks = re.findall(
+        r"^```console\n(.*?)^```", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert len(blocks) == 2
+    for block in blocks:
+        for command, shown in re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", block, re.MULTILINE):
+            done = subprocess.run(
+                ["bash", "-c", command],
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+            assert shown in {"", done.stdout}, command
+    assert shown.count("all right") == len(oracle.TABLES)

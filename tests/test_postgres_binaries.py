@@ -185,7 +185,9 @@ def test_a_folder_planted_in_the_shared_place_is_refused(tmp_path: Path) -> None
     os.chown(planted, 65534, 65534)
     link = tmp_path / "link"
     link.symlink_to(tmp_path)
-    for path in (planted, link):
+    file = tmp_path / "file"
+    file.touch(mode=0o600)
+    for path in (planted, link, file):
         with pytest.raises(LocalPostgresError, match="not a folder of this user"):
             postgres_binaries.own_folder(path, 0o711)
 

@@ -39,6 +39,9 @@ Reason = Literal[
 ]
 
 _UNSETTLED: Final = ("stale", "marked")
+# Why nothing is recorded. Where something is, they say nothing: a cron that became slower makes
+# recorded time "not due", and that must not close a gate.
+_EXPLAINING: Final = ("missing", "late", "not_due")
 # What this very run is going to recompute heals everything else, but neither of these two.
 _NOT_HEALED: Final = ("held", "begun")
 
@@ -49,9 +52,9 @@ class Obstacle:
 
     Attributes:
         span: Of the model's own time, UTC, covered or not.
-        reason: `missing`, `late` and `not_due` tell why nothing is recorded; `failed`, `suspect`,
-            `removed`, `held` and `begun` (by another run) close the gate though something may be;
-            `stale` and `marked` close it only until the child's patience runs out.
+        reason: `missing`, `late` and `not_due` tell why nothing is recorded, and mean nothing where
+            something is; `failed`, `suspect`, `removed`, `held` and `begun` (by another run) close
+            the gate all the same; `stale` and `marked` do until the child's patience runs out.
         detail: The cause as data: audit, count, run_id, error, retry_at.
     """
 
@@ -63,6 +66,11 @@ class Obstacle:
     def grade(self) -> Grade:
         """`unclean` always closes the gate, `unsettled` for at most the child's patience."""
         return "unsettled" if self.reason in _UNSETTLED else "unclean"
+
+    @property
+    def closes(self) -> bool:
+        """Whether it closes the gate for time that is recorded, and does not only explain a hole."""
+        return self.reason not in _EXPLAINING
 
 
 @frozen
@@ -80,16 +88,12 @@ class ParentState:
     @property
     def clean(self) -> IntervalSet:
         """Covered, and nothing that always closes the gate."""
-        return self.covered - self.spans("unclean")
+        return self.covered - IntervalSet(o.span for o in self.obstacles if o.closes and o.grade == "unclean")
 
     @property
     def settled(self) -> IntervalSet:
         """Clean, and neither stale nor marked."""
-        return self.clean - self.spans("unsettled")
-
-    def spans(self, grade: Grade) -> IntervalSet:
-        """The time of all obstacles of a grade."""
-        return IntervalSet(o.span for o in self.obstacles if o.grade == grade)
+        return self.covered - IntervalSet(o.span for o in self.obstacles if o.closes)
 
 
 @frozen
@@ -147,12 +151,10 @@ class _Lack:
     @classmethod
     def of(cls, life: Interval, state: ParentState, produced: IntervalSet) -> _Lack:
         there = IntervalSet((life,)) & (state.covered | produced)
-        unclean = [
-            piece
-            for o in state.obstacles
-            if o.grade == "unclean"
-            for piece in _cut(o, life, IntervalSet.empty() if o.reason in _NOT_HEALED else produced)
-        ]
+        unclean: list[Obstacle] = []
+        for o in (o for o in state.obstacles if o.grade == "unclean"):
+            healed = produced if o.closes else there
+            unclean += _cut(o, life, IntervalSet.empty() if o.reason in _NOT_HEALED else healed)
         unexplained = IntervalSet((life,)) - there - IntervalSet(o.span for o in unclean)
         unclean += (Obstacle(span, "missing") for span in unexplained)
         # Where something worse is known, that is the cause.
@@ -263,6 +265,7 @@ def _unloaded(
     """The whole of `wanted`, if the parent was never loaded or something is wrong with any of it."""
     child, parent = graph[gate.child], graph[gate.parent]
     causes = [o for o in known.obstacles if o.grade == "unclean" and (o.reason in _NOT_HEALED or not made)]
+    causes = [o for o in causes if o.closes or not (known.covered or made)]
     if not causes and not known.covered and not made:
         causes = [Obstacle(parent.life, "missing")]
     for cause in causes:

@@ -188,6 +188,11 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self.database = database
 
+    def server(self) -> tuple[int, datetime]:
+        """The server's version number (140005 is 14.5) and its own clock, UTC; also where there is no ledger yet."""
+        row = self.database.one("server", again=True)
+        return int(row["version"]), _utc(row["now"])
+
     def clock(self) -> datetime:
         """The database's present instant, UTC: the only clock that decides."""
         return _utc(self.database.one("clock", again=True)["now"])

@@ -112,8 +112,11 @@ class LocalPostgres:
         """
         if not name or len(name.encode()) > 63 or "\0" in name:
             raise LocalPostgresError(f"a database cannot be called {name!r}", hint="1 to 63 bytes")
-        with _alone(self._home / "start.lock"):
-            self._create(name)
+        try:
+            with _alone(self._home / "start.lock"):
+                self._create(name)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise LocalPostgresError(f"database {name!r} cannot be created: {error}") from error
         return self.url(name)
 
     def url(self, database: str = DATABASE) -> str:
@@ -139,13 +142,14 @@ class LocalPostgres:
             self._users = None
 
     def destroy(self) -> None:
-        """Stop the server and delete its data, for tests and for starting anew.
+        """Stop the server and delete its data, for tests and for starting anew; safe to repeat.
 
         Raises:
             LocalPostgresError: Another user is attached; nothing was done but to close this one.
         """
         self.close()
-        with _alone(self._home / "start.lock"):
+        # Another user may delete everything at any moment before we have the lock.
+        with suppress(FileNotFoundError), _alone(self._home / "start.lock"):
             users = _open(self._home / "users.lock")
             try:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)

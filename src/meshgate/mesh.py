@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from meshgate.bridge.project import SqlmeshProject
     from meshgate.config import MeshConfig, ProjectConfig
+    from meshgate.coordinator.doctor import Diagnosis
+    from meshgate.coordinator.explain import GateAnswer, Why
+    from meshgate.coordinator.status import Status, Wait
+    from meshgate.interval import Interval
     from meshgate.local_postgres import LocalPostgres
 
 
@@ -128,3 +132,74 @@ class Mesh:
         return coordinator.run(
             self._bench, project, environment=environment, now=now, dry_run=dry_run, overlap=overlap
         )
+
+    def status(self, *, environment: str | None = None, now: datetime | None = None) -> Status:
+        """Where every project and model is, and every root cause of what does not move.
+
+        Args:
+            environment: SQLMesh's environment; by default the one that the configured projects share.
+            now: An instant in the past to stand for the present, UTC.
+
+        Raises:
+            NotDeployedError: Nothing was deployed in the environment.
+        """
+        from meshgate.coordinator.status import status
+
+        return status(self._bench, environment=environment, now=now)
+
+    def waits(self, project: str, *, environment: str, now: datetime | None = None) -> tuple[Wait, ...]:
+        """Every root cause that keeps back something of one project: the part of `status` that a run reports."""
+        from meshgate.coordinator.status import waits
+
+        return waits(self._bench, project, environment, now)
+
+    def why(
+        self, model: str, interval: Interval | None = None, *, environment: str | None = None, now: datetime | None = None
+    ) -> Why:
+        """Why an interval of a model is not there, down to the root, or how it came to be.
+
+        Args:
+            model: Its name, or the last parts of it.
+            interval: Whole units of the model, UTC; by default the oldest that is due and not clean.
+            environment: SQLMesh's environment; by default the one that the configured projects share.
+            now: An instant in the past to stand for the present, UTC.
+
+        Raises:
+            UnknownModelError: There is no such model; names the nearest.
+            IntervalError: The interval is not aligned; names the nearest one that is.
+            NotDeployedError: Nothing was deployed in the environment.
+        """
+        from meshgate.coordinator.explain import why
+
+        return why(self._bench, model, interval, environment=environment, now=now)
+
+    def gate(
+        self, model: str, interval: Interval, *, environment: str | None = None, now: datetime | None = None
+    ) -> GateAnswer:
+        """Whether an interval of a model could be evaluated now, whatever is recorded of it. Arguments as in `why`."""
+        from meshgate.coordinator.explain import gate
+
+        return gate(self._bench, model, interval, environment=environment, now=now)
+
+    @classmethod
+    def doctor(cls, path: str | Path | None = None) -> Diagnosis:
+        """Look at configuration, ledger, projects and versions, and report all that is found; nothing is written.
+
+        Args:
+            path: `meshgate.yaml` or its folder; by default it is looked for here and in the parents.
+        """
+        from pathlib import Path
+
+        from meshgate.coordinator.doctor import examine
+
+        opened: list[Mesh] = []
+
+        def connect(config: MeshConfig) -> Workbench:
+            opened.append(cls(config, check=False))
+            return opened[0]._bench  # noqa: SLF001 - its own class
+
+        try:
+            return examine(Path(path) if path is not None else None, connect)
+        finally:
+            for mesh in opened:
+                mesh.close()

@@ -84,6 +84,7 @@ def open_home(folder: Path) -> Path:
     key = hashlib.sha256(os.fsencode(own)).hexdigest()[:16]
     name = f"meshgate-{os.geteuid()}-{key}"
     home = postgres_binaries.own_folder(postgres_binaries.shared_place(account) / name, 0o711)
+    _write(home / "belongs-to", f"{own}\n")  # for people who clean up the shared place
     _write(pointer, f"{home}\n{own}\n")
     return home
 

@@ -4,6 +4,10 @@
 -- name: schema_version
 SELECT schema_version, test_clock FROM meshgate.ledger;
 
+-- name: server
+-- Also where there is no ledger yet.
+SELECT current_setting('server_version_num')::integer AS version, clock_timestamp() AS now;
+
 -- name: clock
 SELECT meshgate.clock() AS now;
 

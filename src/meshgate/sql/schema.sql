@@ -210,6 +210,7 @@ CREATE TABLE meshgate.coverage (
     CONSTRAINT "coverage never overlaps" EXCLUDE USING gist (
         int8range(version_id, version_id, '[]') WITH =, span WITH &&)
 );
+CREATE INDEX coverage_of_version ON meshgate.coverage (version_id);
 CREATE INDEX coverage_unmirrored ON meshgate.coverage (version_id) WHERE mirrored_at IS NULL;
 CREATE INDEX coverage_of_run ON meshgate.coverage (run_id);
 
@@ -225,7 +226,8 @@ CREATE TABLE meshgate.mark (
     detail       jsonb       NOT NULL DEFAULT '{}',  -- audit, count, error, cause
     made_at      timestamptz NOT NULL
 );
-CREATE INDEX mark_of_version ON meshgate.mark USING gist (int8range(version_id, version_id, '[]'), span);
+CREATE INDEX mark_of_version ON meshgate.mark (version_id);
+CREATE INDEX mark_of_span ON meshgate.mark USING gist (int8range(version_id, version_id, '[]'), span);
 
 CREATE TABLE meshgate.dirty_span (
     version_id    bigint NOT NULL REFERENCES meshgate.version,
@@ -383,7 +385,8 @@ BEGIN
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    FOR c IN SELECT k.claim_id FROM meshgate.claim k WHERE k.run_id = p_run_id AND k.state = 'begun' LOOP
+    FOR c IN SELECT k.claim_id FROM meshgate.claim k WHERE k.run_id = p_run_id AND k.state = 'begun'
+             ORDER BY k.version_id, k.span LOOP
         PERFORM meshgate.distrust_claim(c.claim_id, 'suspect', jsonb_build_object('cause', p_why));
         UPDATE meshgate.claim SET state = 'lost', ended_at = present,
                quarantined_until = CASE WHEN p_gone THEN present ELSE r.expires_at + r.grace END
@@ -484,7 +487,8 @@ BEGIN
         SELECT state INTO ended FROM meshgate.run WHERE run_id = p_run_id;
         RETURN ended;
     END IF;
-    FOR c IN SELECT k.claim_id FROM meshgate.claim k WHERE k.run_id = p_run_id AND k.state = 'begun' LOOP
+    FOR c IN SELECT k.claim_id FROM meshgate.claim k WHERE k.run_id = p_run_id AND k.state = 'begun'
+             ORDER BY k.version_id, k.span LOOP
         PERFORM meshgate.distrust_claim(c.claim_id, 'suspect', jsonb_build_object('cause', 'the run ended before it was committed'));
         UPDATE meshgate.claim SET state = 'lost', ended_at = present, quarantined_until = present WHERE claim_id = c.claim_id;
     END LOOP;
@@ -593,7 +597,10 @@ BEGIN
           UNION ALL
           SELECT v, 'missing', p_span, '{}'::jsonb FROM unnest(p_loaded) AS v
           WHERE NOT EXISTS (SELECT FROM meshgate.coverage c
-                            WHERE int8range(c.version_id, c.version_id, '[]') = int8range(v, v, '[]'))) o;
+                            WHERE int8range(c.version_id, c.version_id, '[]') = int8range(v, v, '[]'))
+          UNION ALL
+          SELECT v, u.reason, u.span, u.detail FROM unnest(p_loaded) AS v, meshgate.unclean(v, '(,)') u
+          WHERE u.reason <> 'missing') o;
     IF refused IS NOT NULL THEN
         RETURN jsonb_build_object('refused', refused);
     END IF;
@@ -630,11 +637,13 @@ CREATE FUNCTION meshgate.commit_claim(p_run_id bigint, p_version_id bigint, p_sp
 RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     present timestamptz;
+    piece bigint;
     held meshgate.claim;
     made bigint;
     whole boolean;
     stamped tstzrange;
     asked timestamptz;
+    upto timestamptz;
     old record;
 BEGIN
     PERFORM meshgate.lock_ledger();
@@ -643,9 +652,8 @@ BEGIN
         PERFORM meshgate.refuse_write(p_run_id, p_version_id, p_span);
         RETURN NULL;
     END IF;
-    SELECT c.* INTO held FROM meshgate.claim c
-    WHERE c.claim_id = meshgate.claim_piece(p_run_id, p_version_id, p_span, '{begun}');
-    IF held.claim_id IS NULL THEN
+    piece := meshgate.claim_piece(p_run_id, p_version_id, p_span, '{begun}');
+    IF piece IS NULL THEN
         -- The answer to an earlier call may have been lost on its way: saying it again is not doing it again.
         SELECT max(c.revision) INTO made FROM meshgate.coverage c
         WHERE c.run_id = p_run_id AND c.version_id = p_version_id AND c.span @> p_span;
@@ -654,17 +662,23 @@ BEGIN
         END IF;
         RAISE EXCEPTION 'run % has not begun %', p_run_id, p_span USING ERRCODE = 'MG002';
     END IF;
+    SELECT c.* INTO held FROM meshgate.claim c WHERE c.claim_id = piece;
     SELECT v.as_of INTO whole FROM meshgate.version v WHERE v.version_id = p_version_id;
     made := meshgate.next_revision();
     stamped := p_span;
     IF whole THEN
-        -- A refresh stamps its new part and everything from the first instant on that it was asked to redo.
+        -- A refresh stamps its new part, and what there is from the first instant on that it was asked to redo.
         -- Not what a crash left suspect: that touches only the readers in flight (dirty spans).
-        SELECT min(lower(m.span)) INTO asked FROM meshgate.mark m
+        SELECT least(lower(p_span), greatest(min(coalesce(lower(m.span), known.first)), known.first)),
+               greatest(upper(p_span), known.frontier)
+        INTO asked, upto
+        FROM meshgate.mark m, (SELECT min(lower(c.span)) AS first, max(upper(c.span)) AS frontier
+                               FROM meshgate.coverage c WHERE c.version_id = p_version_id) known
         WHERE m.version_id = p_version_id AND m.kind IN ('requested', 'removed') AND m.revision <= held.read_revision
-          AND NOT lower_inf(m.span);
-        IF asked < lower(p_span) THEN
-            stamped := tstzrange(asked, upper(p_span));
+          AND known.first IS NOT NULL
+        GROUP BY known.first, known.frontier;
+        IF FOUND THEN
+            stamped := tstzrange(asked, upto);
         END IF;
     END IF;
     PERFORM meshgate.carve_coverage(p_version_id, stamped);
@@ -686,7 +700,7 @@ BEGIN
     FOR old IN SELECT c.span * p_lookback AS span FROM meshgate.coverage c
                WHERE p_lookback IS NOT NULL AND NOT isempty(p_lookback)
                  AND int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
-                 AND c.span && p_lookback AND c.read_revision < held.opened_revision LOOP
+                 AND c.span && p_lookback AND c.read_revision < held.opened_revision ORDER BY c.span LOOP
         PERFORM meshgate.put_mark(p_version_id, old.span, 'lookback', p_run_id, '{}');
     END LOOP;
     PERFORM meshgate.note('interval.committed', p_run_id, p_version_id, p_span,
@@ -786,12 +800,14 @@ END $$;
 
 -- Makes the ledger's picture of one environment what SQLMesh promotes there. The models whose version changed.
 -- A version that replaces another takes the promotion's own revision: whoever read the old one before reads anew.
+-- What it had read before the old one was made, or was asked to be made again, is suspect: marks belong to the model.
 -- p_projects: whose models this SQLMesh state holds; those of projects with another state are left alone.
 CREATE FUNCTION meshgate.sync_environment(p_environment text, p_plan_id text, p_projects text[], p_models jsonb, p_edges jsonb)
 RETURNS SETOF text LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     made bigint;
     changed bigint[];
+    doubt record;
 BEGIN
     PERFORM meshgate.lock_ledger();
     INSERT INTO meshgate.environment (environment, plan_id, synced_at) VALUES (p_environment, p_plan_id, meshgate.clock())
@@ -805,6 +821,25 @@ BEGIN
     FROM incoming i JOIN meshgate.promotion p ON p.environment = p_environment AND p.model_id = i.model_id
     WHERE p.version_id <> i.version_id;
     IF changed IS NOT NULL THEN
+        FOR doubt IN
+            SELECT older.version_id, older.kind, unnest(range_agg(older.span)) AS span
+            FROM (SELECT i.version_id, 'suspect' AS kind, n.span * o.span AS span
+                  FROM incoming i JOIN meshgate.promotion p ON p.environment = p_environment AND p.model_id = i.model_id
+                  JOIN meshgate.coverage n ON n.version_id = i.version_id
+                  JOIN meshgate.coverage o ON o.version_id = p.version_id AND o.span && n.span AND o.revision > n.read_revision
+                  WHERE p.version_id <> i.version_id
+                  UNION ALL
+                  SELECT i.version_id, CASE WHEN m.kind IN ('requested', 'lookback') THEN m.kind ELSE 'suspect' END,
+                         n.span * m.span
+                  FROM incoming i JOIN meshgate.promotion p ON p.environment = p_environment AND p.model_id = i.model_id
+                  JOIN meshgate.coverage n ON n.version_id = i.version_id
+                  JOIN meshgate.mark m ON m.version_id = p.version_id AND m.span && n.span AND m.revision > n.read_revision
+                  WHERE p.version_id <> i.version_id) older
+            GROUP BY older.version_id, older.kind ORDER BY 1, 2, 3
+        LOOP
+            PERFORM meshgate.put_mark(doubt.version_id, doubt.span, doubt.kind, NULL, jsonb_build_object(
+                'cause', 'the version that it replaces was made, or was to be made, after this one had read its sources'));
+        END LOOP;
         made := meshgate.next_revision();
         UPDATE meshgate.coverage SET revision = made WHERE version_id = ANY (changed);
     ELSE
@@ -891,6 +926,10 @@ BEGIN
                       AND (k.state = 'begun' OR k.state = 'lost' AND k.quarantined_until > meshgate.clock())) THEN
             PERFORM meshgate.put_mark(p_version_id, row.piece, 'suspect', NULL, jsonb_build_object(
                 'cause', 'recorded by plain SQLMesh, and not proven to have read complete parents'));
+            -- It was written at some time since the last look; whoever has read the table since may have met it.
+            INSERT INTO meshgate.dirty_span (version_id, from_revision)
+            SELECT p_version_id, coalesce(v.reconciled_revision, 0) WHERE v.as_of
+            ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL;
             finding := 'suspect';
             RETURN NEXT;
         END IF;
@@ -922,7 +961,7 @@ END $$;
 -- Housekeeping
 ---------------------------------------------------------------------------------------------------------------
 
--- Forgets ended claims and events older than p_keep, and the runs that nothing names any more.
+-- Forgets ended claims and events older than p_keep, and the runs that nothing names and nothing may come from.
 CREATE FUNCTION meshgate.prune(p_keep interval) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     before timestamptz := meshgate.clock() - p_keep;
@@ -930,7 +969,8 @@ BEGIN
     PERFORM meshgate.lock_ledger();
     DELETE FROM meshgate.event WHERE at < before;
     DELETE FROM meshgate.claim WHERE ended_at < before AND (quarantined_until IS NULL OR quarantined_until < before);
-    DELETE FROM meshgate.run r WHERE r.ended_at < before
+    -- A lost run may still write; without its row nobody would remember that it did.
+    DELETE FROM meshgate.run r WHERE r.ended_at < before AND r.state <> 'lost'
       AND NOT EXISTS (SELECT FROM meshgate.claim c WHERE c.run_id = r.run_id)
       AND NOT EXISTS (SELECT FROM meshgate.coverage c WHERE c.run_id = r.run_id)
       AND NOT EXISTS (SELECT FROM meshgate.mark m WHERE m.run_id = r.run_id);

@@ -1,0 +1,223 @@
+"""Results as JSON documents: `{"schema": "meshgate.status", "version": 1, ...}`.
+
+Instants are ISO 8601 with `Z`, intervals `{"start", "end"}`, half-open; an end of all time is null. Durations are
+seconds in keys that end in `_s`. Keys are only ever added within a version; secrets are in none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval, IntervalSet
+from meshgate.report import wording
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from meshgate.coordinator.causes import Cause
+    from meshgate.coordinator.doctor import Diagnosis
+    from meshgate.coordinator.explain import GateAnswer, ProjectRuns, Why
+    from meshgate.coordinator.plan import Plan
+    from meshgate.coordinator.run import RunReport
+    from meshgate.coordinator.status import ModelStatus, Status, Wait
+    from meshgate.errors import MeshgateError
+    from meshgate.gate import Blocked
+    from meshgate.ledger import Busy, CoverageRow
+
+VERSION = 1
+
+
+def document(name: str, **facts: Any) -> dict[str, Any]:
+    """One document: its schema and version, and the facts as plain data."""
+    return {"schema": f"meshgate.{name}", "version": VERSION, **{key: plain(value) for key, value in facts.items()}}
+
+
+def dumped(found: Mapping[str, Any]) -> str:
+    """A document as text."""
+    return json.dumps(found, indent=2, ensure_ascii=False)
+
+
+def plain(value: Any) -> Any:
+    """A value as what JSON knows."""
+    if isinstance(value, datetime):
+        if value in (MIN_INSTANT, MAX_INSTANT):
+            return None
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, Interval):
+        return {"start": plain(value.start), "end": plain(value.end)}
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset, IntervalSet)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value) if isinstance(value, Path) else _record(value)
+
+
+def _record(value: Any) -> Any:
+    if attrs.has(type(value)):
+        return {a.name: plain(getattr(value, a.name)) for a in attrs.fields(type(value))}
+    return str(value)
+
+
+def cause(found: Cause, now: datetime | None = None) -> dict[str, Any]:
+    """A tree of causes; `message` is the sentence that people see."""
+    return {
+        "model": found.model,
+        "project": found.project,
+        "intervals": plain(found.time),
+        "reason": found.reason,
+        "message": wording.because_of(found.reason, found.detail, now),
+        "detail": plain(found.detail),
+        "ready": found.ready,
+        "remedy": found.remedy,
+        "above": found.above,
+        "because": [cause(inner, now) for inner in found.because],
+    }
+
+
+def _blocked(entries: Iterable[Blocked]) -> list[dict[str, Any]]:
+    return [
+        {**plain(_record(b)), "message": wording.because_of(b.reason, b.detail)} for b in entries
+    ]
+
+
+def _row(row: CoverageRow) -> dict[str, Any]:
+    facts: dict[str, Any] = _record(row)
+    facts["duration_s"] = facts.pop("duration")
+    return facts
+
+
+def _runs(runs: ProjectRuns) -> dict[str, Any]:
+    facts: dict[str, Any] = _record(runs)
+    return facts
+
+
+def _busy(busy: Busy | None) -> dict[str, Any] | None:
+    if busy is None:
+        return None
+    holder = {key: busy.holder.get(key) for key in ("host", "pid")}
+    return {**_record(attrs.evolve(busy, holder={})), "holder": holder}
+
+
+def _wait(wait: Wait, now: datetime) -> dict[str, Any]:
+    return {
+        "causes": [cause(root, now) for root in wait.causes],
+        "waiting": [
+            {"model": model, "project": project, "intervals": plain(time)} for model, project, time in wait.waiting
+        ],
+    }
+
+
+def _model(model: ModelStatus) -> dict[str, Any]:
+    facts: dict[str, Any] = _record(model)
+    facts["late_s"] = facts.pop("late")
+    return facts
+
+
+def status(found: Status) -> dict[str, Any]:
+    """`meshgate.status`."""
+    projects = [
+        {
+            "project": p.project,
+            "deployed": p.deployed,
+            "schedule": p.schedule,
+            "live": plain(p.runs.live),
+            "last": plain(p.runs.last),
+            "models": [_model(m) for m in p.models],
+        }
+        for p in found.projects
+    ]
+    return document(
+        "status",
+        environment=found.environment,
+        now=found.now,
+        projects=projects,
+        waits=[_wait(w, found.now) for w in found.waits],
+    )
+
+
+def why(found: Why) -> dict[str, Any]:
+    """`meshgate.why`."""
+    facts: dict[str, Any] = _record(found)
+    facts["recorded"] = [_row(row) for row in found.recorded]
+    facts["causes"] = [cause(c, found.now) for c in found.causes]
+    facts["roots"] = [cause(c, found.now) for c in found.roots]
+    facts["runs"] = [_runs(r) for r in found.runs]
+    return document("why", **facts)
+
+
+def gate(found: GateAnswer) -> dict[str, Any]:
+    """`meshgate.gate`."""
+    facts: dict[str, Any] = _record(found)
+    facts["blocked"] = _blocked(found.blocked)
+    return document("gate", ready=found.ready, **facts)
+
+
+def doctor(found: Diagnosis) -> dict[str, Any]:
+    """`meshgate.doctor`."""
+    return document("doctor", outcome=found.outcome, checks=[_record(check) for check in found.checks])
+
+
+def plan(found: Plan) -> dict[str, Any]:
+    """What a run would do: the part of `meshgate.run` that a dry run fills."""
+    return {
+        "models": [
+            {
+                "model": m.name,
+                "project": m.project,
+                "fresh": plain(m.fresh),
+                "redo": plain(m.redo),
+                "lookback": plain(m.lookback),
+                "due_upto": plain(m.upto),
+                "next_due": plain(m.next_due),
+            }
+            for m in found.models
+        ]
+    }
+
+
+def run(report: RunReport, waits: tuple[Wait, ...], exit_code: int, verb: str = "run") -> dict[str, Any]:
+    """`meshgate.run` and `meshgate.deploy`."""
+    return document(
+        verb,
+        project=report.project,
+        environment=report.environment,
+        now=report.now,
+        state=report.state,
+        exit_code=exit_code,
+        run_id=report.run_id,
+        committed=[{"model": m, "intervals": plain(t)} for m, t in report.committed.items()],
+        failed=[_record(f) for f in report.failed],
+        warned=[_record(f) for f in report.warned],
+        blocked=_blocked(report.blocked),
+        waits=[_wait(w, report.now) for w in waits],
+        findings=[_record(f) for f in report.findings],
+        unmirrored=[{"model": m, "interval": plain(i), "problem": p} for m, i, p in report.unmirrored],
+        plan=plan(report.plan) if report.plan is not None and report.state == "planned" else None,
+        busy=_busy(report.busy),
+        error=report.error,
+    )
+
+
+def error(found: MeshgateError) -> dict[str, Any]:
+    """`meshgate.error`: what a command with `--json` answers when it cannot answer."""
+    return document(
+        "error",
+        error=type(found).__name__,
+        message=found.message,
+        hint=found.hint,
+        exit_code=found.exit_code,
+        fields=found.fields,
+    )

@@ -1,0 +1,150 @@
+"""Real processes, killed for real at the three places where a run can leave the two records apart (G3, G4)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from tiny_mesh import TinyMesh, at, span
+
+from meshgate.interval import IntervalSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from meshgate.local_postgres import LocalPostgres
+
+GOLD_HOURLY, SILVER_EVENTS, BRONZE_EVENTS = '"lake"."gold"."hourly"', '"lake"."silver"."events"', '"lake"."bronze"."events"'
+
+KILL = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+BEFORE_THE_LEDGER = f"""
+from meshgate.coordinator.journal import RunJournal
+def commit(self, name, *args, **kwargs):
+    {KILL}
+RunJournal.commit = commit
+"""
+BEFORE_SQLMESH = f"""
+from meshgate.bridge.scheduler import GatedScheduler
+def record(self, *args, **kwargs):
+    {KILL}
+GatedScheduler._record = record
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, postgres: LocalPostgres, extensions: None) -> TinyMesh:
+    return TinyMesh(tmp_path, postgres)
+
+
+def start(tiny: TinyMesh, project: str, minutes: float, prelude: str = "") -> subprocess.Popen[str]:
+    """A run in a process of its own."""
+    code = textwrap.dedent(prelude) + (
+        "\nfrom datetime import datetime\nfrom meshgate.mesh import Mesh\n"
+        f"with Mesh.open({str(tiny.folder)!r}) as mesh:\n"
+        f"    report = mesh.run({project!r}, now=datetime.fromisoformat({at(minutes).isoformat()!r}))\n"
+        "    print(report.state)\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=tiny.environment()
+    )
+
+
+def wait_until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    """Poll for an observed condition."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"never seen: {what}"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("prelude", [BEFORE_THE_LEDGER, BEFORE_SQLMESH], ids=["before-the-ledger", "before-sqlmesh"])
+@pytest.mark.parametrize("project", ["upstream", "downstream"])
+def test_a_run_killed_between_its_writes_is_finished_by_the_next(tiny: TinyMesh, prelude: str, project: str) -> None:
+    """Killed after the engine's write, before one of the records: the next run makes every table right, once."""
+    tiny.feed(0, 240)
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+        mesh.deploy("downstream", now=at(60))
+        if project == "downstream":
+            mesh.run("upstream", now=at(120))
+        dying = start(tiny, project, 120, prelude)
+        assert dying.wait(60) == -signal.SIGKILL, dying.stderr.read() if dying.stderr else ""
+        # Nobody has to wait for the lease: the process is proven to be gone.
+        assert mesh.run("upstream", now=at(120)).exit_code == 0
+        report = mesh.run("downstream", now=at(120))
+        assert report.exit_code == 0
+        assert mesh.ledger.runs()[0]["state"] in {"done", "nothing_to_do"}
+        assert not [m for s in mesh.ledger.states(mesh.ledger.manifest("prod").version_ids.values()).values() for m in s.marks]
+    tiny.check(120)
+
+
+
+
+def test_a_run_killed_while_the_engine_works_is_finished_by_the_next(tiny: TinyMesh) -> None:
+    """Killed in the middle of a statement: nothing is recorded, the range is suspect, the next run does it."""
+    tiny.feed(0, 240)
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+        mesh.deploy("downstream", now=at(60))
+        # The source answers slowly, so that the kill meets a statement at work.
+        tiny.sql(
+            tiny.source_url,
+            "ALTER TABLE events RENAME TO stored; CREATE FUNCTION slow() RETURNS boolean LANGUAGE sql VOLATILE AS "
+            "$$ SELECT true FROM pg_sleep(60) $$; CREATE VIEW events AS SELECT * FROM stored WHERE slow()",
+        )
+        dying = start(tiny, "upstream", 120)
+
+        def working() -> bool:
+            found = tiny.sql(
+                tiny.state_url,
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' "
+                f"AND datname = 'src_{tiny.key}' AND state = 'active'",
+            )
+            return bool(found[0][0]) or dying.poll() is not None
+
+        wait_until(working, "a statement that sleeps in the source")
+        os.kill(dying.pid, signal.SIGKILL)
+        assert dying.wait(60) == -signal.SIGKILL, dying.stderr.read() if dying.stderr else ""
+        tiny.sql(
+            tiny.source_url,
+            "DROP VIEW events; ALTER TABLE stored RENAME TO events; "
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = 'src_{tiny.key}'",
+        )
+        report = mesh.run("upstream", now=at(120))
+        assert report.committed == {
+            BRONZE_EVENTS: IntervalSet([span(60, 120)]), SILVER_EVENTS: IntervalSet([span(60, 120)]),
+        }  # fmt: skip
+        mesh.run("downstream", now=at(120))
+    tiny.check(120)
+
+
+def test_a_second_run_is_skipped_while_the_first_one_works(tiny: TinyMesh) -> None:
+    """G2: the second run of a project is told who works, and nothing is evaluated twice."""
+    tiny.feed(0, 240)
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+        tiny.sql(
+            tiny.source_url,
+            "ALTER TABLE events RENAME TO stored; CREATE FUNCTION slow() RETURNS boolean LANGUAGE sql VOLATILE AS "
+            "$$ SELECT true FROM pg_sleep(2) $$; CREATE VIEW events AS SELECT s.* FROM stored s, (SELECT slow() OFFSET 0) o",
+        )
+        first = start(tiny, "upstream", 120)
+        wait_until(
+            lambda: bool(mesh.ledger.runs("upstream")[0]["state"] == "running") or first.poll() is not None,
+            "the first run",
+        )
+        second = mesh.run("upstream", now=at(120))
+        assert second.state == "skipped"
+        assert second.exit_code == 4
+        assert second.busy is not None
+        assert second.busy.holder["pid"] == first.pid
+        out, errors = first.communicate(timeout=60)
+        assert out.strip().endswith("done"), errors
+        assert mesh.run("upstream", now=at(120)).state == "nothing_to_do"

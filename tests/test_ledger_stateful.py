@@ -1,0 +1,335 @@
+"""Any history of a ledger, told step by step to the real one and to a plain model of it; they never differ."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from ledger_oracle import GRID, WHOLE, Cells, Oracle, Refused, Version, runs_of
+from ledger_scene import CELLS, GRACE, TTL, Scene, at, cells, span
+from strategies import examples
+
+from meshgate.db import SCHEMA_VERSION
+from meshgate.errors import LeaseLostError, LedgerError
+from meshgate.ledger import WHOLE as ALL_TIME
+from meshgate.ledger import Busy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshgate.interval import Interval
+    from meshgate.ledger import Ledger
+
+EMPTY = f"""
+DO $$ BEGIN
+    EXECUTE (SELECT 'TRUNCATE ' || string_agg(format('meshgate.%I', tablename), ', ') || ' RESTART IDENTITY'
+             FROM pg_tables WHERE schemaname = 'meshgate');
+    INSERT INTO meshgate.ledger (schema_version, test_clock) VALUES ({SCHEMA_VERSION}, true);
+END $$
+"""
+
+LOOK = """
+SELECT (SELECT revision FROM meshgate.ledger) AS revision,
+  (SELECT jsonb_object_agg(run_id, jsonb_build_array(state, extract(epoch FROM expires_at)))
+   FROM meshgate.run) AS runs,
+  (SELECT jsonb_agg(jsonb_build_array(run_id, version_id, lower(span), upper(span), state, opened_revision,
+                                      read_revision, quarantined_until))
+   FROM meshgate.claim) AS claims,
+  (SELECT jsonb_agg(jsonb_build_array(version_id, lower(span), upper(span), revision, read_revision, run_id, verdict,
+                                      committed_at, mirrored_at))
+   FROM meshgate.coverage) AS coverage,
+  (SELECT jsonb_agg(jsonb_build_array(version_id, kind, lower(span), upper(span), revision, attempts))
+   FROM meshgate.mark) AS marks,
+  (SELECT jsonb_agg(jsonb_build_array(version_id, from_revision, to_revision)) FROM meshgate.dirty_span) AS dirty,
+  (SELECT jsonb_object_agg(version_id, reconciled_revision) FROM meshgate.version) AS reconciled,
+  (SELECT count(*) FROM meshgate.claim a JOIN meshgate.claim b ON a.claim_id < b.claim_id
+     AND a.version_id = b.version_id AND a.span && b.span
+     AND a.state IN ('open', 'begun') AND b.state IN ('open', 'begun')) AS overlapping,
+  (SELECT count(*) FROM meshgate.claim c WHERE c.state = 'begun' AND EXISTS (
+     SELECT FROM unnest(%(hours)s::tstzrange[]) AS h WHERE h <@ c.span
+       AND NOT EXISTS (SELECT FROM meshgate.unclean(c.version_id, h)))) AS begun_and_clean
+"""
+HOURS = [f"[{at(c).isoformat()},{at(c + 1).isoformat()})" for c in range(CELLS)]
+
+EXPECTED_ERRORS = {"lost": LeaseLostError, "no claim": LedgerError, "future": LedgerError}
+
+
+def instant(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text).astimezone(UTC) if text else None
+
+
+def time_of(lower: str | None, upper: str | None) -> Cells:
+    if lower is None or upper is None:
+        assert lower is None, "only all of time is unbounded"
+        assert upper is None, "only all of time is unbounded"
+        return cells(ALL_TIME)
+    return frozenset(range((instant(lower) - at(0)) // timedelta(hours=1), (instant(upper) - at(0)) // timedelta(hours=1)))
+
+
+def interval_of(piece: Cells) -> Interval:
+    return ALL_TIME if piece == WHOLE else span(min(piece), max(piece) + 1)
+
+
+@st.composite
+def stretches(draw: st.DrawFn, within: Cells = GRID) -> Cells:
+    """Some neighbouring cells; often one or two."""
+    low, high = min(within), max(within)
+    start = draw(st.integers(low, high))
+    return frozenset(range(start, draw(st.integers(start, min(high, start + 3))) + 1))
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Two models by time, one as-of model; two projects whose runs may claim any of them."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        ledger.database.execute(EMPTY)
+        self.scene = Scene(ledger)
+        self.ledger = ledger
+        self.oracle = Oracle(self.scene.now)
+        self.made: list[int] = [0]
+        for name, as_of in (("parent", False), ("child", False), ("dimension", True)):
+            self.oracle.versions[self.scene.version(name, as_of=as_of)] = Version(as_of)
+
+    def both(self, theirs: Callable[[], Any], ours: Callable[[], Any]) -> tuple[Any, Any]:
+        """Ask both; the same error counts as the same answer."""
+        try:
+            expected = ours()
+        except Refused as refused:
+            try:
+                theirs()
+            except LedgerError as error:
+                assert type(error) is EXPECTED_ERRORS[str(refused)], error  # noqa: PT017
+                return None, None
+            raise AssertionError(f"the ledger did not refuse: {refused}") from None
+        return theirs(), expected
+
+    def some_run(self, data: st.DataObject) -> int:
+        """Any run, newer ones more often."""
+        count = len(self.oracle.runs)
+        return count - min(data.draw(st.integers(0, 3), label="runs back"), count - 1)
+
+    def some_claim(self, data: st.DataObject, *states: str) -> tuple[int, int, Cells]:
+        """A run, a version and time that it claims in one of the states; sometimes anything at all."""
+        known = [c for c in self.oracle.claims if c.state in states]
+        if not known or data.draw(st.integers(0, 9), label="sensible") == 9:
+            return self.some_run(data), self.some_version(data), data.draw(stretches(), label="cells")
+        claim = data.draw(st.sampled_from(known[-8:]), label="claim")
+        return claim.run, claim.version, data.draw(stretches(claim.cells & GRID), label="cells")
+
+    def some_version(self, data: st.DataObject) -> int:
+        return data.draw(st.sampled_from(sorted(self.oracle.versions)), label="version")
+
+    has_runs = precondition(lambda self: bool(self.oracle.runs))
+
+    # runs
+
+    @rule(
+        project=st.sampled_from(["up", "down"]),
+        ttl=st.sampled_from([TTL, 2 * TTL]),
+        as_of=st.sampled_from([None, None, -1, 0, 1]),
+    )
+    def acquire(self, project: str, ttl: timedelta, as_of: int | None) -> None:
+        pinned = None if as_of is None else self.oracle.now + timedelta(seconds=as_of)
+        answer, expected = self.both(
+            lambda: self.ledger.acquire(project, "prod", "run", {}, ttl=ttl, grace=GRACE, as_of=pinned),
+            lambda: self.oracle.acquire(project, ttl, GRACE, pinned),
+        )
+        if answer is not None:
+            what = "busy" if isinstance(answer, Busy) else "lease"
+            assert (what, answer.run_id, answer.expires_at) == expected
+
+    @has_runs
+    @rule(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        run = self.some_run(data)
+        answer, expected = self.both(lambda: self.ledger.renew(run), lambda: self.oracle.renew(run))
+        assert answer == expected
+
+    @has_runs
+    @rule(data=st.data(), state=st.sampled_from(["done", "failed", "nothing_to_do"]))
+    def finish(self, data: st.DataObject, state: str) -> None:
+        run = self.some_run(data)
+        answer, expected = self.both(
+            lambda: self.ledger.finish(run, state, {}), lambda: self.oracle.finish(run, state)
+        )
+        assert answer == expected
+
+    @has_runs
+    @rule(data=st.data(), engine_gone=st.booleans())
+    def bury(self, data: st.DataObject, engine_gone: bool) -> None:
+        run = self.some_run(data)
+        self.ledger.bury(run, engine_gone=engine_gone)
+        self.oracle.bury(run, engine_gone=engine_gone)
+
+    @rule(seconds=st.sampled_from([1, 5, 20, 40, 61, 95, 200, -15]))
+    def step_the_clock(self, seconds: int) -> None:
+        self.scene.pass_time(seconds)
+        self.oracle.now = self.scene.now
+
+    # claims
+
+    @has_runs
+    @rule(data=st.data(), asked=st.lists(stretches(), min_size=1, max_size=3))
+    def open_claims(self, data: st.DataObject, asked: list[Cells]) -> None:
+        run, version = self.some_run(data), self.some_version(data)
+        answers, expected = self.both(
+            lambda: self.ledger.open_claims(run, version, [interval_of(piece) for piece in asked]),
+            lambda: self.oracle.open(run, version, asked),
+        )
+        for answer, (by, free_at) in zip(answers or (), expected or (), strict=True):
+            assert answer.refused_by in by
+            assert answer.free_at in free_at
+
+    @has_runs
+    @rule(
+        data=st.data(),
+        parents=st.lists(st.tuples(st.integers(1, 3), st.sampled_from(["same", "wider"])), max_size=2),
+        loaded=st.sampled_from([[], [], [], [1], [3]]),
+    )
+    def begin(self, data: st.DataObject, parents: list[tuple[int, str]], loaded: list[int]) -> None:
+        run, version, piece = self.some_claim(data, "open", "begun")
+        wider = frozenset(range(max(min(piece) - 1, 0), max(piece) + 1))
+        needs = [(p, piece if how == "same" else wider) for p, how in parents if p != version]
+        loaded = [p for p in loaded if p != version]
+        answer, expected = self.both(
+            lambda: self.scene.begin(
+                run, version, interval_of(piece), *((p, interval_of(read)) for p, read in needs), loaded=loaded
+            ),
+            lambda: self.oracle.begin(run, version, piece, needs, loaded),
+        )
+        if answer is None:
+            return
+        if isinstance(expected, int):
+            assert answer.read_revision == expected
+        else:
+            assert answer.read_revision is None
+            assert {(r.version_id, r.reason, c) for r in answer.refused for c in cells(r.interval)} == expected
+
+    @has_runs
+    @rule(
+        data=st.data(),
+        verdict=st.sampled_from(["passed", "passed", "warned", "accepted"]),
+        looks_back=st.integers(0, 3),
+    )
+    def commit(self, data: st.DataObject, verdict: str, looks_back: int) -> None:
+        run, version, piece = self.some_claim(data, "begun", "begun", "lost", "committed")
+        lookback = frozenset(range(max(min(piece) - looks_back, 0), min(piece)))
+        honest = self.oracle.holds(run)
+        revision, expected = self.both(
+            lambda: self.ledger.commit(
+                run, version, interval_of(piece), verdict=verdict, lookback=interval_of(lookback) if lookback else None
+            ),
+            lambda: self.oracle.commit(run, version, piece, verdict, lookback),
+        )
+        assert revision == expected
+        if revision is not None:
+            assert honest
+            if revision not in self.made:  # a commit that was said twice answers what it answered
+                assert revision > max(self.made)
+                self.made.append(revision)
+
+    @has_runs
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        run, version, piece = self.some_claim(data, "begun", "begun", "lost")
+        self.both(
+            lambda: self.ledger.fail(run, version, interval_of(piece), {"error": "no"}),
+            lambda: self.oracle.fail(run, version, piece),
+        )
+
+    @has_runs
+    @rule(data=st.data(), how=st.sampled_from(["range", "version", "run"]))
+    def abandon(self, data: st.DataObject, how: str) -> None:
+        run, version, piece = self.some_claim(data, "open")
+        which = None if how == "run" else version
+        part = piece if how == "range" else None
+        answer = self.ledger.abandon(run, which, interval_of(part) if part else None)
+        assert answer == self.oracle.abandon(run, which, part)
+
+    # what is outside
+
+    @has_runs
+    @rule(data=st.data())
+    def mirrored(self, data: st.DataObject) -> None:
+        run, version, piece = self.some_claim(data, "committed", "lost", "open")
+        self.ledger.note_mirrored(run, version, interval_of(piece))
+        self.oracle.mirrored(run, version, piece)
+
+    @rule(data=st.data(), kind=st.sampled_from(["requested", "removed"]), everything=st.booleans())
+    def ask_again(self, data: st.DataObject, kind: str, everything: bool) -> None:
+        version = self.some_version(data)
+        everything = everything and self.oracle.versions[version].as_of
+        piece = WHOLE if everything else data.draw(stretches(), label="cells")
+        assert self.scene.mark(version, interval_of(piece), kind) == self.oracle.mark(version, piece, kind)
+
+    @rule(data=st.data(), gated=st.booleans(), seconds=st.sampled_from([0, 0, 30]))
+    def reconcile(self, data: st.DataObject, gated: bool, seconds: int) -> None:
+        version = self.some_version(data)
+        known = frozenset(self.oracle.versions[version].facts)
+        few = st.frozensets(st.sampled_from(sorted(GRID)), max_size=3)
+        state = known - data.draw(few, label="removed") | data.draw(few, label="added")
+        trusted = data.draw(st.sampled_from([frozenset(), state - known]), label="trusted")
+        read_at = self.oracle.now - timedelta(seconds=seconds)
+        found = self.scene.reconcile(
+            version, map(interval_of, runs_of(state)), trusted=map(interval_of, runs_of(trusted)), gated=gated,
+            read_at=read_at,
+        )  # fmt: skip
+        assert found == self.oracle.reconcile(version, state, trusted, gated=gated, read_at=read_at)
+
+    # after every step
+
+    @invariant()
+    def they_agree(self) -> None:
+        row = self.ledger.database.execute(LOOK, {"hours": HOURS})[0]
+        oracle = self.oracle
+        assert row["revision"] == oracle.revision
+        assert {int(k): (s, float(e)) for k, (s, e) in (row["runs"] or {}).items()} == {
+            k: (run.state, run.expires.timestamp()) for k, run in oracle.runs.items()
+        }
+        assert sorted(
+            ((r, v, sorted(time_of(lo, up)), s, o, rr, instant(q)) for r, v, lo, up, s, o, rr, q in row["claims"] or ()),
+            key=str,
+        ) == sorted(
+            ((c.run, c.version, sorted(c.cells), c.state, c.opened, c.read, c.quarantine) for c in oracle.claims), key=str
+        )
+        facts: dict[tuple[int, int], Any] = {}
+        for v, lower, upper, made, read, run, verdict, committed, mirrored in row["coverage"] or ():
+            for cell in time_of(lower, upper):
+                assert (v, cell) not in facts
+                facts[v, cell] = (made, read, run, verdict, instant(committed), instant(mirrored))
+        assert facts == {(v, c): tuple(f) for v, table in oracle.versions.items() for c, f in table.facts.items()}
+        marks: dict[tuple[int, str, int], tuple[int, int]] = {}
+        for v, kind, lower, upper, made, attempts in row["marks"] or ():
+            for cell in time_of(lower, upper):
+                assert (v, kind, cell) not in marks
+                marks[v, kind, cell] = (made, attempts)
+        assert marks == {
+            (v, kind, c): tuple(reason)
+            for v, table in oracle.versions.items()
+            for kind, known in table.marks.items()
+            for c, reason in known.items()
+        }
+        assert {(v, since): until for v, since, until in row["dirty"] or ()} == {
+            (v, since): until for v, table in oracle.versions.items() for since, until in table.dirty.items()
+        }
+        assert {int(v): r for v, r in row["reconciled"].items()} == {
+            v: table.reconciled for v, table in oracle.versions.items()
+        }
+        assert row["overlapping"] == 0, "two live runs hold the same time"
+        assert row["begun_and_clean"] == 0, "what is being written may be read"
+
+
+def test_any_history_leaves_the_ledger_as_the_oracle_says(ledger: Ledger) -> None:
+    """Whatever is asked of the ledger, in whatever order, its answers and its rows are the oracle's."""
+    run_state_machine_as_test(
+        lambda: LedgerMachine(ledger),
+        settings=settings(
+            examples(20),
+            stateful_step_count=60,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
