@@ -93,6 +93,7 @@ def test_a_run_killed_while_the_engine_works_is_finished_by_the_next(tiny: TinyM
     with tiny.mesh() as mesh:
         mesh.deploy("upstream", now=at(60))
         mesh.deploy("downstream", now=at(60))
+    with tiny.mesh() as mesh:
         # The source answers slowly, so that the kill meets a statement at work.
         tiny.sql(
             tiny.source_url,
@@ -114,9 +115,10 @@ def test_a_run_killed_while_the_engine_works_is_finished_by_the_next(tiny: TinyM
         assert dying.wait(60) == -signal.SIGKILL, dying.stderr.read() if dying.stderr else ""
         tiny.sql(
             tiny.source_url,
-            "DROP VIEW events; ALTER TABLE stored RENAME TO events; "
-            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = 'src_{tiny.key}'",
+            f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = 'src_{tiny.key}' "
+            "AND pid <> pg_backend_pid()",
         )
+        tiny.sql(tiny.source_url, "DROP VIEW events; ALTER TABLE stored RENAME TO events")
         report = mesh.run("upstream", now=at(120))
         assert report.committed == {
             BRONZE_EVENTS: IntervalSet([span(60, 120)]), SILVER_EVENTS: IntervalSet([span(60, 120)]),
@@ -130,6 +132,7 @@ def test_a_second_run_is_skipped_while_the_first_one_works(tiny: TinyMesh) -> No
     tiny.feed(0, 240)
     with tiny.mesh() as mesh:
         mesh.deploy("upstream", now=at(60))
+    with tiny.mesh() as mesh:
         tiny.sql(
             tiny.source_url,
             "ALTER TABLE events RENAME TO stored; CREATE FUNCTION slow() RETURNS boolean LANGUAGE sql VOLATILE AS "

@@ -14,13 +14,13 @@ from strategies import examples
 
 from meshgate.db import SCHEMA_VERSION
 from meshgate.errors import LeaseLostError, LedgerError
+from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
 from meshgate.ledger import WHOLE as ALL_TIME
 from meshgate.ledger import Busy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshgate.interval import Interval
     from meshgate.ledger import Ledger
 
 EMPTY = f"""
@@ -62,11 +62,7 @@ def instant(text: str | None) -> datetime | None:
 
 
 def time_of(lower: str | None, upper: str | None) -> Cells:
-    if lower is None or upper is None:
-        assert lower is None, "only all of time is unbounded"
-        assert upper is None, "only all of time is unbounded"
-        return cells(ALL_TIME)
-    return frozenset(range((instant(lower) - at(0)) // timedelta(hours=1), (instant(upper) - at(0)) // timedelta(hours=1)))
+    return cells(Interval(instant(lower) or MIN_INSTANT, instant(upper) or MAX_INSTANT))
 
 
 def interval_of(piece: Cells) -> Interval:

@@ -161,6 +161,7 @@ class TinyMesh:
         connection = psycopg2.connect(url)
         try:
             with connection, connection.cursor() as cursor:
+                cursor.execute("SET lock_timeout = '20s'")
                 if rows is not None:
                     execute_values(cursor, statement, rows)
                     return []

@@ -21,42 +21,45 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meshgate.coordinator.run import RunReport
+    from meshgate.interval import Interval
     from meshgate.mesh import Mesh
 
 _DEBUG = "MESHGATE_DEBUG"
 _RAISED_BY_JOBS = (1, 2, 5)
-_INTERRUPTED = 130
+_INTERRUPTED = 130  # as shells count a command that Ctrl-C ended
 
 
 class _Call:
-    """One call of the command line: its global options, and how its answer is printed."""
+    """One call of the command line: its global options, and how it answers."""
 
     def __init__(self) -> None:
         self.config: str | None = None
         self.verbose = False
         self.json = False
+        # Why the answer is an exit code other than 0, for `job`, which has to raise it.
+        self.failure = "meshgate failed"
 
     def open(self, *, check: bool = True) -> Mesh:
         """The mesh; from here on there is something to log."""
         from meshgate.mesh import Mesh
 
-        _log_to_stderr(verbose=self.verbose)
+        log_to_stderr(verbose=self.verbose)
         return Mesh.open(self.config, check=check)
 
-    def print(self, document: Callable[[], dict[str, Any]], text: Callable[[Any], None]) -> None:
-        """The answer, as JSON or for people."""
+    def show(self, name: str, *found: Any, **also: Any) -> None:
+        """Print an answer: `report.data.<name>` or `report.text.<name>` of it; `also` goes into JSON only."""
         if self.json:
-            from meshgate.report.data import dumped
+            from meshgate.report import data
 
-            click.echo(dumped(document()))
+            click.echo(data.dumped({**getattr(data, name)(*found), **also}))
         else:
-            from meshgate.report.text import console
+            from meshgate.report import text
 
-            text(console(sys.stdout))
+            getattr(text, name)(text.console(sys.stdout), *found)
 
 
-def _log_to_stderr(*, verbose: bool) -> None:
-    """Logs as key=value lines; warnings only, unless more is asked for."""
+def log_to_stderr(*, verbose: bool) -> None:
+    """Log as key=value lines on stderr: warnings only, unless more is asked for."""
     import logging
 
     import structlog
@@ -66,6 +69,7 @@ def _log_to_stderr(*, verbose: bool) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], drop_missing=True),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO if verbose else logging.WARNING),
@@ -74,24 +78,53 @@ def _log_to_stderr(*, verbose: bool) -> None:
     )
 
 
+# Options that several commands share. What they hold is read before anything is opened.
+
+
+def _read_json(ctx: click.Context, _: click.Parameter, *, value: bool) -> None:
+    ctx.ensure_object(_Call).json = value
+
+
+def _read_instant(_: click.Context, __: click.Parameter, value: str | None) -> datetime | None:
+    from meshgate.interval import parse_instant
+
+    return None if value is None else parse_instant(value)
+
+
+def _read_interval(_: click.Context, __: click.Parameter, value: str | None) -> Interval | None:
+    from meshgate.interval import Interval
+
+    return None if value is None else Interval.parse(value)
+
+
+def _json(command: Callable[..., int]) -> Callable[..., int]:
+    return click.option(
+        "--json",
+        is_flag=True,
+        # First of all, so that a wrong value of another option is told as JSON too.
+        is_eager=True,
+        expose_value=False,
+        callback=lambda ctx, option, value: _read_json(ctx, option, value=value),
+        help="Print a JSON document.",
+    )(command)
+
+
 _pass_call = click.make_pass_decorator(_Call, ensure=True)
-_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
 _environment = click.option(
     "--environment", metavar="NAME", help="SQLMesh's environment; by default the project's own."
 )
 _now = click.option(
-    "--now", metavar="INSTANT", help="An instant in the past (UTC, ISO 8601) that stands for the present."
+    "--now",
+    metavar="INSTANT",
+    callback=_read_instant,
+    help="A past instant that stands for the present: UTC, ISO 8601.",
 )
 
 
-def _instant(text: str | None) -> datetime | None:
-    from meshgate.interval import parse_instant
-
-    return None if text is None else parse_instant(text)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--config", metavar="PATH", help="meshgate.yaml or its folder; by default looked for here and above.")
+@click.option(
+    "--config", metavar="PATH", help="meshgate.yaml or its folder; by default searched for upwards."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens, on stderr.")
 @click.version_option(__version__, prog_name="meshgate")
 @_pass_call
@@ -102,7 +135,7 @@ def cli(call: _Call, config: str | None, *, verbose: bool) -> None:
 
 
 @cli.command()
-@click.option("--sql", is_flag=True, help="Print the statements that make a new ledger, and touch nothing.")
+@click.option("--sql", is_flag=True, help="Print the statements that make a new ledger; touch nothing.")
 @_pass_call
 def migrate(call: _Call, *, sql: bool) -> int:
     """Create the ledger, or bring it to this version."""
@@ -119,32 +152,24 @@ def migrate(call: _Call, *, sql: bool) -> int:
     elif before == after:
         click.echo(f"ledger is at schema {after}, nothing to do")
     else:
-        click.echo(f"ledger migrated {before} → {after}")
+        click.echo(f"ledger migrated from schema {before} to {after}")
     return 0
 
 
 @cli.command()
 @_json
 @_pass_call
-def doctor(call: _Call, *, as_json: bool) -> int:
-    """Check configuration, ledger, projects and versions. Exits with 2 if anything fails."""
+def doctor(call: _Call) -> int:
+    """Check configuration, ledger, projects and versions.
+
+    Exits with 2 if anything fails.
+    """
     from meshgate.mesh import Mesh
 
-    call.json = as_json
-    _log_to_stderr(verbose=call.verbose)
+    log_to_stderr(verbose=call.verbose)
     found = Mesh.doctor(call.config)
-
-    def document() -> dict[str, Any]:
-        from meshgate.report import data
-
-        return data.doctor(found)
-
-    def text(out: Any) -> None:
-        from meshgate.report import text
-
-        text.doctor(out, found)
-
-    call.print(document, text)
+    call.failure = "; ".join(check.message for check in found.checks if check.outcome == "fail")
+    call.show("doctor", found)
     return found.exit_code
 
 
@@ -154,61 +179,48 @@ def doctor(call: _Call, *, as_json: bool) -> int:
 @_now
 @_json
 @_pass_call
-def deploy(call: _Call, project: str, environment: str | None, now: str | None, *, as_json: bool) -> int:
+def deploy(call: _Call, project: str, environment: str | None, now: datetime | None) -> int:
     """Apply SQLMesh's plan of PROJECT under lease, gate and ledger."""
-    call.json = as_json
-    instant = _instant(now)
     with call.open() as mesh:
-        report = mesh.deploy(project, environment=environment, now=instant)
-        _print_run(call, mesh, report, report.exit_code, "deploy")
-    return report.exit_code
+        report = mesh.deploy(project, environment=environment, now=now)
+        return _report_run(call, mesh, report, "deploy", report.exit_code)
 
 
 @cli.command()
 @click.argument("project")
 @_environment
 @_now
-@click.option("--dry-run", is_flag=True, help="Decide and print, but do nothing.")
-@click.option("--overlap", type=click.Choice(["skip", "fail"]), help="If another run of the project lives.")
-@click.option("--require-ready", is_flag=True, help="Exit with 3 if anything that is due is blocked; the rest is done all the same.")
+@click.option("--dry-run", is_flag=True, help="Decide and print; do nothing.")
+@click.option("--overlap", type=click.Choice(["skip", "fail"]), help="What to do if another run of it lives.")
+@click.option(
+    "--require-ready", is_flag=True, help="Exit with 3 if due work is blocked; what is ready is done."
+)
 @_json
 @_pass_call
 def run(
     call: _Call,
     project: str,
     environment: str | None,
-    now: str | None,
+    now: datetime | None,
     overlap: str | None,
     *,
     dry_run: bool,
     require_ready: bool,
-    as_json: bool,
 ) -> int:
     """Evaluate whatever of PROJECT is due and ready."""
-    call.json = as_json
-    instant = _instant(now)
     with call.open() as mesh:
-        report = mesh.run(project, environment=environment, now=instant, dry_run=dry_run, overlap=overlap)
+        report = mesh.run(project, environment=environment, now=now, dry_run=dry_run, overlap=overlap)
         exit_code = report.exit_code or (3 if require_ready and report.blocked else 0)
-        _print_run(call, mesh, report, exit_code, "run")
-    return exit_code
+        return _report_run(call, mesh, report, "run", exit_code)
 
 
-def _print_run(call: _Call, mesh: Mesh, report: RunReport, exit_code: int, verb: str) -> None:
-    # From the ledger as it is now: the root of what a run met may have been mended, or made, while it worked.
+def _report_run(call: _Call, mesh: Mesh, report: RunReport, verb: str, exit_code: int) -> int:
+    # The roots by the ledger as it is now: what a run met may have been mended, or made, while it worked.
     waits = () if report.busy else mesh.waits(report.project, environment=report.environment, now=report.now)
-
-    def document() -> dict[str, Any]:
-        from meshgate.report import data
-
-        return data.run(report, waits, exit_code, verb)
-
-    def text(out: Any) -> None:
-        from meshgate.report import text
-
-        text.run(out, report, waits, verb)
-
-    call.print(document, text)
+    what = report.error or f"{len(report.failed)} intervals failed"
+    call.failure = f"{verb} {report.run_id} of {report.project!r} ended as {report.state}: {what}"
+    call.show("run", report, waits, verb, exit_code=exit_code)
+    return exit_code
 
 
 @cli.command()
@@ -216,91 +228,129 @@ def _print_run(call: _Call, mesh: Mesh, report: RunReport, exit_code: int, verb:
 @_now
 @_json
 @_pass_call
-def status(call: _Call, environment: str | None, now: str | None, *, as_json: bool) -> int:
+def status(call: _Call, environment: str | None, now: datetime | None) -> int:
     """Show where every project and model is, and what keeps things back."""
-    call.json = as_json
-    instant = _instant(now)
     with call.open() as mesh:
-        found = mesh.status(environment=environment, now=instant)
-
-    def document() -> dict[str, Any]:
-        from meshgate.report import data
-
-        return data.status(found)
-
-    def text(out: Any) -> None:
-        from meshgate.report import text
-
-        text.status(out, found)
-
-    call.print(document, text)
+        call.show("status", mesh.status(environment=environment, now=now))
     return 0
 
 
 @cli.command()
 @click.argument("model")
-@click.argument("interval", required=False)
+@click.argument("interval", required=False, callback=_read_interval)
 @_environment
 @_now
 @_json
 @_pass_call
 def why(
-    call: _Call, model: str, interval: str | None, environment: str | None, now: str | None, *, as_json: bool
+    call: _Call, model: str, interval: Interval | None, environment: str | None, now: datetime | None
 ) -> int:
-    """Explain an interval of MODEL: how it was recorded, or what it waits for, down to the root.
+    """Explain INTERVAL of MODEL: how it was recorded, or what it waits for, down to the root.
 
-    INTERVAL is START/END in UTC, such as 2026-01-05T03:00/2026-01-05T04:00; by default the oldest that is due and
-    not as it should be.
+    INTERVAL is START/END in UTC, such as 2026-01-05T03:00/2026-01-05T04:00; by default the oldest one that is due
+    and not as it should be.
     """
-    from meshgate.interval import Interval
-
-    call.json = as_json
-    asked, instant = None if interval is None else Interval.parse(interval), _instant(now)
     with call.open() as mesh:
-        found = mesh.why(model, asked, environment=environment, now=instant)
-
-    def document() -> dict[str, Any]:
-        from meshgate.report import data
-
-        return data.why(found)
-
-    def text(out: Any) -> None:
-        from meshgate.report import text
-
-        text.why(out, found)
-
-    call.print(document, text)
+        call.show("why", mesh.why(model, interval, environment=environment, now=now))
     return 0
 
 
 @cli.command()
 @click.argument("model")
-@click.argument("interval")
+@click.argument("interval", callback=_read_interval)
 @_environment
 @_now
 @_json
 @_pass_call
-def gate(call: _Call, model: str, interval: str, environment: str | None, now: str | None, *, as_json: bool) -> int:
-    """Ask whether INTERVAL of MODEL could be evaluated now. Exits with 3 if not.
+def gate(call: _Call, model: str, interval: Interval, environment: str | None, now: datetime | None) -> int:
+    """Ask whether INTERVAL of MODEL could be evaluated now.
 
-    INTERVAL is START/END in UTC, such as 2026-01-05T03:00/2026-01-05T04:00. What is recorded of it does not matter.
+    Exits with 3 if not. INTERVAL is START/END in UTC, such as 2026-01-05T03:00/2026-01-05T04:00. What is recorded of
+    it does not matter, only what it reads.
     """
-    from meshgate.interval import Interval
-
-    call.json = as_json
-    asked, instant = Interval.parse(interval), _instant(now)
     with call.open() as mesh:
-        found = mesh.gate(model, asked, environment=environment, now=instant)
+        found = mesh.gate(model, interval, environment=environment, now=now)
+    call.show("gate", found)
+    return 0 if found.ready else 3
 
-    def document() -> dict[str, Any]:
+
+# From a process to an exit code, or to an exception
+
+
+def _invoke(call: _Call, arguments: Sequence[str]) -> int:
+    """The exit code of a command; what goes wrong is raised."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            # Names and messages may hold what a terminal cannot show: no reason to lose the answer.
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    answer = cli.main(list(arguments), prog_name="meshgate", standalone_mode=False, obj=call)
+    sys.stdout.flush()
+    return int(answer or 0)
+
+
+def _tell(call: _Call, error: MeshgateError) -> None:
+    if call.json:
         from meshgate.report import data
 
-        return data.gate(found)
+        click.echo(data.dumped(data.error(error)))
+    click.echo(f"error: {error}", err=True)
 
-    def text(out: Any) -> None:
-        from meshgate.report import text
 
-        text.gate(out, found)
+def execute(arguments: Sequence[str]) -> int:
+    """Run one command, tell whatever goes wrong, and return the exit code."""
+    call = _Call()
+    try:
+        return _invoke(call, arguments)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except MeshgateError as error:
+        _tell(call, error)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the answer has seen enough. Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001 - one line instead of a traceback is the point
+        if os.environ.get(_DEBUG):
+            import traceback
 
-    call.print(document, text)
-    return 0 if found.ready else 3
+            traceback.print_exc()
+        else:
+            from meshgate.db import redact
+
+            said = redact(str(error).strip()).split("\n")[0]
+            click.echo(f"internal error: {type(error).__name__}: {said}", err=True)
+            click.echo(f"  → set {_DEBUG}=1 to see the traceback, and report it", err=True)
+        return 1
+
+
+def main() -> NoReturn:
+    """The `meshgate` command."""
+    sys.exit(execute(sys.argv[1:]))
+
+
+def job() -> None:
+    """The entry point of Databricks wheel tasks, whose parameters are those of the command line.
+
+    A task fails when it raises, and a `SystemExit` counts as raising. So it raises where the exit code would be 1, 2
+    or 5, and returns where there is nothing for an orchestrator to do about: also when it skipped, or is not ready.
+
+    Raises:
+        MeshgateError: What went wrong.
+    """
+    call = _Call()
+    try:
+        code = _invoke(call, sys.argv[1:])
+    except click.ClickException as error:
+        raise ConfigError(error.format_message(), hint="see `meshgate --help`") from None
+    except MeshgateError as error:
+        if error.exit_code in _RAISED_BY_JOBS:
+            raise
+        _tell(call, error)
+        return
+    if code in _RAISED_BY_JOBS:
+        raise (ConfigError if code == 2 else EvaluationError)(call.failure)

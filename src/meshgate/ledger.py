@@ -534,6 +534,10 @@ class Ledger:
         rows = self.database.rows("newer_coverage", version_id=version_id, revision=revision, again=True)
         return IntervalSet(_interval(row["span"]) for row in rows)
 
+    def has_unmirrored(self, environment: str) -> bool:
+        """Whether a run ended between its record here and SQLMesh's."""
+        return bool(self.database.one("has_unmirrored", environment=environment, again=True)["found"])
+
     def sqlmesh_fingerprint(self, schema: str, environment: str) -> str | None:
         """A cheap sign of SQLMesh's own tables in this database, or None where they are not here."""
         if not schema.replace("_", "").isalnum():

@@ -41,7 +41,7 @@ class Mesh:
     def __init__(self, config: MeshConfig, *, check: bool = True) -> None:
         self.config = config
         self._local: LocalPostgres | None = None
-        self._projects: dict[str, SqlmeshProject] = {}
+        self._projects: dict[tuple[str, bool], SqlmeshProject] = {}
         self._database = Database(self._ledger_url())
         self.ledger = Ledger(self._database)
         try:
@@ -84,14 +84,14 @@ class Mesh:
     def _open_project(self, project: ProjectConfig, *, load: bool) -> SqlmeshProject:
         from meshgate.bridge.project import SqlmeshProject
 
-        if load:
-            return SqlmeshProject(project.path, project.name, project.gateway, load=True)
-        # A long-lived process keeps it: opening costs a second, and its state is read anew each time.
-        if project.name not in self._projects:
-            self._projects[project.name] = SqlmeshProject(
-                project.path, project.name, project.gateway, load=False
-            )
-        return self._projects[project.name]
+        # A long-lived process keeps what it opened to run: that costs a second, and the state is read anew each time.
+        # To deploy, the files are read anew.
+        key = (project.name, load)
+        if load and key in self._projects:
+            self._projects.pop(key).close()
+        if key not in self._projects:
+            self._projects[key] = SqlmeshProject(project.path, project.name, project.gateway, load=load)
+        return self._projects[key]
 
     def __enter__(self) -> Self:
         return self
@@ -154,7 +154,12 @@ class Mesh:
         return waits(self._bench, project, environment, now)
 
     def why(
-        self, model: str, interval: Interval | None = None, *, environment: str | None = None, now: datetime | None = None
+        self,
+        model: str,
+        interval: Interval | None = None,
+        *,
+        environment: str | None = None,
+        now: datetime | None = None,
     ) -> Why:
         """Why an interval of a model is not there, down to the root, or how it came to be.
 

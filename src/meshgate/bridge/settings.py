@@ -39,7 +39,9 @@ def read_settings(path: Path) -> ProjectSettings:
     from meshgate.bridge.scheduler import describe
 
     if not path.is_dir():
-        raise ProjectError(f"there is no folder {path}", hint="correct the project's `path:` in meshgate.yaml")
+        raise ProjectError(
+            f"there is no folder {path}", hint="correct the project's `path:` in meshgate.yaml"
+        )
     try:
         config = next(iter(load_configs(None, Config, str(path)).values()))
     except Exception as error:  # noqa: BLE001 - SQLMesh raises whatever its parsers raise

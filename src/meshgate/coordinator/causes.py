@@ -150,6 +150,7 @@ class Scene:
             environment=environment, now=self.now, patience=bench.patience,
         )  # fmt: skip
         self._planned = {planned.name: planned for planned in self.plan.models}
+        self._clock = bench.ledger.clock()
         self._told: dict[tuple[str, IntervalSet], tuple[Cause, ...]] = {}
 
     def state(self, name: str) -> VersionState:
@@ -231,6 +232,7 @@ class Scene:
                 yield self._root(node, taken, "begun", {
                     "claim": claim.state, "run_id": claim.run_id, "project": claim.project,
                     "host": claim.holder.get("host"), "pid": claim.holder.get("pid"), "lease_until": claim.until,
+                        "expired": claim.until <= self._clock,
                 })  # fmt: skip
                 rest -= taken
         for obstacle in sorted(state.obstacles, key=_telling):
@@ -331,8 +333,10 @@ def _remedy(cause: Cause) -> str:
     run, told = f"`meshgate run {cause.project}`", cause.detail
     mend = "repair the rows that the audit rejects" if told.get("audits") else "mend what the error names"
     again = f"the next {run} evaluates it again"
-    wait = f"wait for run {told.get('run_id')}; if its lease ends, the next run takes over"
-    if told.get("claim") == "lost":
+    wait = f"wait for run {told.get('run_id')} to end"
+    if told.get("expired"):
+        wait = f"{run} takes over"
+    elif told.get("claim") == "lost":
         wait = f"a statement of the lost run may still write until then; afterwards {run} evaluates it again"
     remedies = {
         "failed": f"{mend}, then {run} evaluates it again",

@@ -90,7 +90,9 @@ def examine(path: Path | None, connect: Callable[[MeshConfig], Workbench]) -> Di
             known = bench.ledger.projects()
     for project in config.projects:
         row = (known or {}).get(project.name, {})
-        checks += _guarded("project", project.name, _project, bench, project, deployed=bool(row.get("deployed_at")))
+        checks += _guarded(
+            "project", project.name, _project, bench, project, deployed=bool(row.get("deployed_at"))
+        )
     if bench is not None and known is not None:
         checks += _guarded("versions", "", _versions, known)
         for project in config.projects:
@@ -104,7 +106,9 @@ def _failed(name: str, subject: str, error: MeshgateError) -> Check:
     return Check(name, subject, "fail", error.message, error.hint)
 
 
-def _guarded(name: str, subject: str, look: Callable[..., Iterator[Check]], *args: Any, **kwargs: Any) -> list[Check]:
+def _guarded(
+    name: str, subject: str, look: Callable[..., Iterator[Check]], *args: Any, **kwargs: Any
+) -> list[Check]:
     """What a look finds, and what it stumbles over as a finding of its own."""
     found: list[Check] = []
     try:
@@ -137,7 +141,11 @@ def _server(bench: Workbench, config: MeshConfig) -> Iterator[Check]:
     before = datetime.now(UTC)
     version, there = bench.ledger.server()
     after = datetime.now(UTC)
-    where = bench.ledger.database.shown_url if config.ledger.local_folder is None else f"in {config.ledger.local_folder}"
+    where = (
+        bench.ledger.database.shown_url
+        if config.ledger.local_folder is None
+        else f"in {config.ledger.local_folder}"
+    )
     shown = f"{version // 10000}.{version % 10000}"
     if version < _OLDEST_POSTGRES:
         yield Check("ledger", "", "fail", f"the ledger's Postgres is {shown}", "use Postgres 14 or later")
@@ -170,7 +178,9 @@ def _project(bench: Workbench | None, project: ProjectConfig, *, deployed: bool)
     if settings.key != name:
         found = f"`project: {settings.key}`" if settings.key else "no `project:` key"
         hint = f"write `project: {name}` into its config.yaml, or change the name in meshgate.yaml"
-        wrong.append(Check("project", name, "fail", f"the SQLMesh project in {project.path} has {found}", hint))
+        wrong.append(
+            Check("project", name, "fail", f"the SQLMesh project in {project.path} has {found}", hint)
+        )
     if project.gateway is not None and project.gateway.lower() not in settings.gateways:
         has = ", ".join(settings.gateways) or "none with a name"
         message = f"gateway {project.gateway!r} is not configured in {project.path}"
@@ -189,7 +199,9 @@ def _environment(bench: Workbench, project: ProjectConfig) -> Iterator[Check]:
         yield Check("environment", project.name, "warn", f"SQLMesh's state has no {where}", deploy)
     elif not promoted.finalized:
         message = f"{where} is in the middle of a plan that did not end"
-        yield Check("environment", project.name, "warn", message, f"wait for the plan that works on it, or {deploy}")
+        yield Check(
+            "environment", project.name, "warn", message, f"wait for the plan that works on it, or {deploy}"
+        )
     else:
         yield Check("environment", project.name, "ok", f"SQLMesh's state answers, and {where} is finalized")
 
@@ -207,7 +219,12 @@ def _versions(known: Mapping[str, Mapping[str, Any]]) -> Iterator[Check]:
                 hint = f"install {what} {theirs} here, or deploy {name!r} with {installed}: all projects need one minor version"
                 yield Check("versions", name, "fail", message, hint)
     if agree:
-        yield Check("versions", "", "ok", "every deployed project uses the SQLMesh and SQLGlot that are installed here")
+        yield Check(
+            "versions",
+            "",
+            "ok",
+            "every deployed project uses the SQLMesh and SQLGlot that are installed here",
+        )
 
 
 def _manifest(project: ProjectConfig, known: Mapping[str, Mapping[str, Any]]) -> Iterator[Check]:
@@ -219,9 +236,13 @@ def _manifest(project: ProjectConfig, known: Mapping[str, Mapping[str, Any]]) ->
     differences = manifest_differences(project, row["manifest"] or {})
     if differences:
         message = f"meshgate.yaml differs from the ledger's copy: {'; '.join(differences)}"
-        yield Check("manifest", project.name, "warn", message, f"{deploy} to make it count; until then the copy does")
+        yield Check(
+            "manifest", project.name, "warn", message, f"{deploy} to make it count; until then the copy does"
+        )
     else:
-        message = f"meshgate.yaml is what was deployed at {row['deployed_at'].astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
+        message = (
+            f"meshgate.yaml is what was deployed at {row['deployed_at'].astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
+        )
         yield Check("manifest", project.name, "ok", message)
 
 
@@ -236,7 +257,9 @@ def manifest_differences(project: ProjectConfig, copy: Mapping[str, Any]) -> lis
     for pair in sorted(here_edges.keys() | copied_edges.keys()):
         here_edge, copied_edge = here_edges.get(pair), copied_edges.get(pair)
         if here_edge != copied_edge:
-            how = "is new" if copied_edge is None else "is gone" if here_edge is None else "has another window"
+            how = (
+                "is new" if copied_edge is None else "is gone" if here_edge is None else "has another window"
+            )
             found.append(f"the edge {pair[0]} reads {pair[1]} {how}")
     return found
 

@@ -158,4 +158,6 @@ def unchanged(ledger: Ledger, manifest: Manifest, project_manifest: Mapping[str,
     schema = project_manifest.get("state_schema")
     if not manifest.fingerprint or not isinstance(schema, str):
         return False
+    if ledger.has_unmirrored(manifest.environment):
+        return False  # a run died between the two records: SQLMesh's tables cannot show it
     return ledger.sqlmesh_fingerprint(schema, manifest.environment) == manifest.fingerprint

@@ -7,10 +7,9 @@ seconds in keys that end in `_s`. Keys are only ever added within a version; sec
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -36,7 +35,11 @@ VERSION = 1
 
 def document(name: str, **facts: Any) -> dict[str, Any]:
     """One document: its schema and version, and the facts as plain data."""
-    return {"schema": f"meshgate.{name}", "version": VERSION, **{key: plain(value) for key, value in facts.items()}}
+    return {
+        "schema": f"meshgate.{name}",
+        "version": VERSION,
+        **{key: plain(value) for key, value in facts.items()},
+    }
 
 
 def dumped(found: Mapping[str, Any]) -> str:
@@ -46,62 +49,61 @@ def dumped(found: Mapping[str, Any]) -> str:
 
 def plain(value: Any) -> Any:
     """A value as what JSON knows."""
-    if isinstance(value, datetime):
-        if value in (MIN_INSTANT, MAX_INSTANT):
-            return None
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    if isinstance(value, Interval):
-        return {"start": plain(value.start), "end": plain(value.end)}
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, Enum):
-        return plain(value.value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset, IntervalSet)):
-        return [plain(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return str(value) if isinstance(value, Path) else _record(value)
+    for known, convert in _PLAIN:
+        if isinstance(value, known):
+            return convert(value)
+    return _record(value) if attrs.has(type(value)) else str(value)
 
 
-def _record(value: Any) -> Any:
-    if attrs.has(type(value)):
-        return {a.name: plain(getattr(value, a.name)) for a in attrs.fields(type(value))}
-    return str(value)
+def _instant(value: datetime) -> str | None:
+    return None if value in _ENDS else value.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def cause(found: Cause, now: datetime | None = None) -> dict[str, Any]:
+_ENDS = (MIN_INSTANT, MAX_INSTANT)
+_PLAIN: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+    (datetime, _instant),
+    (timedelta, timedelta.total_seconds),
+    (Enum, lambda value: plain(value.value)),
+    (Mapping, lambda value: {str(key): plain(item) for key, item in value.items()}),
+    (Interval, lambda value: {"start": plain(value.start), "end": plain(value.end)}),
+    ((list, tuple, set, frozenset, IntervalSet), lambda value: [plain(item) for item in value]),
+)
+
+
+def _record(value: Any) -> dict[str, Any]:
+    return {a.name: plain(getattr(value, a.name)) for a in attrs.fields(type(value))}
+
+
+def cause(found: Cause) -> dict[str, Any]:
     """A tree of causes; `message` is the sentence that people see."""
     return {
         "model": found.model,
         "project": found.project,
         "intervals": plain(found.time),
         "reason": found.reason,
-        "message": wording.because_of(found.reason, found.detail, now),
+        "message": wording.because_of(found.reason, found.detail),
         "detail": plain(found.detail),
         "ready": found.ready,
         "remedy": found.remedy,
         "above": found.above,
-        "because": [cause(inner, now) for inner in found.because],
+        "because": [cause(inner) for inner in found.because],
     }
 
 
 def _blocked(entries: Iterable[Blocked]) -> list[dict[str, Any]]:
-    return [
-        {**plain(_record(b)), "message": wording.because_of(b.reason, b.detail)} for b in entries
-    ]
+    return [{**plain(_record(b)), "message": wording.because_of(b.reason, b.detail)} for b in entries]
 
 
 def _row(row: CoverageRow) -> dict[str, Any]:
-    facts: dict[str, Any] = _record(row)
+    facts = _record(row)
     facts["duration_s"] = facts.pop("duration")
     return facts
 
 
 def _runs(runs: ProjectRuns) -> dict[str, Any]:
-    facts: dict[str, Any] = _record(runs)
-    return facts
+    return _record(runs)
 
 
 def _busy(busy: Busy | None) -> dict[str, Any] | None:
@@ -111,17 +113,18 @@ def _busy(busy: Busy | None) -> dict[str, Any] | None:
     return {**_record(attrs.evolve(busy, holder={})), "holder": holder}
 
 
-def _wait(wait: Wait, now: datetime) -> dict[str, Any]:
+def _wait(wait: Wait) -> dict[str, Any]:
     return {
-        "causes": [cause(root, now) for root in wait.causes],
+        "causes": [cause(root) for root in wait.causes],
         "waiting": [
-            {"model": model, "project": project, "intervals": plain(time)} for model, project, time in wait.waiting
+            {"model": model, "project": project, "intervals": plain(time)}
+            for model, project, time in wait.waiting
         ],
     }
 
 
 def _model(model: ModelStatus) -> dict[str, Any]:
-    facts: dict[str, Any] = _record(model)
+    facts = _record(model)
     facts["late_s"] = facts.pop("late")
     return facts
 
@@ -144,23 +147,23 @@ def status(found: Status) -> dict[str, Any]:
         environment=found.environment,
         now=found.now,
         projects=projects,
-        waits=[_wait(w, found.now) for w in found.waits],
+        waits=[_wait(w) for w in found.waits],
     )
 
 
 def why(found: Why) -> dict[str, Any]:
     """`meshgate.why`."""
-    facts: dict[str, Any] = _record(found)
+    facts = _record(found)
     facts["recorded"] = [_row(row) for row in found.recorded]
-    facts["causes"] = [cause(c, found.now) for c in found.causes]
-    facts["roots"] = [cause(c, found.now) for c in found.roots]
+    facts["causes"] = [cause(c) for c in found.causes]
+    facts["roots"] = [cause(c) for c in found.roots]
     facts["runs"] = [_runs(r) for r in found.runs]
     return document("why", **facts)
 
 
 def gate(found: GateAnswer) -> dict[str, Any]:
     """`meshgate.gate`."""
-    facts: dict[str, Any] = _record(found)
+    facts = _record(found)
     facts["blocked"] = _blocked(found.blocked)
     return document("gate", ready=found.ready, **facts)
 
@@ -188,7 +191,7 @@ def plan(found: Plan) -> dict[str, Any]:
     }
 
 
-def run(report: RunReport, waits: tuple[Wait, ...], exit_code: int, verb: str = "run") -> dict[str, Any]:
+def run(report: RunReport, waits: tuple[Wait, ...], verb: str) -> dict[str, Any]:
     """`meshgate.run` and `meshgate.deploy`."""
     return document(
         verb,
@@ -196,13 +199,12 @@ def run(report: RunReport, waits: tuple[Wait, ...], exit_code: int, verb: str = 
         environment=report.environment,
         now=report.now,
         state=report.state,
-        exit_code=exit_code,
         run_id=report.run_id,
         committed=[{"model": m, "intervals": plain(t)} for m, t in report.committed.items()],
         failed=[_record(f) for f in report.failed],
         warned=[_record(f) for f in report.warned],
         blocked=_blocked(report.blocked),
-        waits=[_wait(w, report.now) for w in waits],
+        waits=[_wait(w) for w in waits],
         findings=[_record(f) for f in report.findings],
         unmirrored=[{"model": m, "interval": plain(i), "problem": p} for m, i, p in report.unmirrored],
         plan=plan(report.plan) if report.plan is not None and report.state == "planned" else None,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import IO, TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
 from meshgate.interval import IntervalSet
 from meshgate.report.wording import (
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from meshgate.ledger import CoverageRow
 
 _LINES = 15
+_NARROWEST = 20
+_INTERVAL = re.compile(r"\[[^\[\]()]*\)")
+# Of the private use area: as wide as a space, and no white space to whoever wraps.
+_GLUE = "\ue000"
 _WIDTH_WITHOUT_TERMINAL = 160
 _KINDS = {
     "incremental_by_time_range": "by time",
@@ -46,11 +50,12 @@ _KINDS = {
 _STYLES = {"failed": "red", "suspect": "yellow", "removed": "yellow", "held": "magenta", "begun": "cyan"}
 _STATES = {
     "recorded": ("recorded", "green"),
-    "ready": ("ready: the next run of its project evaluates it", "green"),
+    "ready": ("ready", "green"),
     "blocked": ("blocked", "yellow"),
     "late": ("not evaluated yet", "yellow"),
     "missing": ("never evaluated", "yellow"),
     "not_due": ("not due", ""),
+    "unrecorded": ("nothing to record", ""),
     "mixed": ("parts of it differ", "yellow"),
     "begun": ("a run has claimed it", "cyan"),
 }
@@ -62,7 +67,7 @@ def console(file: IO[str]) -> Console:
     return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
 
 
-def _line(*parts: str | tuple[str, str]) -> Text:
+def _line(*parts: str | Text | tuple[str, str]) -> Text:
     return Text.assemble(*parts)
 
 
@@ -106,10 +111,10 @@ def _project(out: Console, project: ProjectStatus, now: datetime, width: int) ->
     if not project.deployed:
         out.print(_line("  ", (f"not deployed here: run `meshgate deploy {project.project}`", "yellow")))
     if project.runs.live:
-        out.print(_line("  ", (run_of(project.runs.live, now), "cyan")))
+        _wrapped(out, [_line("  ", (run_of(project.runs.live, now), "cyan"))], 4)
     if project.runs.last:
         bad = project.runs.last.state in ("failed", "lost", "running")
-        out.print(_line("  last ", (run_of(project.runs.last, now), "yellow" if bad else "")))
+        _wrapped(out, [_line("  last ", (run_of(project.runs.last, now), "yellow" if bad else ""))], 4)
     elif project.deployed and not project.runs.live:
         out.print("  it never ran")
     if not project.models:
@@ -124,8 +129,8 @@ def _project(out: Console, project: ProjectStatus, now: datetime, width: int) ->
         table.add_row(
             f"  {model_name(model.model)}",
             _KINDS.get(model.kind, model.kind),
-            boundary(model.recorded_upto),
-            boundary(model.due_upto, model.recorded_upto),
+            boundary(model.recorded_upto, now),
+            boundary(model.due_upto, now),
             length(model.late),
             _model_state(model, now),
         )
@@ -155,7 +160,12 @@ def _model_state(model: ModelStatus, now: datetime) -> Text:
 def _wait(out: Console, wait: Wait, now: datetime, home: str | None) -> None:
     style = _STYLES.get(wait.causes[0].reason, "yellow")
     roots = [
-        _line(("  ● ", style), _where(c.model, c.project, c.time, home), ": ", because_of(c.reason, c.detail, now))
+        _line(
+            ("  ● ", style),
+            _where(c.model, c.project, c.time, home),
+            ": ",
+            because_of(c.reason, c.detail, now),
+        )
         for c in wait.causes
     ]
     _wrapped(out, _capped(roots, "    "), 4)
@@ -167,18 +177,17 @@ def _wait(out: Console, wait: Wait, now: datetime, home: str | None) -> None:
         _wrapped(out, [_line("    → ", remedy)], 6)
 
 
-def _wrapped(out: Console, lines: Iterable[Text], indent: int) -> None:
-    """Lines whose continuations stand under their text."""
+def _wrapped(out: Console, lines: Iterable[Text], indent: int | Text) -> None:
+    """Print lines whose continuations stand under their text; an interval is never torn apart."""
+    hang = Text(" " * indent) if isinstance(indent, int) else indent
     for line in lines:
-        first, *rest = line.wrap(out, max(20, out.width)) if len(line) <= out.width else _hung(out, line, indent)
-        out.print(first)
-        for more in rest:
-            out.print(more)
-
-
-def _hung(out: Console, line: Text, indent: int) -> list[Text]:
-    pieces = list(line.wrap(out, max(20, out.width - indent)))
-    return [pieces[0], *(_line(" " * indent, piece.plain.strip()) for piece in pieces[1:])]
+        glued = line.copy()
+        glued.plain = _INTERVAL.sub(lambda found: found[0].replace(" ", _GLUE), line.plain)
+        pieces = glued.wrap(out, max(_NARROWEST, out.width - len(hang))) if len(line) > out.width else [glued]
+        for number, piece in enumerate(pieces):
+            piece.rstrip()
+            piece.plain = piece.plain.replace(_GLUE, " ")
+            out.print(Text.assemble(hang, piece) if number else piece, soft_wrap=True)
 
 
 # Why
@@ -186,40 +195,37 @@ def _hung(out: Console, line: Text, indent: int) -> list[Text]:
 
 def why(out: Console, found: Why) -> None:
     """An interval's story: how it was recorded, or what it waits for, down to the root."""
-    name = model_name(found.model)
-    title = f"{name} {found.interval}" if found.interval else name
-    where = f" · project {found.project} · {found.environment} at {instant(found.now)}"
-    out.print(_line((title, "bold"), where))
-    if found.state == "unrecorded":
-        out.print(f"a model of kind {found.kind} has no intervals of its own: nothing is recorded and nobody waits for it")
-        return
-    if found.interval is None:
-        _all_is_well(out, found)
-        return
+    title = model_name(found.model) + (f" {found.interval}" if found.interval else "")
     said, style = _STATES.get(found.state, (found.state, _STYLES.get(found.state, "yellow")))
-    out.print(_line((said, style)))
-    rows = [line for row in found.recorded for line in _recorded(row, found.now)]
-    for line in _capped(rows):
-        out.print(line)
+    if found.interval is None and found.state == "recorded":
+        said = "all is well" if found.recorded_upto else "nothing is recorded, and nothing is due"
+    _wrapped(out, [_line((title, "bold"), ": ", (said, style))], 2)
+    out.print(_line((f"project {found.project} · {found.environment} at {instant(found.now)}", "dim")))
+    if found.state == "unrecorded":
+        out.print(
+            f"a model of kind {found.kind} has no intervals: nothing is recorded, and nobody waits for it"
+        )
+    elif found.interval is None:
+        if found.recorded_upto:
+            out.print(f"recorded up to {boundary(found.recorded_upto)}")
+        if found.next_due:
+            out.print(f"next due at {instant(found.next_due)}")
+    else:
+        _story(out, found)
+
+
+def _story(out: Console, found: Why) -> None:
+    _wrapped(out, _capped([line for row in found.recorded for line in _recorded(row, found.now)]), 2)
     if found.causes:
         out.print()
         for cause in found.causes[:_LINES]:
-            out.print(_tree(cause, found))
+            _tree(out, cause, found)
         if len(found.causes) > _LINES:
             out.print(f"... and {len(found.causes) - _LINES} more")
         _remedies(out, found)
     if found.others:
         out.print()
-        out.print(f"also due and not as it should be: {time_of(found.others)}")
-
-
-def _all_is_well(out: Console, found: Why) -> None:
-    if found.recorded_upto is None:
-        out.print(_line(("nothing is recorded, and nothing is due", "green")))
-    else:
-        out.print(_line(("all is well", "green"), f": recorded up to {boundary(found.recorded_upto)}"))
-    if found.next_due:
-        out.print(f"next due at {instant(found.next_due)}")
+        _wrapped(out, [_line(f"also due and not as it should be: {time_of(found.others)}")], 2)
 
 
 def _recorded(row: CoverageRow, now: datetime) -> list[Text]:
@@ -243,36 +249,43 @@ def _recorded(row: CoverageRow, now: datetime) -> list[Text]:
     return lines
 
 
-def _tree(cause: Cause, found: Why) -> Tree:
-    tree = Tree(_node(cause, found), guide_style="dim")
-    _grow(tree, cause, found)
-    return tree
-
-
-def _grow(tree: Tree, cause: Cause, found: Why) -> None:
-    for inner in cause.because[:_LINES]:
-        _grow(tree.add(_node(inner, found)), inner, found)
-    if len(cause.because) > _LINES:
-        tree.add(Text(f"... and {len(cause.because) - _LINES} more", style="dim"))
+def _tree(out: Console, cause: Cause, found: Why, first: str = "", hang: str = "") -> None:
+    """A cause and, indented below it, what it waits for."""
+    deeper = "│  " if cause.because else "   "
+    _wrapped(out, [_line((first, "dim"), _node(cause, found))], Text(hang + deeper, style="dim"))
+    shown = cause.because[:_LINES]
+    for inner in shown:
+        last = inner is shown[-1] and len(shown) == len(cause.because)
+        _tree(out, inner, found, f"{hang}{'└─ ' if last else '├─ '}", f"{hang}{'   ' if last else '│  '}")
+    if len(cause.because) > len(shown):
+        out.print(Text(f"{hang}└─ ... and {len(cause.because) - len(shown)} more", style="dim"))
 
 
 def _node(cause: Cause, found: Why) -> Text:
     style = "" if cause.because or cause.above else _STYLES.get(cause.reason, "yellow")
     above = " (what it waits for: see above)" if cause.above else ""
     where = _where(cause.model, cause.project, cause.time, found.project)
-    return _line((where, "bold" if style else ""), ": ", (because_of(cause.reason, cause.detail, found.now), style), above)
+    return _line(
+        (where, "bold" if style else ""),
+        ": ",
+        (because_of(cause.reason, cause.detail, found.now), style),
+        above,
+    )
 
 
 def _remedies(out: Console, found: Why) -> None:
     out.print()
     for project in found.runs:
-        if any(root.project == project.project and root.reason in ("late", "missing") for root in found.roots):
+        if any(
+            root.project == project.project and root.reason in ("late", "missing") for root in found.roots
+        ):
             last = f"last {run_of(project.last, found.now)}" if project.last else "it never ran"
             live = run_of(project.live, found.now) if project.live else "no run is live"
             _wrapped(out, [_line(f"{project.project}: {last}; {live}")], 2)
     out.print(_line(("what would end it", "bold")))
     remedies = dict.fromkeys(
-        f"{model_name(root.model)}: {root.remedy}" if len(found.roots) > 1 else str(root.remedy) for root in found.roots
+        f"{model_name(root.model)}: {root.remedy}" if len(found.roots) > 1 else str(root.remedy)
+        for root in found.roots
     )
     _wrapped(out, _capped([_line("  → ", remedy) for remedy in remedies], "  "), 4)
 
@@ -283,7 +296,7 @@ def _remedies(out: Console, found: Why) -> None:
 def gate(out: Console, found: GateAnswer) -> None:
     """Ready or not, and the stretches of the parents that close it."""
     answer = ("ready", "green") if found.ready else ("not ready", "yellow")
-    out.print(_line((f"{model_name(found.model)} {found.interval}", "bold"), ": ", answer))
+    _wrapped(out, [_line((f"{model_name(found.model)} {found.interval}", "bold"), ": ", answer)], 2)
     lines = list(
         dict.fromkeys(
             f"{_where(b.parent, b.parent_project, IntervalSet((b.span,)), found.project)}: "
@@ -294,22 +307,29 @@ def gate(out: Console, found: GateAnswer) -> None:
     _wrapped(out, _capped([_line("  waits for ", line) for line in lines], "  "), 4)
     if not found.ready:
         asked = f"{found.interval.start:%Y-%m-%dT%H:%M}/{found.interval.end:%Y-%m-%dT%H:%M}"
-        out.print(_line("  → ", f"`meshgate why {model_name(found.model)} {asked}` tells the root"))
+        _wrapped(out, [_line(f"  → `meshgate why {model_name(found.model)} {asked}` tells the root")], 4)
 
 
 # Run and deploy
 
 
-def run(out: Console, report: RunReport, waits: tuple[Wait, ...], verb: str = "run") -> None:
+def run(out: Console, report: RunReport, waits: tuple[Wait, ...], verb: str) -> None:
     """What was done, what failed, and what is kept back by what."""
     number = f" {report.run_id}" if report.run_id is not None else ""
     state = {"nothing_to_do": "nothing to do", "planned": "would do this"}.get(report.state, report.state)
+    if report.state == "planned" and report.plan is not None and report.plan.is_empty:
+        state = "would do nothing: nothing is ready"
     style = {"failed": "red", "lost": "red", "skipped": "yellow"}.get(report.state, "green")
     out.print(
-        _line((f"{verb}{number} of {report.project}", "bold"), ": ", (state, style), f" · {report.environment} at {instant(report.now)}")
+        _line(
+            (f"{verb}{number} of {report.project}", "bold"),
+            ": ",
+            (state, style),
+            f" · {report.environment} at {instant(report.now)}",
+        )
     )
     if report.error:
-        out.print(_line("  ", (report.error, "red")))
+        _wrapped(out, [_line("  ", (report.error, "red"))], 4)
     if report.busy is not None:
         busy = report.busy
         _wrapped(out, [_line(
@@ -321,16 +341,24 @@ def run(out: Console, report: RunReport, waits: tuple[Wait, ...], verb: str = "r
         _sets(out, "evaluate", "green", {m.name: m.fresh for m in report.plan.models})
         _sets(out, "again", "yellow", {m.name: m.redo for m in report.plan.models})
         _sets(out, "lookback", "", {m.name: m.lookback for m in report.plan.models})
-    failures = [("failed", "red", f) for f in report.failed] + [("warning", "yellow", f) for f in report.warned]
+    failures = [("failed", "red", f) for f in report.failed] + [
+        ("warning", "yellow", f) for f in report.warned
+    ]
     lines = [
         _line("  ", (f"{word:<10}", style), f"{model_name(f.model)} {f.interval}: {what_failed(f.detail)}")
         for word, style, f in failures
     ]
     lines += [
-        _line("  ", ("found     ", "yellow"), f"{model_name(f.model)} {f.interval or ''} {f.what} by somebody else")
+        _line(
+            "  ",
+            ("found     ", "yellow"),
+            f"{model_name(f.model)} {f.interval or ''} {f.what} by somebody else",
+        )
         for f in report.findings
     ]
-    lines += [_line("  ", ("unmirrored", "yellow"), f" {model_name(m)} {i}: {p}") for m, i, p in report.unmirrored]
+    lines += [
+        _line("  ", ("unmirrored", "yellow"), f" {model_name(m)} {i}: {p}") for m, i, p in report.unmirrored
+    ]
     _wrapped(out, _capped(lines, "  "), 12)
     if waits:
         out.print(_line("  what keeps things back"))
@@ -340,7 +368,9 @@ def run(out: Console, report: RunReport, waits: tuple[Wait, ...], verb: str = "r
 
 def _sets(out: Console, word: str, style: str, sets: Mapping[str, IntervalSet]) -> None:
     lines = [
-        _line("  ", (f"{word:<10}", style), f"{model_name(name)} {time_of(time)}") for name, time in sets.items() if time
+        _line("  ", (f"{word:<10}", style), f"{model_name(name)} {time_of(time)}")
+        for name, time in sets.items()
+        if time
     ]
     _wrapped(out, _capped(lines, "  "), 12)
 
@@ -356,5 +386,9 @@ def doctor(out: Console, found: Diagnosis) -> None:
         _wrapped(out, [_line(marks[check.outcome], f"  {subject}: ", check.message)], 6)
         if check.hint:
             _wrapped(out, [_line("      → ", check.hint)], 8)
-    verdict = {"ok": "everything is in order", "warn": "it works, but see the warnings", "fail": "something has to be mended"}
+    verdict = {
+        "ok": "everything is in order",
+        "warn": "it works, but see the warnings",
+        "fail": "something has to be mended",
+    }
     out.print(_line((verdict[found.outcome], marks[found.outcome][1])))

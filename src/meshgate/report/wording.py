@@ -22,15 +22,14 @@ def model_name(name: str) -> str:
 
 
 def instant(value: datetime | str | None, now: datetime | None = None) -> str:
-    """An instant to the second, UTC; without the date where that is today's."""
+    """An instant, UTC: without the date where that is today's, without seconds where there are none."""
     if value is None:
         return "-"
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     value = value.astimezone(UTC)
-    if now is not None and value.date() == now.date():
-        return f"{value:%H:%M:%S}Z"
-    return f"{value:%Y-%m-%d %H:%M:%S}Z"
+    date = "" if now is not None and value.date() == now.date() else f"{value:%Y-%m-%d} "
+    return f"{date}{value:%H:%M:%S}Z" if value.second else f"{date}{value:%H:%M}Z"
 
 
 def boundary(value: datetime | None, now: datetime | None = None) -> str:
@@ -104,7 +103,9 @@ def because_of(reason: str, detail: Mapping[str, Any], now: datetime | None = No
         "removed": str(cause or "removed from SQLMesh's record by somebody else"),
         "held": f"held: {cause}" if cause else "held",
         "stale": "stale: what it read was computed again since",
-        "marked": "to be read again for late rows" if detail.get("mark") == "lookback" else "asked to be computed again",
+        "marked": "to be read again for late rows"
+        if detail.get("mark") == "lookback"
+        else "asked to be computed again",
         "late": f"not evaluated yet{since}",
         "missing": f"never evaluated: {cause}" if cause else f"never evaluated{since}",
         "not_due": str(cause) if cause else f"not due before {instant(due, now)}" if due else "not due yet",
@@ -120,7 +121,10 @@ def _claimed(detail: Mapping[str, Any], now: datetime | None) -> str:
     run = f"run {detail.get('run_id')}{project}{place}"
     if detail.get("claim") == "lost":
         return f"{run} was lost while it evaluated it, and may write until {until}"
-    does = "has reserved it" if detail.get("claim") == "open" else "is evaluating it"
+    did = "reserved" if detail.get("claim") == "open" else "began"
+    if detail.get("expired"):
+        return f"{run} {did} it, and lost its lease at {until}"
+    does = "has reserved it" if did == "reserved" else "is evaluating it"
     return f"{run} {does}" + (f", its lease until {until}" if detail.get("lease_until") else "")
 
 
@@ -147,4 +151,8 @@ def run_of(run: RunFacts, now: datetime | None = None) -> str:
     counts = ", ".join(f"{number} {name}" for name, number in run.counts.items() if number)
     state = run.state.replace("_", " ")
     error = f": {run.error}" if run.error else ""
-    return f"{what} {run.run_id} {state} at {instant(run.ended_at, now)}" + (f" ({counts})" if counts else "") + error
+    return (
+        f"{what} {run.run_id} {state} at {instant(run.ended_at, now)}"
+        + (f" ({counts})" if counts else "")
+        + error
+    )

@@ -133,6 +133,13 @@ WHERE e.event_id > %(after)s AND (%(run_id)s::bigint IS NULL OR e.run_id = %(run
   AND (%(version_id)s::bigint IS NULL OR e.version_id = %(version_id)s)
 ORDER BY e.event_id DESC LIMIT %(limit)s;
 
+-- name: has_unmirrored
+-- Is there anything in the environment that a run recorded here, and ended before SQLMesh recorded it too?
+SELECT EXISTS (
+    SELECT FROM meshgate.promotion p JOIN meshgate.coverage c USING (version_id) LEFT JOIN meshgate.run r USING (run_id)
+    WHERE p.environment = %(environment)s AND c.mirrored_at IS NULL
+      AND (r.state IS NULL OR r.state <> 'running' OR r.expires_at <= meshgate.clock())) AS found;
+
 -- name: sqlmesh_fingerprint
 -- A cheap sign that SQLMesh's own tables have not changed since they were last reconciled.
 SELECT (SELECT concat_ws('/', count(*), max(created_ts), sum(created_ts::numeric)) FROM {schema}._intervals) || ':' ||
