@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
     from meshgate.local_postgres import LocalPostgres
 
-SILVER_EVENTS, GOLD_HOURLY, BRONZE_EVENTS = '"lake"."silver"."events"', '"lake"."gold"."hourly"', '"lake"."bronze"."events"'
+SILVER_EVENTS, GOLD_HOURLY, BRONZE_EVENTS = (
+    '"lake"."silver"."events"',
+    '"lake"."gold"."hourly"',
+    '"lake"."bronze"."events"',
+)
 
 
 @pytest.fixture
@@ -31,7 +35,9 @@ def test_an_hour_waits_for_the_last_five_minutes_of_its_parent(tiny: TinyMesh) -
         tiny.check(185)
         early = mesh.run("downstream", now=at(240))
         assert early.state == "nothing_to_do"
-        assert {(b.parent, b.span, b.reason) for b in early.blocked} == {(SILVER_EVENTS, span(185, 240), "late")}
+        assert {(b.parent, b.span, b.reason) for b in early.blocked} == {
+            (SILVER_EVENTS, span(185, 240), "late")
+        }
         mesh.run("upstream", now=at(240))
         done = mesh.run("downstream", now=at(240))
         assert done.committed == {GOLD_HOURLY: IntervalSet([span(180, 240)])}
@@ -52,7 +58,9 @@ def test_one_bad_interval_of_twelve_is_reported_and_eleven_are_committed(tiny: T
         ]
         eleven = IntervalSet([span(60, 120)]) - IntervalSet([span(90, 95)])
         assert report.committed == {BRONZE_EVENTS: eleven, SILVER_EVENTS: eleven}
-        assert {(b.model, b.interval, b.reason) for b in report.blocked} == {(SILVER_EVENTS, span(90, 95), "failed")}
+        assert {(b.model, b.interval, b.reason) for b in report.blocked} == {
+            (SILVER_EVENTS, span(90, 95), "failed")
+        }
 
 
 def test_a_poisoned_interval_blocks_its_own_hour_only_and_passes_once_repaired(tiny: TinyMesh) -> None:
@@ -82,7 +90,13 @@ def test_plain_sqlmesh_is_noticed_and_its_premature_work_healed(tiny: TinyMesh) 
         mesh.deploy("upstream", now=at(185))
         mesh.deploy("downstream", now=at(185))
         with tiny.plain("downstream") as plain:
-            plain.run("prod", execution_time=at(240), skip_janitor=True, select_models=["gold.hourly"], no_auto_upstream=True)
+            plain.run(
+                "prod",
+                execution_time=at(240),
+                skip_janitor=True,
+                select_models=["gold.hourly"],
+                no_auto_upstream=True,
+            )
         assert tiny.table("gold.hourly")[3][1] == 5  # of sixty
         blocked = mesh.run("downstream", now=at(240))
         assert [(f.model, f.what, f.interval) for f in blocked.findings] == [
@@ -102,7 +116,13 @@ def test_what_plain_sqlmesh_read_completely_is_not_computed_again(tiny: TinyMesh
         mesh.deploy("upstream", now=at(240))
         mesh.deploy("downstream", now=at(180))
         with tiny.plain("downstream") as plain:
-            plain.run("prod", execution_time=at(240), skip_janitor=True, select_models=["gold.hourly"], no_auto_upstream=True)
+            plain.run(
+                "prod",
+                execution_time=at(240),
+                skip_janitor=True,
+                select_models=["gold.hourly"],
+                no_auto_upstream=True,
+            )
         report = mesh.run("downstream", now=at(240))
         assert [f.what for f in report.findings] == ["added"]
         assert report.state == "nothing_to_do"
@@ -122,7 +142,9 @@ def test_an_interval_that_somebody_removed_is_evaluated_again(tiny: TinyMesh) ->
             start, end = (int(at(m).timestamp() * 1000) for m in (60, 65))
             state.remove_intervals([(silver, (start, end))])
         report = mesh.run("upstream", now=at(120))
-        assert [(f.model, f.what, f.interval) for f in report.findings] == [(SILVER_EVENTS, "removed", span(60, 65))]
+        assert [(f.model, f.what, f.interval) for f in report.findings] == [
+            (SILVER_EVENTS, "removed", span(60, 65))
+        ]
         assert report.committed == {SILVER_EVENTS: IntervalSet([span(60, 65)])}
     tiny.check(120)
 

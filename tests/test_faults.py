@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
     from meshgate.local_postgres import LocalPostgres
 
-GOLD_HOURLY, SILVER_EVENTS, BRONZE_EVENTS = '"lake"."gold"."hourly"', '"lake"."silver"."events"', '"lake"."bronze"."events"'
+GOLD_HOURLY, SILVER_EVENTS, BRONZE_EVENTS = (
+    '"lake"."gold"."hourly"',
+    '"lake"."silver"."events"',
+    '"lake"."bronze"."events"',
+)
 
 KILL = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 BEFORE_THE_LEDGER = f"""
@@ -52,7 +56,11 @@ def start(tiny: TinyMesh, project: str, minutes: float, prelude: str = "") -> su
         "    print(report.state)\n"
     )
     return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=tiny.environment()
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=tiny.environment(),
     )
 
 
@@ -64,9 +72,13 @@ def wait_until(true: Callable[[], bool], what: str, seconds: float = 60) -> None
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("prelude", [BEFORE_THE_LEDGER, BEFORE_SQLMESH], ids=["before-the-ledger", "before-sqlmesh"])
+@pytest.mark.parametrize(
+    "prelude", [BEFORE_THE_LEDGER, BEFORE_SQLMESH], ids=["before-the-ledger", "before-sqlmesh"]
+)
 @pytest.mark.parametrize("project", ["upstream", "downstream"])
-def test_a_run_killed_between_its_writes_is_finished_by_the_next(tiny: TinyMesh, prelude: str, project: str) -> None:
+def test_a_run_killed_between_its_writes_is_finished_by_the_next(
+    tiny: TinyMesh, prelude: str, project: str
+) -> None:
     """Killed after the engine's write, before one of the records: the next run makes every table right, once."""
     tiny.feed(0, 240)
     with tiny.mesh() as mesh:
@@ -81,10 +93,12 @@ def test_a_run_killed_between_its_writes_is_finished_by_the_next(tiny: TinyMesh,
         report = mesh.run("downstream", now=at(120))
         assert report.exit_code == 0
         assert mesh.ledger.runs()[0]["state"] in {"done", "nothing_to_do"}
-        assert not [m for s in mesh.ledger.states(mesh.ledger.manifest("prod").version_ids.values()).values() for m in s.marks]
+        assert not [
+            m
+            for s in mesh.ledger.states(mesh.ledger.manifest("prod").version_ids.values()).values()
+            for m in s.marks
+        ]
     tiny.check(120)
-
-
 
 
 def test_a_run_killed_while_the_engine_works_is_finished_by_the_next(tiny: TinyMesh) -> None:

@@ -441,7 +441,8 @@ def test_what_is_recorded_is_not_called_missing(reason):
 def test_what_is_missing_is_not_called_stale():
     """A mark on time that was never recorded explains nothing."""
     marked = Obstacle(span("2026-01-01T03:00/2026-01-01T04:00"), "marked")
-    decision = ask("2026-01-01T03:00/2026-01-01T04:00", "", marked)
+    hour = "2026-01-01T03:00/2026-01-01T04:00"
+    decision = ask(hour, "", marked, now=moment("2026-01-01T04:00"))
     assert [entry.reason for entry in decision.blocked] == ["missing"]
 
 

@@ -404,3 +404,13 @@ def test_importing_it_is_cheap() -> None:
         env={"PYTHONPATH": str(SOURCES)},
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_watchdog_of_a_destroyed_server_spares_the_one_that_follows(fresh: Path) -> None:
+    """Started anew in the same folder, a server is not stopped by the watchdog of the one before it."""
+    with LocalPostgres.start(fresh) as first:
+        before = watchdogs(fresh)
+    first.destroy()
+    with LocalPostgres.start(fresh) as second:
+        until(lambda: not set(before) & set(watchdogs(fresh)), "the old watchdog ends")
+        assert ask(second.url(), "SELECT 1") == 1

@@ -71,7 +71,12 @@ class TinyMesh:
     """
 
     def __init__(
-        self, folder: Path, postgres: LocalPostgres, *, engine: str = "ducklake", settings: dict[str, str] | None = None
+        self,
+        folder: Path,
+        postgres: LocalPostgres,
+        *,
+        engine: str = "ducklake",
+        settings: dict[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.postgres = postgres
@@ -176,7 +181,9 @@ class TinyMesh:
         stamps = [start + i * every for i in range(count)]
         rows = [(int(m * 60), at(m).replace(tzinfo=None), 1 + int(m) % 7) for m in stamps]
         self.sql(
-            self.source_database, f"INSERT INTO {self.schema}.events VALUES %s ON CONFLICT (id) DO NOTHING", rows
+            self.source_database,
+            f"INSERT INTO {self.schema}.events VALUES %s ON CONFLICT (id) DO NOTHING",
+            rows,
         )
 
     def poison(self, minute: float) -> None:
@@ -189,7 +196,8 @@ class TinyMesh:
 
     def _set(self, minute: float, value: str) -> None:
         self.sql(
-            self.source_database, f"UPDATE {self.schema}.events SET value = {value} WHERE id = {int(minute * 60)}"
+            self.source_database,
+            f"UPDATE {self.schema}.events SET value = {value} WHERE id = {int(minute * 60)}",
         )
 
     def expected(self, upto: float) -> dict[str, list[tuple[Any, ...]]]:
@@ -243,7 +251,9 @@ class TinyMesh:
         code = f"{prelude}from meshgate.cli import main\nmain()"
         return [sys.executable, "-c", code, "--config", str(self.folder), *arguments]
 
-    def cli(self, *arguments: str, python: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def cli(
+        self, *arguments: str, python: str | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """Run `meshgate` as a process of its own."""
         done = subprocess.run(
             self.command(*arguments, python=python),

@@ -289,7 +289,7 @@ def _queued(
         if child.start is None:
             begin = min(i.start for i in (own.covered.first, wanted.first) if i is not None)
         history = IntervalSet.of(begin, wanted.hull.end)
-        first |= history - own.clean - (wanted - closed) - produced
+        first |= history - own.clean - wanted - produced
     if first.first is None:
         return []
     hole = first.first

@@ -154,6 +154,7 @@ class LocalPostgres:
             try:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 postgres_server.stop(self._home / "data")
+                postgres_server.forget(self._home)
                 shutil.rmtree(self._home)
             except BlockingIOError:
                 raise LocalPostgresError(f"the local Postgres of {self._home} is in use") from None
@@ -267,11 +268,20 @@ def _watch(home: Path, linger_s: float, watchdog: int) -> None:
         fcntl.flock(start, fcntl.LOCK_EX)
         with suppress(BlockingIOError):
             fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            postgres_server.stop(home / "data")
+            # After `destroy` and a new start, the same path is another server with a watchdog of its own.
+            if not _replaced(home / "users.lock", users):
+                postgres_server.stop(home / "data")
             # In this order: who gets `start.lock` next must see that there is no watchdog.
             os.close(watchdog)
             return
         fcntl.flock(start, fcntl.LOCK_UN)
+
+
+def _replaced(path: Path, lock: int) -> bool:
+    try:
+        return path.stat().st_ino != os.fstat(lock).st_ino
+    except FileNotFoundError:
+        return False
 
 
 # -- the command

@@ -39,6 +39,7 @@ class Mesh:
     """
 
     def __init__(self, config: MeshConfig, *, check: bool = True) -> None:
+        _log_nothing_to_stdout()
         self.config = config
         self._local: LocalPostgres | None = None
         self._projects: dict[tuple[str, bool], SqlmeshProject] = {}
@@ -208,3 +209,17 @@ class Mesh:
         finally:
             for mesh in opened:
                 mesh.close()
+
+
+def _log_nothing_to_stdout() -> None:
+    """Where nobody configured structlog, its default would print to stdout, where results go."""
+    import logging
+    import sys
+
+    import structlog
+
+    if not structlog.is_configured():
+        structlog.configure(
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        )

@@ -89,6 +89,13 @@ def open_home(folder: Path) -> Path:
     return home
 
 
+def forget(home: Path) -> None:
+    """Remove the pointer to a home in a shared place: it is about to be deleted on purpose."""
+    note = home / "belongs-to"
+    if note.exists():
+        (Path(note.read_text().strip()) / "elsewhere").unlink(missing_ok=True)
+
+
 def _pointed_to(pointer: Path, own: Path) -> Path | None:
     if not pointer.exists():
         return None

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _TELLING: Final = ("held", "failed", "removed", "suspect", "stale", "marked")
 _UNRECORDED: Final = ("late", "missing", "not_due")
 NEVER_DUE: Final = "it lies before what is recorded, and the model has no start"
+NEVER_LOADED: Final = "it was never loaded"
 OUTSIDE: Final = "it lies outside the model's history"
 # A window on thousands of scattered pieces is asked for once, on their hull.
 _EXACT_PIECES: Final = 64
@@ -245,13 +246,16 @@ class Scene:
 
     def _spoilt(self, node: ModelNode, time: IntervalSet, reason: str, detail: Mapping[str, Any]) -> Cause:
         """What was evaluated and has to be evaluated again: perhaps that is kept back in turn."""
-        held = [b for b in self.planned(node.name).blocked if b.reason == "held" and b.parent == node.name]
-        if held:
-            return self._root(node, time, "held", {"was": reason, **held[0].detail})
+        if not node.kind.redoable and reason not in ("stale", "marked"):
+            was = detail.get("cause") or detail.get("message") or "its evaluation failed"
+            cause = f"{reason} ({was}), and evaluating it twice would double its rows"
+            return self._root(node, time, "held", {**detail, "was": reason, "cause": cause})
         again = self.wanted(node.name)
         if not node.kind.as_of:
             again &= node.unit.outward(time)
-        because = tuple(cause for _, cause in self._blocks(node, again)) if again else ()
+        blocks = tuple(cause for _, cause in self._blocks(node, again)) if again else ()
+        # What its own run brings up to date before is no reason why it is as it is.
+        because = tuple(c for c in blocks if not (c.project == node.project and c.in_order))
         ready = bool(again) and not because
         return self._cause(Cause(node.name, node.project, time, reason, detail, ready, because))
 
@@ -260,21 +264,21 @@ class Scene:
         if not time:
             return
         wanted = self.wanted(node.name)
-        due = (
-            node.unit.outward(time) & wanted
-            if node.kind is not Kind.SEED
-            else (time if wanted else IntervalSet())
-        )
+        if node.kind is Kind.SEED:
+            detail: dict[str, Any] = {"cause": NEVER_LOADED}
+            yield self._cause(Cause(node.name, node.project, time, "missing", detail, ready=bool(wanted)))
+            return
+        due = node.unit.outward(time) & wanted
         if never := time - due:
             yield self._root(node, never, "missing", {"cause": NEVER_DUE})
         kept: dict[IntervalSet, list[Cause]] = {}
-        for affected, cause in self._blocks(node, due) if due and node.kind is not Kind.SEED else ():
+        for affected, cause in self._blocks(node, due) if due else ():
             kept.setdefault(affected, []).append(cause)
         ready = due - IntervalSet(piece for affected in kept for piece in affected)
         for part, because in ((ready, []), *kept.items()):
             if part.first is not None:
                 first = next(iter(node.unit.split(part.first)))
-                detail = {"due_at": self.due_at(node, first.end)} if node.kind is not Kind.SEED else {}
+                detail = {"due_at": self.due_at(node, first.end)}
                 cause = Cause(node.name, node.project, part, reason, detail, not because, tuple(because))
                 yield self._cause(cause)
 
@@ -349,7 +353,9 @@ def _remedy(cause: Cause) -> str:
         "missing": f"{run} evaluates it",
     }
     if told.get("cause") == NEVER_DUE:
-        return "give the model a `start` that is not later; by itself nothing evaluates time before what is recorded"
+        return "give the model a `start`: by itself nothing evaluates time before what is recorded"
+    if told.get("cause") == NEVER_LOADED and not cause.ready:
+        return f"`meshgate deploy {cause.project}` loads it"
     return remedies.get(cause.reason, again)
 
 

@@ -174,9 +174,12 @@ def why(
     others = IntervalSet()
     if interval is None:
         unclean = scene.unclean(node.name)
-        if unclean.first is None:
+        # What is only to be read again for late rows is the last thing that anybody asks about.
+        first = (unclean - scene.standing(node.name).clean).first or unclean.first
+        if first is None:
             return Why(**facts, interval=None, state="recorded", runs=(runs_of(scene, node.project),))
-        interval = next(iter(node.unit.split(unclean.first)))
+        # One refresh takes all that there is; everything else is evaluated unit by unit.
+        interval = first if node.kind.reads_everything else next(iter(node.unit.split(first)))
         others = unclean - IntervalSet((interval,))
     else:
         require_aligned(node, interval)

@@ -7,7 +7,6 @@ import re
 from typing import IO, TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from meshgate.interval import IntervalSet
@@ -24,7 +23,7 @@ from meshgate.report.wording import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from meshgate.coordinator.causes import Cause
@@ -35,7 +34,11 @@ if TYPE_CHECKING:
     from meshgate.ledger import CoverageRow
 
 _LINES = 15
+_TREE_LINES = 40
+_NAMES = 4
+_MODELS = 20
 _NARROWEST = 20
+_COLUMNS = ("model", "kind", "recorded", "due", "late")
 _INTERVAL = re.compile(r"\[[^\[\]()]*\)")
 # Of the private use area: as wide as a space, and no white space to whoever wraps.
 _GLUE = "\ue000"
@@ -71,10 +74,10 @@ def _line(*parts: str | Text | tuple[str, str]) -> Text:
     return Text.assemble(*parts)
 
 
-def _capped(lines: Sequence[Text], indent: str = "") -> list[Text]:
-    if len(lines) <= _LINES + 1:
+def _capped(lines: Sequence[Text], indent: str = "", limit: int = _LINES) -> list[Text]:
+    if len(lines) <= limit + 1:
         return list(lines)
-    return [*lines[:_LINES], Text(f"{indent}... and {len(lines) - _LINES} more", style="dim")]
+    return [*lines[:limit], Text(f"{indent}... and {len(lines) - limit} more", style="dim")]
 
 
 def _where(model: str, project: str, time: IntervalSet, home: str | None) -> str:
@@ -88,10 +91,19 @@ def _where(model: str, project: str, time: IntervalSet, home: str | None) -> str
 def status(out: Console, found: Status) -> None:
     """One screen: each project with its runs and models, then every root cause once."""
     out.print(_line((found.environment, "bold"), f" at {instant(found.now)}"))
-    widths = _widths(m for p in found.projects for m in p.models)
+    shown = {p.project: _worth_showing(p.models) for p in found.projects}
+    rows = {name: [_row(model, found.now) for model in models] for name, models in shown.items()}
+    widths = [
+        max(map(len, cells))
+        for cells in zip(_COLUMNS, *(r[0] for p in rows.values() for r in p), strict=True)
+    ]
     for project in found.projects:
         out.print()
-        _project(out, project, found.now, widths)
+        _project(out, project, found.now)
+        if rows[project.project]:
+            _table(out, rows[project.project], widths)
+        if hidden := len(project.models) - len(rows[project.project]):
+            out.print(Text(f"  ... and {counted(hidden, 'more model')}; --json has all", style="dim"))
     out.print()
     if not found.waits:
         out.print(_line(("nothing waits for anything but its own next run", "green")))
@@ -101,11 +113,39 @@ def status(out: Console, found: Status) -> None:
         _wait(out, wait, found.now, None)
 
 
-def _widths(models: Iterable[ModelStatus]) -> int:
-    return min(44, max((len(model_name(m.model)) for m in models), default=10))
+def _worth_showing(models: Sequence[ModelStatus]) -> list[ModelStatus]:
+    """All models, or of many those that are not up to date, as far as a screen holds them."""
+    if len(models) <= _MODELS:
+        return list(models)
+    return [m for m in models if m.late is not None or any(m.units.values())][:_MODELS]
 
 
-def _project(out: Console, project: ProjectStatus, now: datetime, width: int) -> None:
+def _row(model: ModelStatus, now: datetime) -> tuple[tuple[str, ...], Text]:
+    cells = (
+        model_name(model.model),
+        _KINDS.get(model.kind, model.kind),
+        boundary(model.recorded_upto, now),
+        boundary(model.due_upto, now),
+        length(model.late),
+    )
+    return cells, _model_state(model, now)
+
+
+def _table(out: Console, rows: list[tuple[tuple[str, ...], Text]], widths: list[int]) -> None:
+    """Columns as wide in every project; the last one takes what the screen has left."""
+
+    def line(cells: tuple[str, ...]) -> str:
+        return "  " + "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True))
+
+    out.print(Text(line(_COLUMNS).rstrip(), style="dim"))
+    for cells, state in rows:
+        start = line(cells)
+        for piece in state.wrap(out, max(_NARROWEST, out.width - len(start))):
+            out.print(_line(start, piece), soft_wrap=True)
+            start = " " * len(start)
+
+
+def _project(out: Console, project: ProjectStatus, now: datetime) -> None:
     schedule = f" · schedule {project.schedule}" if project.schedule else ""
     out.print(_line((project.project, "bold"), schedule))
     if not project.deployed:
@@ -117,24 +157,6 @@ def _project(out: Console, project: ProjectStatus, now: datetime, width: int) ->
         _wrapped(out, [_line("  last ", (run_of(project.runs.last, now), "yellow" if bad else ""))], 4)
     elif project.deployed and not project.runs.live:
         out.print("  it never ran")
-    if not project.models:
-        return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
-    table.add_column("  model", min_width=width + 2, overflow="fold")
-    for name in ("kind", "recorded to", "due to"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("late", justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
-    for model in project.models:
-        table.add_row(
-            f"  {model_name(model.model)}",
-            _KINDS.get(model.kind, model.kind),
-            boundary(model.recorded_upto, now),
-            boundary(model.due_upto, now),
-            length(model.late),
-            _model_state(model, now),
-        )
-    out.print(table)
 
 
 def _model_state(model: ModelStatus, now: datetime) -> Text:
@@ -153,7 +175,7 @@ def _model_state(model: ModelStatus, now: datetime) -> Text:
             parts.append(Text(text, style=style))
     if not parts:
         due = f", next due {boundary(model.next_due, now)}" if model.next_due else ""
-        return Text(f"up to date{due}")
+        return Text(("up to date" if model.recorded_upto else "nothing due yet") + due)
     return Text(", ").join(parts)
 
 
@@ -168,10 +190,11 @@ def _wait(out: Console, wait: Wait, now: datetime, home: str | None) -> None:
         )
         for c in wait.causes
     ]
-    _wrapped(out, _capped(roots, "    "), 4)
+    _wrapped(out, _capped(roots, "    ", 4), 4)
     if wait.waiting:
-        shown = [f"{model_name(m)} {time_of(t)}" for m, _, t in wait.waiting[:4]]
-        more = f" and {counted(len(wait.waiting) - 4, 'more model')}" if len(wait.waiting) > 4 else ""
+        shown = [f"{model_name(m)} {time_of(t)}" for m, _, t in wait.waiting[:_NAMES]]
+        hidden = len(wait.waiting) - len(shown)
+        more = f" and {counted(hidden, 'more model')}" if hidden else ""
         _wrapped(out, [_line("    keeps back ", "; ".join(shown), more)], 6)
     for remedy in dict.fromkeys(c.remedy for c in wait.causes if c.remedy):
         _wrapped(out, [_line("    → ", remedy)], 6)
@@ -183,11 +206,15 @@ def _wrapped(out: Console, lines: Iterable[Text], indent: int | Text) -> None:
     for line in lines:
         glued = line.copy()
         glued.plain = _INTERVAL.sub(lambda found: found[0].replace(" ", _GLUE), line.plain)
-        pieces = glued.wrap(out, max(_NARROWEST, out.width - len(hang))) if len(line) > out.width else [glued]
-        for number, piece in enumerate(pieces):
+        first = glued.wrap(out, max(_NARROWEST, out.width))[0]
+        rest = glued[len(first) :]
+        rest = rest[len(rest) - len(rest.plain.lstrip()) :] if rest.plain.strip() else Text()
+        width = max(_NARROWEST, out.width - len(hang))
+        more: list[Text] = list(rest.wrap(out, width)) if rest else []
+        for number, piece in enumerate([first, *more]):
             piece.rstrip()
             piece.plain = piece.plain.replace(_GLUE, " ")
-            out.print(Text.assemble(hang, piece) if number else piece, soft_wrap=True)
+            out.print(_line(hang, piece) if number else piece, soft_wrap=True)
 
 
 # Why
@@ -218,10 +245,11 @@ def _story(out: Console, found: Why) -> None:
     _wrapped(out, _capped([line for row in found.recorded for line in _recorded(row, found.now)]), 2)
     if found.causes:
         out.print()
-        for cause in found.causes[:_LINES]:
-            _tree(out, cause, found)
-        if len(found.causes) > _LINES:
-            out.print(f"... and {len(found.causes) - _LINES} more")
+        lines = [line for cause in found.causes for line in _tree(cause, found)]
+        for line, hang in lines[:_TREE_LINES]:
+            _wrapped(out, [line], Text(hang, style="dim"))
+        if len(lines) > _TREE_LINES:
+            out.print(Text(f"... and {len(lines) - _TREE_LINES} more lines; --json has all", style="dim"))
         _remedies(out, found)
     if found.others:
         out.print()
@@ -249,27 +277,30 @@ def _recorded(row: CoverageRow, now: datetime) -> list[Text]:
     return lines
 
 
-def _tree(out: Console, cause: Cause, found: Why, first: str = "", hang: str = "") -> None:
-    """A cause and, indented below it, what it waits for."""
-    deeper = "│  " if cause.because else "   "
-    _wrapped(out, [_line((first, "dim"), _node(cause, found))], Text(hang + deeper, style="dim"))
-    shown = cause.because[:_LINES]
-    for inner in shown:
-        last = inner is shown[-1] and len(shown) == len(cause.because)
-        _tree(out, inner, found, f"{hang}{'└─ ' if last else '├─ '}", f"{hang}{'   ' if last else '│  '}")
-    if len(cause.because) > len(shown):
-        out.print(Text(f"{hang}└─ ... and {len(cause.because) - len(shown)} more", style="dim"))
+def _tree(cause: Cause, found: Why, first: str = "", hang: str = "") -> Iterator[tuple[Text, str]]:
+    """A cause and, indented below it, what it waits for: lines, and what their continuations begin with."""
+    yield _line((first, "dim"), _node(cause, found)), hang + ("│  " if cause.because else "   ")
+    told = [inner for inner in cause.because if not inner.above]
+    above = dict.fromkeys(model_name(inner.model) for inner in cause.because if inner.above)
+    for inner in told:
+        last = inner is told[-1] and not above
+        yield from _tree(
+            inner, found, f"{hang}{'└─ ' if last else '├─ '}", f"{hang}{'   ' if last else '│  '}"
+        )
+    if above:
+        yield _line((f"{hang}└─ ", "dim"), f"{_listed(list(above))}: see above"), f"{hang}   "
+
+
+def _listed(names: list[str]) -> str:
+    shown = names if len(names) <= _NAMES + 1 else [*names[:_NAMES], f"{len(names) - _NAMES} more"]
+    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 
 def _node(cause: Cause, found: Why) -> Text:
-    style = "" if cause.because or cause.above else _STYLES.get(cause.reason, "yellow")
-    above = " (what it waits for: see above)" if cause.above else ""
+    style = "" if cause.because else _STYLES.get(cause.reason, "yellow")
     where = _where(cause.model, cause.project, cause.time, found.project)
     return _line(
-        (where, "bold" if style else ""),
-        ": ",
-        (because_of(cause.reason, cause.detail, found.now), style),
-        above,
+        (where, "bold" if style else ""), ": ", (because_of(cause.reason, cause.detail, found.now), style)
     )
 
 
@@ -283,11 +314,12 @@ def _remedies(out: Console, found: Why) -> None:
             live = run_of(project.live, found.now) if project.live else "no run is live"
             _wrapped(out, [_line(f"{project.project}: {last}; {live}")], 2)
     out.print(_line(("what would end it", "bold")))
-    remedies = dict.fromkeys(
-        f"{model_name(root.model)}: {root.remedy}" if len(found.roots) > 1 else str(root.remedy)
-        for root in found.roots
-    )
-    _wrapped(out, _capped([_line("  → ", remedy) for remedy in remedies], "  "), 4)
+    remedies: dict[str, list[str]] = {}
+    for root in found.roots:
+        remedies.setdefault(str(root.remedy), []).append(model_name(root.model))
+    for remedy, names in remedies.items():
+        whose = f"{_listed(list(dict.fromkeys(names)))}: " if len(remedies) > 1 else ""
+        _wrapped(out, [_line(f"  → {whose}{remedy}")], 4)
 
 
 # Gate

@@ -40,16 +40,16 @@ def boundary(value: datetime | None, now: datetime | None = None) -> str:
 
 
 def length(value: timedelta | None) -> str:
-    """A duration in its two largest units."""
+    """A duration in its two largest units: `3h 2m`, `52m`, `1.5s`."""
     if value is None:
         return "-"
     if value < timedelta(minutes=1):
         seconds = value.total_seconds()
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"
     minutes = int(value.total_seconds()) // 60
-    parts = [(minutes // 1440, "d"), (minutes // 60 % 24, "h"), (minutes % 60, "min")]
+    parts = [(minutes // 1440, "d"), (minutes // 60 % 24, "h"), (minutes % 60, "m")]
     first = next(at for at, (number, _) in enumerate(parts) if number)
-    return " ".join(f"{number} {unit}" for number, unit in parts[first : first + 2] if number)
+    return " ".join(f"{number}{unit}" for number, unit in parts[first : first + 2] if number)
 
 
 def time_of(time: IntervalSet | Interval) -> str:
@@ -62,7 +62,7 @@ def time_of(time: IntervalSet | Interval) -> str:
     if len(pieces) <= _PIECES_SHOWN:
         return ", ".join(map(_span, pieces))
     hull = Interval(pieces[0].start, pieces[-1].end)
-    return f"{len(pieces)} stretches of {_span(hull)}"
+    return f"{len(pieces)} stretches in {_span(hull)}"
 
 
 def _span(piece: Interval) -> str:
