@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import duckdb
-from tiny_mesh import at
 
 from meshgate.mesh import Mesh
+from tiny_mesh import at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,7 +31,9 @@ def naive(minutes: float) -> datetime:
     return at(minutes).replace(tzinfo=None)
 
 
-def ranged(name: str, query: str, *, kind: str = "", model: str = "", cron: str = "@hourly", column: str = "ts") -> str:
+def ranged(
+    name: str, query: str, *, kind: str = "", model: str = "", cron: str = "@hourly", column: str = "ts"
+) -> str:
     """The file of an incremental-by-time-range model."""
     return (
         f"MODEL (name {name}, kind INCREMENTAL_BY_TIME_RANGE (time_column {column}, partition_by_time_column FALSE"
@@ -69,10 +71,16 @@ class DuckMesh:
         self.key = uuid.uuid4().hex[:12]
         self.state_url = postgres.ensure_database(f"duck_{self.key}")
         self.warehouse = folder / "lake.duckdb"
-        self.sql("CREATE SCHEMA raw; CREATE TABLE raw.events (id BIGINT PRIMARY KEY, ts TIMESTAMP, value BIGINT)")
+        self.sql(
+            "CREATE SCHEMA raw; CREATE TABLE raw.events (id BIGINT PRIMARY KEY, ts TIMESTAMP, value BIGINT)"
+        )
         files = {"upstream": upstream, "downstream": downstream or {}}
         for project, texts in files.items():
-            self.write(project, "config.yaml", json.dumps(self.config(project) | dict((settings or {}).get(project, {}))))
+            self.write(
+                project,
+                "config.yaml",
+                json.dumps(self.config(project) | dict((settings or {}).get(project, {}))),
+            )
             for path, text in texts.items():
                 self.write(project, path, text)
         self.write_mesh({})
@@ -80,7 +88,13 @@ class DuckMesh:
     def config(self, project: str) -> dict[str, Any]:
         """The configuration of a SQLMesh project."""
         pg = self.postgres
-        state = {"type": "postgres", "host": pg.host, "port": pg.port, "user": pg.user, "password": pg.password}
+        state = {
+            "type": "postgres",
+            "host": pg.host,
+            "port": pg.port,
+            "user": pg.user,
+            "password": pg.password,
+        }
         return {
             "project": project,
             "gateways": {

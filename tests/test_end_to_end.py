@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tiny_mesh import SILVER, TinyMesh, at, span
 
 from meshgate.interval import IntervalSet
+from tiny_mesh import SILVER, TinyMesh, at, span
 
 if TYPE_CHECKING:
     from pathlib import Path

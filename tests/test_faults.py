@@ -11,9 +11,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from tiny_mesh import TinyMesh, at, span
 
 from meshgate.interval import IntervalSet
+from tiny_mesh import TinyMesh, at, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,16 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
 from ledger_oracle import GRID, WHOLE, Cells, Oracle, Refused, Version, runs_of
 from ledger_scene import CELLS, GRACE, TTL, Scene, at, cells, span
-from strategies import examples
-
 from meshgate.db import SCHEMA_VERSION
 from meshgate.errors import LeaseLostError, LedgerError
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
 from meshgate.ledger import WHOLE as ALL_TIME
 from meshgate.ledger import Busy
+from strategies import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +141,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.acquire("up", ttl, None)
         self.acquire("down", ttl, None)
 
-    def claims_are(*states: str) -> Callable[[Any], Any]:  # noqa: N805 - used while the class is made
+    def claims_are(*states: str) -> Callable[[Any], Any]:
         return precondition(lambda self: any(c.state in states for c in self.oracle.claims))
 
     # runs

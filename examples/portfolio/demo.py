@@ -29,7 +29,6 @@ from meshgate.report import data
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from meshgate.local_postgres import LocalPostgres
 
 HOURS = 5
 FACT = "gold.fact_sales"

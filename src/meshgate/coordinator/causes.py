@@ -364,11 +364,9 @@ def pruned(causes: Iterable[Cause]) -> tuple[Cause, ...]:
     told: set[int] = set()
 
     def prune(cause: Cause) -> Cause:
-        if not cause.because:
-            return cause
         if id(cause) in told:
             return evolve(cause, because=(), above=True)
         told.add(id(cause))
-        return evolve(cause, because=tuple(prune(b) for b in cause.because))
+        return evolve(cause, because=tuple(prune(b) for b in cause.because)) if cause.because else cause
 
     return tuple(prune(cause) for cause in causes)

@@ -109,8 +109,7 @@ def status(out: Console, found: Status) -> None:
         out.print(_line(("nothing waits for anything but its own next run", "green")))
         return
     out.print(_line(("what keeps things back", "bold")))
-    for wait in found.waits:
-        _wait(out, wait, found.now, None)
+    _waits(out, found.waits, found.now, None)
 
 
 def _worth_showing(models: Sequence[ModelStatus]) -> list[ModelStatus]:
@@ -177,6 +176,13 @@ def _model_state(model: ModelStatus, now: datetime) -> Text:
         due = f", next due {boundary(model.next_due, now)}" if model.next_due else ""
         return Text(("up to date" if model.recorded_upto else "nothing due yet") + due)
     return Text(", ").join(parts)
+
+
+def _waits(out: Console, waits: Sequence[Wait], now: datetime, home: str | None) -> None:
+    for wait in waits[:_LINES]:
+        _wait(out, wait, now, home)
+    if len(waits) > _LINES:
+        out.print(Text(f"  ... and {len(waits) - _LINES} more; --json has all", style="dim"))
 
 
 def _wait(out: Console, wait: Wait, now: datetime, home: str | None) -> None:
@@ -394,8 +400,7 @@ def run(out: Console, report: RunReport, waits: tuple[Wait, ...], verb: str) -> 
     _wrapped(out, _capped(lines, "  "), 12)
     if waits:
         out.print(_line("  what keeps things back"))
-    for wait in waits:
-        _wait(out, wait, report.now, report.project)
+    _waits(out, waits, report.now, report.project)
 
 
 def _sets(out: Console, word: str, style: str, sets: Mapping[str, IntervalSet]) -> None:
