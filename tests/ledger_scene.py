@@ -6,8 +6,9 @@ read from `pg_stat_activity`, never slept for.
 
 from __future__ import annotations
 
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ from meshgate.ledger import Begun, Busy, Lease, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from concurrent.futures import Future
 
 ORIGIN = datetime(2026, 1, 5, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -227,9 +227,19 @@ def locked(ledger: Ledger, row: str = "SELECT meshgate.lock_ledger()") -> Iterat
 
 @contextmanager
 def meanwhile(action: Callable[[], Any]) -> Iterator[Future[Any]]:
-    """Run something in another thread while the block runs; the block's end waits for it."""
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(action)
+    """Run something in another thread while the block runs; the block's end waits for it, unless it failed."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+            future.set_exception(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield future
+    thread.join(PATIENCE_S)
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
@@ -244,7 +254,7 @@ def wait_until_blocked(ledger: Ledger, name: str = "other") -> None:
     eventually(
         lambda: bool(
             ledger.database.execute(
-                "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = %(name)s"
+                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = %(name)s"
                 " AND wait_event_type = 'Lock'",
                 {"name": name},
             )

@@ -154,12 +154,19 @@ MIXED = Grid(
 )
 
 
+def cuts(grid: Grid) -> st.SearchStrategy[int]:
+    """Cell numbers, half of them from a few, so that bounds of different things often coincide."""
+    few = st.integers(0, 12).map(lambda k: k * grid.size // 12)
+    return st.one_of(few, st.integers(0, grid.size))
+
+
 def ranges(grid: Grid, *, most: int = 6) -> st.SearchStrategy[list[tuple[int, int]]]:
     """Ranges of cells, in any order, overlapping, touching or apart; never empty ones."""
-    bounds = st.tuples(st.integers(0, grid.size), st.integers(0, grid.size))
-    short = st.tuples(st.integers(0, grid.size - 4), st.integers(1, 4)).map(lambda r: (r[0], r[0] + r[1]))
+    bounds = st.tuples(cuts(grid), cuts(grid)).filter(lambda b: b[0] != b[1])
+    short = st.tuples(cuts(grid).filter(lambda c: c < grid.size - 4), st.integers(1, 4))
     return st.lists(
-        st.one_of(bounds.map(lambda b: (min(b), max(b))).filter(lambda b: b[0] < b[1]), short), max_size=most
+        st.one_of(bounds.map(lambda b: (min(b), max(b))), short.map(lambda r: (r[0], r[0] + r[1]))),
+        max_size=most,
     )
 
 

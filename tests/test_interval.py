@@ -22,7 +22,17 @@ from meshgate.interval import (
     offset_by,
     parse_instant,
 )
-from strategies import CLOCK, examples, instants, intervals_of, ranges, unit_after, unit_start, unit_stop
+from strategies import (
+    CLOCK,
+    cuts,
+    examples,
+    instants,
+    intervals_of,
+    ranges,
+    unit_after,
+    unit_start,
+    unit_stop,
+)
 
 CELLS = ranges(CLOCK)
 UNITS = st.sampled_from(IntervalUnit)
@@ -166,7 +176,7 @@ def test_subset_is_that_of_cells(left, right):
         assert b.covers(piece) == (CLOCK.cells(piece) <= cells_b)
 
 
-@given(CELLS, st.integers(-1, CLOCK.size))
+@given(CELLS, st.one_of(st.just(-1), cuts(CLOCK)))
 @examples(200)
 def test_containing_an_instant_is_that_of_cells(cells, cell: int):
     """An instant lies in a set exactly if its cell does, at the cell's start and inside it."""
@@ -175,7 +185,7 @@ def test_containing_an_instant_is_that_of_cells(cells, cell: int):
     assert built.contains(CLOCK.at(cell) + timedelta(minutes=1)) == (cell in plain)
 
 
-@given(CELLS, st.integers(0, CLOCK.size), st.integers(0, CLOCK.size))
+@given(CELLS, cuts(CLOCK), cuts(CLOCK))
 @examples(200)
 def test_clipping_is_intersection_with_one_interval(cells, low: int, high: int):
     """`clip` is `&` with a range, also with an empty one."""

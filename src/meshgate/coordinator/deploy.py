@@ -94,30 +94,31 @@ def _apply(
     outcome = Outcome()
     error: str | None = None
     state = "failed"
-    before = {n: row["manifest"] or {} for n, row in ledger.projects().items()}.get(project.name, {})
+    declared = _declared(project)
+    deploying = {project.name: declared}
     try:
         current = opened.promoted(target, now)
         if current is not None:
             # What was there before the first deploy is the baseline; later, foreign work is looked at as ever.
-            findings = reconcile(ledger, opened, target, now, baseline=target not in ledger.environments())
+            findings = reconcile(
+                ledger, opened, target, now, baseline=target not in ledger.environments(), deploying={}
+            )
         journal = RunJournal(
             ledger, lease.run_id, project.name, keeper, MeshGraph({}, []), {},
-            environment=None, now=now, build=lambda plan: graph_of(ledger, target, plan),
+            environment=None, now=now, build=lambda plan: graph_of(ledger, target, plan, deploying),
             promoted={name: node.version for name, node in current.nodes.items()} if current else {},
         )  # fmt: skip
         outcome = journal.outcome
-        _save(bench, project, opened, {})
         changed = opened.deploy(target, journal, now=now)
-        _save(bench, project, opened, {"engine_in_process": opened.engine_in_process})
-        findings += reconcile(ledger, opened, target, now)
-        _save(bench, project, opened, _state_facts(bench, opened, target))
+        findings += reconcile(ledger, opened, target, now, deploying=deploying)
+        sqlmesh, sqlglot = opened.versions
+        manifest = {**declared, **_state_facts(bench, opened, target)}
+        ledger.save_manifest(project.name, manifest, sqlmesh=sqlmesh, sqlglot=sqlglot)
         state = "failed" if outcome.failed else ("done" if changed else "nothing_to_do")
     except LeaseLostError as lost:
         state, error = "lost", lost.message
     except MeshgateError as problem:
         error = problem.message
-        if before:
-            ledger.save_manifest(project.name, before, sqlmesh=opened.versions[0], sqlglot=opened.versions[1])
         raise
     except BaseException as problem:
         error = f"{type(problem).__name__}: {problem}"[:500]
@@ -142,11 +143,6 @@ def _state_facts(bench: Workbench, opened: SqlmeshProject, target: str) -> dict[
     }
 
 
-def _save(bench: Workbench, project: ProjectConfig, opened: SqlmeshProject, facts: dict[str, Any]) -> None:
-    sqlmesh, sqlglot = opened.versions
-    bench.ledger.save_manifest(
-        project.name,
-        {"edges": declared_edges(project), "schedule": project.schedule, "overlap": project.overlap, **facts},
-        sqlmesh=sqlmesh,
-        sqlglot=sqlglot,
-    )
+def _declared(project: ProjectConfig) -> dict[str, Any]:
+    """What `meshgate.yaml` says of a project, for the runs of the others."""
+    return {"edges": declared_edges(project), "schedule": project.schedule, "overlap": project.overlap}

@@ -156,7 +156,9 @@ class RunJournal:
         produced: dict[str, IntervalSet] = {}
         for name in graph.order():
             node = graph[name]
-            if not wanted.get(name) or (node.project != self.project and self._promoted.get(name) == node.version):
+            if not wanted.get(name) or (
+                node.project != self.project and self._promoted.get(name) == node.version
+            ):
                 continue
             decision = decide(graph, name, wanted[name], known, produced, now=self._now, patience=None)
             with self._lock:

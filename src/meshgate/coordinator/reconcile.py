@@ -12,13 +12,13 @@ SQLMesh's record says what is recorded, never who recorded it or what it had rea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from meshgate.coordinator.manifest import build_graph
 from meshgate.coordinator.standing import standings
-from meshgate.errors import NotDeployedError
+from meshgate.errors import EvaluationError, NotDeployedError
 from meshgate.graph import MeshGraph, readers_of
 from meshgate.interval import Interval, IntervalSet
 
@@ -59,14 +59,29 @@ def elsewhere(ledger: Ledger, environment: str, plan: Promoted) -> dict[str, Mod
     return {name: node for name, node in known.items() if node.version and node.project not in projects}
 
 
-def graph_of(ledger: Ledger, environment: str, plan: Promoted) -> MeshGraph:
-    """The graph of what a plan or an environment holds, with the windows that the projects declared."""
-    manifests = {name: row["manifest"] or {} for name, row in ledger.projects().items()}
+def graph_of(
+    ledger: Ledger, environment: str, plan: Promoted, changed: Mapping[str, Mapping[str, Any]] | None = None
+) -> MeshGraph:
+    """The graph of what a plan or an environment holds, with the windows that the projects declared.
+
+    Args:
+        ledger: Holds what each project declared at its last deploy.
+        environment: SQLMesh's environment.
+        plan: What it holds.
+        changed: What a project that is being deployed declares now, by its name.
+    """
+    manifests = {name: row["manifest"] or {} for name, row in ledger.projects().items()} | dict(changed or {})
     return build_graph(plan, manifests, elsewhere(ledger, environment, plan))
 
 
 def reconcile(
-    ledger: Ledger, project: SqlmeshProject, environment: str, now: datetime, *, baseline: bool = False
+    ledger: Ledger,
+    project: SqlmeshProject,
+    environment: str,
+    now: datetime,
+    *,
+    baseline: bool = False,
+    deploying: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[Finding, ...]:
     """Bring the ledger up to what SQLMesh's state holds for an environment.
 
@@ -77,9 +92,11 @@ def reconcile(
         now: The instant that counts, UTC.
         baseline: The first look at a state that existed before the ledger: rows that lie within their parents' are
             trusted, because there is no history that could speak against them.
+        deploying: For a deploy: what its project declares now, by its name.
 
     Raises:
         NotDeployedError: SQLMesh has no such environment.
+        EvaluationError: A plan is changing it, or died while it did; only a deploy goes on then.
     """
     read_at = ledger.clock()
     fingerprint = _fingerprint(ledger, project, environment)
@@ -89,7 +106,13 @@ def reconcile(
             f"environment {environment!r} was never planned: SQLMesh's state has no such environment",
             hint=f"run `meshgate deploy {project.project} --environment {environment}`",
         )
-    graph = graph_of(ledger, environment, plan)
+    if not plan.finalized and deploying is None:
+        raise EvaluationError(
+            f"environment {environment!r} is being changed by plan {plan.plan_id}, or that plan died",
+            hint=f"wait for it; if it is gone, `meshgate deploy {project.project} --environment {environment}` finishes it",
+            plan_id=plan.plan_id,
+        )
+    graph = graph_of(ledger, environment, plan, deploying)
     changed = ledger.sync_environment(
         environment, plan.plan_id, graph, {n.project for n in plan.nodes.values() if n.project}
     )

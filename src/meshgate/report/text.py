@@ -278,7 +278,8 @@ def _recorded(row: CoverageRow, now: datetime) -> list[Text]:
         lines.append(_line(f"  audits passed: {', '.join(sorted({str(a['audit']) for a in row.audits}))}"))
     elif row.verdict == "passed":
         lines.append(_line("  it has no audits"))
-    read = f"read its parents up to {row.read_revision}" if row.read_revision else "what it read is not known"
+    known = row.read_revision or row.run_id is not None
+    read = f"read its parents up to {row.read_revision}" if known else "what it read is not known"
     lines.append(_line((f"  revision {row.revision}, {read}", "dim")))
     return lines
 

@@ -148,7 +148,8 @@ def run_of(run: RunFacts, now: datetime | None = None) -> str:
         return f"{what} {run.run_id} is live: {where}, since {instant(run.started_at, now)}, its lease until {instant(run.lease_until, now)}"
     if run.state == "running":
         return f"{what} {run.run_id} lost its lease at {instant(run.lease_until, now)} ({where}); the next run takes over"
-    counts = ", ".join(f"{number} {name}" for name, number in run.counts.items() if number)
+    known = sorted(run.counts, key=lambda name: (_COUNTS.index(name) if name in _COUNTS else len(_COUNTS), name))
+    counts = ", ".join(f"{run.counts[name]} {name}" for name in known if run.counts[name])
     state = run.state.replace("_", " ")
     error = f": {run.error}" if run.error else ""
     return (
