@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ledger_scene import empty
 
 from meshgate.db import Database, migrate
 from meshgate.errors import LocalPostgresError
@@ -42,11 +43,21 @@ def database_url(postgres: LocalPostgres) -> str:
     return postgres.ensure_database(f"test_{uuid.uuid4().hex}")
 
 
-@pytest.fixture
-def ledger(database_url: str) -> Iterator[Ledger]:
-    """A new ledger whose clock a session may set: `SET meshgate.now = '2026-01-05 04:00Z'`."""
-    database = Database(database_url)
+@pytest.fixture(scope="session")
+def ledger_url(postgres: LocalPostgres) -> str:
+    """The URL of a ledger that many tests use one after the other; its sessions may set its clock."""
+    url = postgres.ensure_database(f"ledger_{uuid.uuid4().hex}")
+    database = Database(url)
     migrate(database, test_clock=True)
+    database.close()
+    return url
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    """An empty ledger whose clock a session may set: `SET meshgate.now = '2026-01-05 04:00Z'`."""
+    database = Database(ledger_url)
+    empty(database)
     yield Ledger(database)
     database.close()
 

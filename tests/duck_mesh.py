@@ -70,7 +70,7 @@ class DuckMesh:
         self.postgres = postgres
         self.key = uuid.uuid4().hex[:12]
         self.state_url = postgres.ensure_database(f"duck_{self.key}")
-        self.warehouse = folder / "lake.duckdb"
+        self.warehouse = folder / "house.duckdb"
         self.sql(
             "CREATE SCHEMA raw; CREATE TABLE raw.events (id BIGINT PRIMARY KEY, ts TIMESTAMP, value BIGINT)"
         )

@@ -12,8 +12,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from meshgate.db import Database
+from meshgate.db import SCHEMA_VERSION, Database
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
 from meshgate.ledger import Begun, Busy, Lease, Ledger
 
@@ -26,6 +27,21 @@ CELLS = 12
 TTL = timedelta(seconds=60)
 GRACE = timedelta(seconds=30)
 PATIENCE_S = 30.0
+
+_TABLES = (
+    "event", "dirty_span", "mark", "coverage", "claim", "run", "edge", "promotion", "environment", "version", "model",
+    "project", "ledger",
+)  # fmt: skip
+
+
+def empty(database: Database) -> None:
+    """Make a test's ledger what it was when it was new."""
+    database.execute(
+        "".join(f"DELETE FROM meshgate.{table};" for table in _TABLES)
+        + "SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, start_value, false)"
+        " FROM pg_sequences WHERE schemaname = 'meshgate';"
+        f"INSERT INTO meshgate.ledger (schema_version, test_clock) VALUES ({SCHEMA_VERSION}, true)"
+    )
 
 
 def at(cell: int) -> datetime:
@@ -201,11 +217,12 @@ class Scene:
 
 @contextmanager
 def other_session(ledger: Ledger, now: datetime | None = None, *, name: str = "other") -> Iterator[Ledger]:
-    """A second session of the same ledger, its clock stopped at an instant, for use in `meanwhile`."""
-    database = Database(ledger.database._url, name=name)
+    """A second session of the same ledger for each thread, their clocks stopped at an instant."""
+    url = ledger.database._url
+    if now is not None:
+        url += f"?options={quote(f'-c meshgate.now={now.isoformat()}')}"
+    database = Database(url, name=name)
     try:
-        if now is not None:
-            database.execute("SELECT set_config('meshgate.now', %(now)s, false)", {"now": now.isoformat()})
         yield Ledger(database)
     finally:
         database.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta
+from functools import cache
 
 from attrs import frozen
 from hypothesis import HealthCheck, settings
@@ -119,12 +120,13 @@ class Grid:
 
     def set_of(self, cells: set[int]) -> IntervalSet:
         """The time of some cells, built from the bounds of their runs."""
-        starts = sorted(c for c in cells if c - 1 not in cells)
-        ends = sorted(c + 1 for c in cells if c + 1 not in cells)
+        starts = sorted(cells - {c + 1 for c in cells})
+        ends = sorted({c + 1 for c in cells} - cells)
         return IntervalSet(Interval(self.at(a), self.at(b)) for a, b in zip(starts, ends, strict=True))
 
+    @cache  # noqa: B019 - there are three grids, and they live as long as the tests
     def units_in(self, unit: IntervalUnit) -> list[Interval]:
-        """All whole units on the grid, in order."""
+        """All whole units on the grid, in order. Do not change it."""
         found = []
         start = unit_stop(unit, self.start)
         while (stop := unit_after(unit, start)) <= self.end:

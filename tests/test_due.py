@@ -150,8 +150,10 @@ def sqlmesh_missing(case: Case) -> list[tuple[datetime, datetime]]:
     ends_before_now = case.end is not None and to_datetime(case.end) < case.now
     end = case.end if ends_before_now else case.now
     found = snapshot.missing_intervals(n.start, end, execution_time=case.now)
-    # Where the last tick lies before the start, SQLMesh answers with a reversed interval.
-    return [(to_datetime(start), to_datetime(stop)) for start, stop in found if start < stop]
+    # Where the last tick lies before the start, SQLMesh answers with a reversed interval, or with a
+    # part of a unit that ends before the start. We do not.
+    pairs = [(to_datetime(start), to_datetime(stop)) for start, stop in found]
+    return [(start, stop) for start, stop in pairs if start < stop and n.start < stop]
 
 
 def clocks_change_near(tz: str, first: datetime, last: datetime) -> bool:
@@ -221,7 +223,7 @@ def as_pairs(case: Case, time: IntervalSet) -> list[tuple[datetime, datetime]]:
 
 
 @given(cases())
-@examples(600)
+@examples(500)
 def test_fresh_is_what_sqlmesh_misses(case: Case):
     """On random models with holes in their record, what SQLMesh misses and has not recorded is our `fresh`."""
     recorded = {
@@ -232,7 +234,7 @@ def test_fresh_is_what_sqlmesh_misses(case: Case):
 
 
 @given(cases(holes=False))
-@examples(400)
+@examples(250)
 def test_lookback_is_sqlmeshs_where_there_are_no_holes(case: Case):
     """With an unbroken record, fresh units and lookback together are exactly what SQLMesh would run."""
     found = due(case.node, case.recorded, case.now)

@@ -168,7 +168,7 @@ def scenes(draw: st.DrawFn, grid: Grid = CLOCK) -> Scene:
 
 
 @given(scenes())
-@examples(400)
+@examples(300)
 def test_the_gate_is_the_oracles(scene: Scene):
     """Ready is exactly what the oracle finds, unit by unit, cell by cell."""
     assert scene.decide().ready == IntervalSet(scene.ready_units())
@@ -271,7 +271,7 @@ def test_crons_and_batch_sizes_do_not_matter(scene: Scene, batch_size: int | Non
 
 
 @given(scenes())
-@examples(300)
+@examples(200)
 def test_every_cause_is_true_and_none_is_left_out(scene: Scene):
     """For each blocked unit and parent, the spans of its causes are exactly the cells it lacks."""
     decision = scene.decide()

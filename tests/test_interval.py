@@ -176,21 +176,33 @@ def test_subset_is_that_of_cells(left, right):
         assert b.covers(piece) == (CLOCK.cells(piece) <= cells_b)
 
 
-@given(CELLS, st.one_of(st.just(-1), cuts(CLOCK)))
-@examples(200)
-def test_containing_an_instant_is_that_of_cells(cells, cell: int):
-    """An instant lies in a set exactly if its cell does, at the cell's start and inside it."""
-    built, plain = build(cells)
-    assert built.contains(CLOCK.at(cell)) == (cell in plain)
-    assert built.contains(CLOCK.at(cell) + timedelta(minutes=1)) == (cell in plain)
+def bounds(plain: set[int], *more: int) -> list[int]:
+    """Where something changes, and some cells more."""
+    return sorted(
+        {c for c in plain if c - 1 not in plain} | {c + 1 for c in plain if c + 1 not in plain} | {*more}
+    )
 
 
-@given(CELLS, cuts(CLOCK), cuts(CLOCK))
+@given(CELLS, cuts(CLOCK))
 @examples(200)
-def test_clipping_is_intersection_with_one_interval(cells, low: int, high: int):
-    """`clip` is `&` with a range, also with an empty one."""
+def test_containing_an_instant_is_that_of_cells(cells, somewhere: int):
+    """An instant lies in a set exactly if its cell does, at every bound, before and after it."""
     built, plain = build(cells)
-    assert built.clip(CLOCK.at(low), CLOCK.at(high)) == CLOCK.set_of(plain & set(range(low, high)))
+    for bound in bounds(plain, somewhere):
+        for cell in (bound - 1, bound, bound + 1):
+            assert built.contains(CLOCK.at(cell)) == (cell in plain)
+            assert built.contains(CLOCK.at(cell) + timedelta(minutes=1)) == (cell in plain)
+
+
+@given(CELLS, cuts(CLOCK))
+@examples(200)
+def test_clipping_is_intersection_with_one_interval(cells, somewhere: int):
+    """`clip` is `&` with a range, from any bound to any other, also with an empty range."""
+    built, plain = build(cells)
+    places = bounds(plain, somewhere)
+    for low in places:
+        for high in places:
+            assert built.clip(CLOCK.at(low), CLOCK.at(high)) == CLOCK.set_of(plain & set(range(low, high)))
 
 
 @given(CELLS)

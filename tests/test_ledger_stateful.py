@@ -17,8 +17,7 @@ from hypothesis.stateful import (
 )
 
 from ledger_oracle import GRID, WHOLE, Cells, Oracle, Refused, Version, runs_of
-from ledger_scene import CELLS, GRACE, TTL, Scene, at, cells, span
-from meshgate.db import SCHEMA_VERSION
+from ledger_scene import CELLS, GRACE, TTL, Scene, at, cells, empty, span
 from meshgate.errors import LeaseLostError, LedgerError
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
 from meshgate.ledger import WHOLE as ALL_TIME
@@ -29,14 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshgate.ledger import Ledger
-
-EMPTY = f"""
-DO $$ BEGIN
-    EXECUTE (SELECT 'TRUNCATE ' || string_agg(format('meshgate.%I', tablename), ', ') || ' RESTART IDENTITY'
-             FROM pg_tables WHERE schemaname = 'meshgate');
-    INSERT INTO meshgate.ledger (schema_version, test_clock) VALUES ({SCHEMA_VERSION}, true);
-END $$
-"""
 
 LOOK = """
 SELECT (SELECT revision FROM meshgate.ledger) AS revision,
@@ -89,7 +80,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
-        ledger.database.execute(EMPTY)
+        empty(ledger.database)
         self.scene = Scene(ledger)
         self.ledger = ledger
         self.oracle = Oracle(self.scene.now)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meshgate.coordinator.run import RunReport
+    from meshgate.coordinator.status import Wait
     from meshgate.interval import Interval
     from meshgate.mesh import Mesh
 
@@ -215,8 +216,11 @@ def run(
 
 
 def _report_run(call: _Call, mesh: Mesh, report: RunReport, verb: str, exit_code: int) -> int:
-    # The roots by the ledger as it is now: what a run met may have been mended, or made, while it worked.
-    waits = () if report.busy else mesh.waits(report.project, environment=report.environment, now=report.now)
+    waits: tuple[Wait, ...] = ()
+    if report.blocked or report.failed:
+        # The roots by the ledger as it is now. What the run did is told even if that cannot be.
+        with contextlib.suppress(MeshgateError):
+            waits = mesh.waits(report.project, environment=report.environment, now=report.now)
     what = report.error or f"{len(report.failed)} intervals failed"
     call.failure = f"{verb} {report.run_id} of {report.project!r} ended as {report.state}: {what}"
     call.show("run", report, waits, verb, exit_code=exit_code)

@@ -7,7 +7,8 @@ The cron says *when* something is due, the interval unit says *what*. The rules 
   subtracts wall-clock time, and on such days answers with a tick that is an hour off;
 * `lookback` follows new units only: filling a hole in the past evaluates nothing else again;
 * a model whose refresh reads everything is due from its first missing unit on, as one range;
-* a history shorter than one unit is due as soon as that unit is over;
+* a history shorter than one unit is due as soon as that unit is over, and, with `allow_partials`,
+  no part of a unit that ends before the start is;
 * without a start, a model that has a record is due from its first recorded unit on, however long
   it was not run; SQLMesh goes back one tick.
 """
@@ -127,7 +128,7 @@ def due(
     upto = min(upto if node.allow_partials else unit.floor(upto), node.life.end)
     begin = _begin(node, recorded, tick, start)
     span = IntervalSet.of(unit.floor(begin), upto)
-    if not span or begin >= now or not node.kind.recorded or (node.kind is Kind.SEED and recorded):
+    if not span or begin >= tick or not node.kind.recorded or (node.kind is Kind.SEED and recorded):
         return Due(IntervalSet.empty(), IntervalSet.empty(), upto)
     # A unit of which a part is missing is missing as a whole.
     fresh = unit.outward(span - recorded) & span

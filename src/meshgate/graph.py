@@ -414,7 +414,7 @@ def window_of(child: ModelNode, parent: ModelNode, window: Window, interval: Int
 
 
 def reach_of(child: ModelNode, parent: ModelNode, window: Window, hull: Interval) -> IntervalSet:
-    """The hull of `window_of`, one interval or none, at the same cost for a unit as for all time."""
+    """One interval, or none, that holds `window_of`, at the same cost for a unit as for all time."""
     life = parent.life
     if window.mode == "latest":
         last = _latest(parent, life, window, hull.end)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from meshgate.db import Database, json, timestamp_range
-from meshgate.errors import LeaseLostError, LedgerError, LedgerUnreachableError, NotDeployedError
+from meshgate.errors import ConfigError, LeaseLostError, LedgerError, NotDeployedError, SchemaVersionError
 from meshgate.graph import Edge, Kind, MeshGraph, ModelNode, Window
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval, IntervalSet, IntervalUnit
 
@@ -545,9 +545,7 @@ class Ledger:
         sql = self.database_query("sqlmesh_fingerprint").replace("{schema}", f'"{schema}"')
         try:
             return str(self.database.execute(sql, {"environment": environment}, again=True)[0]["fingerprint"])
-        except LedgerUnreachableError:
-            raise
-        except LedgerError:
+        except (LedgerError, SchemaVersionError, ConfigError):  # they are in another database, or not for this role
             return None
 
     @staticmethod

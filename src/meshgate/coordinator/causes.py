@@ -35,6 +35,8 @@ NEVER_LOADED: Final = "it was never loaded"
 OUTSIDE: Final = "it lies outside the model's history"
 # A window on thousands of scattered pieces is asked for once, on their hull.
 _EXACT_PIECES: Final = 64
+# Of models one behind the other; Python's own limit is not far above.
+_DEEPEST: Final = 100
 
 
 @frozen(eq=False)
@@ -152,6 +154,7 @@ class Scene:
         )  # fmt: skip
         self._planned = {planned.name: planned for planned in self.plan.models}
         self._clock = bench.ledger.clock()
+        self._depth = 0
         self._told: dict[tuple[str, IntervalSet], tuple[Cause, ...]] = {}
 
     def state(self, name: str) -> VersionState:
@@ -186,10 +189,10 @@ class Scene:
     def decide(self, name: str, time: IntervalSet) -> Decision:
         """What the gate says by the ledger alone: nothing that a run is going to produce counts."""
         node = self.graph[name]
-        view = dict(self.plan.standings)
+        view = self.plan.standings
         if node.kind.as_of and name in view:
             # As a run decides: its whole table may be in doubt, but its history has no hole.
-            view[name] = ParentState(view[name].covered)
+            view = {**view, name: ParentState(view[name].covered)}
         return decide(self.graph, name, time, view, {}, now=self.now, patience=self.bench.patience(node))
 
     def due_at(self, node: ModelNode, end: datetime) -> datetime:
@@ -210,8 +213,12 @@ class Scene:
         """
         key = (name, time)
         if key not in self._told:
+            if self._depth == _DEEPEST:
+                return ()
             self._told[key] = ()  # a model that waits for its own earlier time does not go round in circles
+            self._depth += 1
             found = sorted(self._causes(self.graph[name], time), key=_by_time)
+            self._depth -= 1
             self._told[key] = merged(found)
         return self._told[key]
 
@@ -294,7 +301,8 @@ class Scene:
                 told = (
                     Cause(parent, e.parent_project, IntervalSet((e.span,)), e.reason, e.detail) for e in mine
                 )
-                causes = tuple(self._cause(cause) for cause in merged(told))
+                more = f"`meshgate why {self.graph[parent].display}` tells more"
+                causes = tuple(evolve(cause, remedy=more) for cause in merged(told))
             for cause in causes:
                 affected = self._readers(node, parent, cause.time, waits)
                 yield (affected or waits), cause

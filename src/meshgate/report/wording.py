@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from meshgate.coordinator.explain import RunFacts
 
 _PIECES_SHOWN = 3
+_COUNTS = ("committed", "failed", "blocked")
 
 
 def model_name(name: str) -> str:
@@ -142,18 +143,16 @@ def _circumstances(detail: Mapping[str, Any], now: datetime | None) -> str:
 
 def run_of(run: RunFacts, now: datetime | None = None) -> str:
     """One run in one line."""
-    what = "run" if run.purpose == "run" else run.purpose
     where = f"pid {run.pid} on {run.host}"
+    until = instant(run.lease_until, now)
+    name = f"{run.purpose} {run.run_id}"
     if run.live:
-        return f"{what} {run.run_id} is live: {where}, since {instant(run.started_at, now)}, its lease until {instant(run.lease_until, now)}"
+        return f"{name} is live: {where}, since {instant(run.started_at, now)}, its lease until {until}"
     if run.state == "running":
-        return f"{what} {run.run_id} lost its lease at {instant(run.lease_until, now)} ({where}); the next run takes over"
-    known = sorted(run.counts, key=lambda name: (_COUNTS.index(name) if name in _COUNTS else len(_COUNTS), name))
-    counts = ", ".join(f"{run.counts[name]} {name}" for name in known if run.counts[name])
-    state = run.state.replace("_", " ")
-    error = f": {run.error}" if run.error else ""
-    return (
-        f"{what} {run.run_id} {state} at {instant(run.ended_at, now)}"
-        + (f" ({counts})" if counts else "")
-        + error
-    )
+        return f"{name} lost its lease at {until} ({where}); the next run takes over"
+    known = [*_COUNTS, *(key for key in run.counts if key not in _COUNTS)]
+    facts = [f"{run.counts[key]} {key}" for key in known if run.counts.get(key)]
+    if run.as_of:
+        facts.insert(0, f"as of {instant(run.as_of, now)}")
+    tail = (f" ({', '.join(facts)})" if facts else "") + (f": {run.error}" if run.error else "")
+    return f"{name} {run.state.replace('_', ' ')} at {instant(run.ended_at, now)}{tail}"

@@ -791,11 +791,14 @@ BEGIN
 END $$;
 
 CREATE FUNCTION meshgate.save_manifest(p_project text, p_manifest jsonb, p_sqlmesh text, p_sqlglot text) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    known integer;
 BEGIN
     PERFORM meshgate.lock_ledger();
+    known := meshgate.project_id(p_project);  -- not in the WHERE: an UPDATE does not see the row that it would add
     UPDATE meshgate.project SET manifest = p_manifest, deployed_at = meshgate.clock(), sqlmesh_version = p_sqlmesh,
            sqlglot_version = p_sqlglot
-    WHERE project_id = meshgate.project_id(p_project);
+    WHERE project_id = known;
 END $$;
 
 -- Makes the ledger's picture of one environment what SQLMesh promotes there. The models whose version changed.

@@ -1,0 +1,161 @@
+"""`meshgate doctor`: every check is made whatever fails before it, and each says what to do."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+
+from command_line import Answer, answer_of, configure
+from ledger_story import PROJECTS, Story
+from meshgate.bridge.contract import installed_versions
+from meshgate.ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def story(database_url: str, tmp_path: Path) -> Story:
+    """The poisoned mesh of `ledger_story`."""
+    found = Story(database_url, tmp_path)
+    found.poisoned()
+    return found
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No line is wrapped, and what the command line does to structlog is undone."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("MESHGATE_DEBUG", raising=False)
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    """Calls the command line on the configuration in this test's folder."""
+
+    def run(*arguments: str, config: Path | None = tmp_path) -> Answer:
+        return answer_of(capsys, config, *arguments)
+
+    return run
+
+
+@pytest.fixture
+def projects(story: Story, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folders of both SQLMesh projects, right."""
+    monkeypatch.setenv("SQLMESH__DISABLE_ANONYMIZED_ANALYTICS", "true")
+    # As if nothing had been deployed: what SQLMesh's state says is looked at by the end-to-end tests.
+    story.database.execute("UPDATE meshgate.project SET deployed_at = NULL")
+    for name in PROJECTS:
+        write_project(story.folder / name, name)
+    return story.folder
+
+
+def write_project(folder: Path, key: str | None) -> None:
+    folder.mkdir(exist_ok=True)
+    config = {
+        "gateways": {"local": {"connection": {"type": "duckdb"}}},
+        "model_defaults": {"dialect": "duckdb"},
+    }
+    (folder / "config.yaml").write_text(json.dumps({**({"project": key} if key else {}), **config}))
+
+
+def checks(answer: Answer, outcome: str) -> list[tuple[str, str]]:
+    return [(c["name"], c["subject"]) for c in answer.document["checks"] if c["outcome"] == outcome]
+
+
+def test_doctor_finds_nothing_wrong_where_nothing_is(projects: Path, call: Any) -> None:
+    """Warnings only: neither project was deployed."""
+    answer = call("doctor", "--json")
+    assert (answer.code, answer.document["outcome"]) == (0, "warn")
+    assert checks(answer, "fail") == []
+    assert checks(answer, "warn") == [("manifest", "upstream"), ("manifest", "downstream")]
+    text = call("doctor").out.splitlines()
+    assert text[-1] == "it works, but see the warnings"
+    assert f"ok    project upstream: {projects}/upstream has `project: upstream`" in text
+
+
+def test_doctor_goes_on_after_a_failure_and_reports_all(projects: Path, call: Any) -> None:
+    """A wrong key, a gateway that does not exist, in two projects at once: exit code 2."""
+    write_project(projects / "upstream", None)
+    config = json.loads((projects / "meshgate.yaml").read_text())
+    config["projects"][1]["gateway"] = "databricks"
+    (projects / "meshgate.yaml").write_text(json.dumps(config))
+    answer = call("doctor", "--json")
+    assert answer.code == 2
+    assert checks(answer, "fail") == [("project", "upstream"), ("project", "downstream")]
+    text = call("doctor").out
+    assert "has no `project:` key" in text
+    assert "→ write `project: upstream` into its config.yaml, or change the name in meshgate.yaml" in text
+    assert "gateway 'databricks' is not configured" in text
+    assert "→ it has: local" in text
+
+
+def test_doctor_names_projects_of_other_versions_and_manifests_that_differ(
+    story: Story, projects: Path, call: Any
+) -> None:
+    """Another minor of SQLMesh in the mesh fails; a meshgate.yaml that was changed since its deploy warns."""
+    sqlmesh, sqlglot = installed_versions()
+    story.ledger.save_manifest(
+        "upstream", {"overlap": "fail", "edges": []}, sqlmesh="0.200.1", sqlglot=sqlglot
+    )
+    answer = call("doctor", "--json")
+    assert answer.code == 2
+    assert ("versions", "upstream") in checks(answer, "fail")
+    told = {(c["name"], c["subject"]): c for c in answer.document["checks"]}
+    assert f"was deployed with SQLMesh 0.200.1, here is {sqlmesh}" in told["versions", "upstream"]["message"]
+    assert "overlap is skip, was fail" in told["manifest", "upstream"]["message"]
+    assert told["manifest", "upstream"]["outcome"] == "warn"
+
+
+def test_doctor_tells_of_runs_that_were_lost_and_of_suspect_time(
+    story: Story, projects: Path, call: Any
+) -> None:
+    """A lease that expired without an end, then what it had begun."""
+    story.begin(story.acquire("upstream"), "bronze.transactions", "2026-01-05T04:00/2026-01-05T04:05")
+    story.time("2026-01-05 04:10")
+    answer = call("doctor")
+    assert (
+        "run 6 of 'upstream' (pid 4711 on worker-1) lost its lease at 2026-01-05 04:03:00Z and did not end"
+        in answer.out
+    )
+    with story.run("downstream"):
+        pass
+    assert (
+        "bronze.transactions of project 'upstream' has suspect time: its lease expired" in call("doctor").out
+    )
+
+
+def test_doctor_works_without_a_configuration_and_without_a_ledger(tmp_path: Path, call: Any) -> None:
+    """What can still be looked at is."""
+    answer = call("doctor", "--json")
+    assert (answer.code, checks(answer, "fail"), checks(answer, "ok")) == (
+        2,
+        [("config", "")],
+        [("sqlmesh", "")],
+    )
+    configure(tmp_path, "postgresql://ann:s3cret@127.0.0.1:1/ledger")
+    write_project(tmp_path, "upstream")
+    answer = call("doctor", "--json")
+    assert (answer.code, checks(answer, "fail")) == (2, [("ledger", "")])
+    assert ("project", "upstream") in checks(answer, "ok")
+    assert "s3cret" not in answer.out
+
+
+def test_doctor_measures_the_clock_of_the_ledger(
+    story: Story, projects: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A difference of minutes is a warning: the ledger's clock decides, so nothing goes wrong."""
+    monkeypatch.setattr(Ledger, "server", lambda _: (160004, datetime.now(UTC) - timedelta(minutes=3)))
+    answer = call("doctor")
+    assert "warn  clock: this machine's clock and the ledger's differ by 180 s or more" in answer.out
+    monkeypatch.setattr(Ledger, "server", lambda _: (130001, datetime.now(UTC)))
+    answer = call("doctor")
+    assert answer.code == 2
+    assert "FAIL  ledger: the ledger's Postgres is 13.1" in answer.out
