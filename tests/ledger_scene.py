@@ -158,7 +158,7 @@ class Scene:
             for key, intervals in (("state", recorded), ("trusted", trusted))
         }
         rows = self.database.rows(
-            "reconcile_version", version_id=version, gated=gated, read_at=read_at or self.now, **ranges
+            "reconcile_version", version_id=version, gated=gated, read_at=read_at or self.now, known=None, **ranges
         )
         return [(row["finding"], cells(Interval(row["span"].lower, row["span"].upper))) for row in rows]
 

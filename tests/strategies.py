@@ -234,3 +234,140 @@ def read_by(parent: ModelNode, window: Window, unit: Interval) -> tuple[datetime
     start = max(start, born) if born else start
     stop = min(stop, dead) if dead else stop
     return (start, stop) if start < stop else None
+
+
+# --- the oracle: the gate --------------------------------------------------------------------
+
+REASONS = ("missing", "failed", "suspect", "removed", "held", "begun", "stale", "marked", "late", "not_due")
+Cells = set[int]
+
+
+@frozen(slots=False)
+class Parent:
+    """A parent as the oracle sees it: cells."""
+
+    node: ModelNode
+    window: Window
+    covered: Cells
+    obstacles: tuple[tuple[int, int, str], ...]
+    produced: Cells
+
+    def having(self, *reasons: str) -> Cells:
+        return {c for low, high, reason in self.obstacles if reason in reasons for c in range(low, high)}
+
+    @cached_property
+    def clean(self) -> Cells:
+        """The cells that open the gate to a reader whose patience is over."""
+        good = self.covered - self.having("failed", "suspect", "removed")
+        return (good | self.produced) - self.having("held", "begun")
+
+    @cached_property
+    def settled(self) -> Cells:
+        """The cells that open the gate to any reader."""
+        return self.clean - (self.having("stale", "marked") - self.produced)
+
+    def fine(self, *, patient: bool) -> Cells:
+        return self.settled if patient else self.clean
+
+
+@frozen
+class Scene:
+    """A child, its parents, what is wanted, and when."""
+
+    grid: Grid
+    child: ModelNode
+    reads_itself: bool
+    parents: tuple[Parent, ...]
+    wanted: tuple[Interval, ...]
+    now: datetime
+    patience: timedelta | None
+
+    def graph(self) -> MeshGraph:
+        nodes = [self.child, *(parent.node for parent in self.parents)]
+        edges = [Edge("child", parent.node.name, parent.window) for parent in self.parents]
+        return MeshGraph({n.name: n for n in nodes}, edges + [Edge("child", "child")] * self.reads_itself)
+
+    def state(self) -> dict[str, ParentState]:
+        return {
+            parent.node.name: ParentState(
+                self.grid.set_of(parent.covered),
+                tuple(
+                    Obstacle(Interval(self.grid.at(low), self.grid.at(high)), reason)
+                    for low, high, reason in parent.obstacles
+                ),
+            )
+            for parent in self.parents
+        }
+
+    def produced(self) -> dict[str, IntervalSet]:
+        return {parent.node.name: self.grid.set_of(parent.produced) for parent in self.parents}
+
+    def decide(self, wanted: IntervalSet | None = None, **changed) -> Decision:
+        arguments = {"state": self.state(), "produced": self.produced(), "now": self.now} | changed
+        wanted = IntervalSet(self.wanted) if wanted is None else wanted
+        graph = arguments.pop("graph", None) or self.graph()
+        return decide(graph, "child", wanted, patience=self.patience, **arguments)
+
+    # The oracle from here on: unit by unit, cell by cell.
+
+    def is_patient(self, unit: Interval) -> bool:
+        if self.patience is None:
+            return unit_after(self.child.unit, unit_after(self.child.unit, unit.end)) > self.now
+        return unit.end + self.patience > self.now
+
+    def lacks(self, parent: Parent, unit: Interval) -> Cells:
+        """The cells that a unit reads and that keep it."""
+        window = parent.window
+        if self.child.kind.as_of and window == Window():
+            window = Window("prefix")
+        read = read_by(parent.node, window, unit)
+        if read is None:
+            return set()
+        cells = set(range(self.grid.cell_of(read[0]), self.grid.cell_of(read[1])))
+        return cells - parent.fine(patient=self.is_patient(unit))
+
+    @property
+    def in_order(self) -> bool:
+        return self.child.kind.as_of or self.child.depends_on_past or self.reads_itself
+
+    def ready_units(self) -> list[Interval]:
+        """Unit after unit, until the first blocked one where order matters."""
+        ready = []
+        for unit in self.wanted:
+            if not any(self.lacks(parent, unit) for parent in self.parents):
+                ready.append(unit)
+            elif self.in_order:
+                break
+        return ready
+
+
+@st.composite
+def scenes(draw: st.DrawFn, grid: Grid = CLOCK) -> Scene:
+    """One to three parents, mostly covered, and up to 60 wanted units of a child of any sort."""
+    unit = st.sampled_from(grid.units)
+    size = grid.size
+    kind = draw(st.sampled_from([Kind.INCREMENTAL_BY_TIME_RANGE] * 6 + [Kind.FULL, Kind.SCD_TYPE_2]))
+    child = node("child", draw(unit), kind=kind, depends_on_past=draw(st.integers(0, 7)) == 0)
+    units = grid.units_in(child.unit)
+    first = draw(st.integers(0, len(units) - 1))
+    wanted = units[first:][: draw(st.integers(1, 60))]
+    gap = draw(st.integers(0, 120))
+    # Obstacles are short and near what is wanted, or they would close the gate for all or for nothing.
+    near, far = grid.cell_of(wanted[0].start), grid.cell_of(wanted[-1].end)
+    short = st.tuples(st.integers(max(0, near - 40), min(size, far + 9)), st.integers(1, 30))
+    some_ranges = st.lists(short.map(lambda r: (r[0], r[0] + r[1])), max_size=2)
+    parents = []
+    for index in range(draw(st.sampled_from([1, 1, 2, 3]))):
+        parent = node(f"parent{index}", draw(unit), draw(lives(grid)))
+        frontier = draw(st.one_of(st.integers(near, size), st.just(3 * size // 2)))
+        covered = set(range(-size // 2, frontier))
+        covered -= {c for low, high in draw(some_ranges) for c in range(low, high)}
+        obstacles = [(low, high, draw(st.sampled_from(REASONS))) for low, high in draw(some_ranges)]
+        produced = {c for low, high in draw(some_ranges) for c in range(low, high)}
+        parents.append(Parent(parent, draw(windows(grid)), covered, tuple(obstacles), produced))
+    now = grid.at(draw(st.integers(size // 2, size)))
+    patience = draw(st.sampled_from([None, timedelta(0), 3 * child.unit.approximate, timedelta.max]))
+    if patience == timedelta.max:
+        patience = 10 * grid.size * grid.cell
+    kept = tuple(piece for place, piece in enumerate(wanted) if place != gap)
+    return Scene(grid, child, draw(st.integers(0, 9)) == 0, tuple(parents), kept, now, patience)

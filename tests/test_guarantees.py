@@ -428,7 +428,11 @@ def test_g4_a_zombies_late_write_is_evaluated_again(mesh: Mesh) -> None:
 def test_g4_what_a_lost_run_had_begun_opens_no_gate(mesh: Mesh) -> None:
     """Taken over, its begun time is suspect until somebody evaluates it: `lose_run`, `distrust_claim`."""
     _, begun = lost(mesh)
-    assert {reason for reason, _ in mesh.scene.unclean(mesh.ids[BRONZE], begun)} == {"suspect"}
+    assert mesh.plan().standings[BRONZE].clean == IntervalSet([minutes(0, 60)]) - IntervalSet([begun])
+    child = mesh.acquire("down").run_id
+    mesh.scene.open(child, mesh.ids[SILVER], begun)
+    refused = mesh.scene.begin(child, mesh.ids[SILVER], begun, (mesh.ids[BRONZE], begun)).refused
+    assert [(r.reason, r.interval) for r in refused] == [("suspect", begun)]
 
 
 def test_g4_a_mute_zombie_is_waited_out(mesh: Mesh) -> None:

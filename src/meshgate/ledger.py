@@ -509,7 +509,7 @@ class Ledger:
         )
 
     def reconcile_version(
-        self, version_id: int, state: IntervalSet, *, trusted: IntervalSet, gated: bool, read_at: datetime
+        self, version_id: int, state: IntervalSet, *, trusted: IntervalSet, gated: bool, read_at: datetime, known: int | None = None
     ) -> tuple[tuple[str, Interval], ...]:
         """Compare SQLMesh's record of one version, read at `read_at`, with the ledger's; what was found.
 
@@ -519,13 +519,14 @@ class Ledger:
             trusted: What of it the caller proved to have been read from clean parents.
             gated: Whether it has gated parents.
             read_at: The database's instant just before `state` was read, UTC.
+            known: The ledger's revision just before `state` was read; None where nobody else is at work.
 
         Returns:
             Pairs of `added`, `suspect`, `removed` or `unmirrored`, and the range.
         """
         rows = self.database.rows(
             "reconcile_version", version_id=version_id, state=[_range(i) for i in state],
-            trusted=[_range(i) for i in trusted], gated=gated, read_at=read_at,
+            trusted=[_range(i) for i in trusted], gated=gated, read_at=read_at, known=known,
         )  # fmt: skip
         return tuple((row["finding"], _interval(row["span"])) for row in rows)
 

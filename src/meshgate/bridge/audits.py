@@ -34,7 +34,7 @@ _ROW_WISE = frozenset(
 # What may make a row's verdict depend on other rows, or on what a batch is.
 _NOT_ROW_WISE = (
     *(exp.AggFunc, exp.Window, exp.Group, exp.Having, exp.Qualify, exp.Distinct, exp.Limit, exp.Fetch, exp.Offset),
-    *(exp.Query, exp.Join, exp.Lateral, exp.Unnest, exp.TableSample, exp.Anonymous, MacroFunc),
+    *(exp.Query, exp.Join, exp.Lateral, exp.Unnest, exp.Pivot, exp.TableSample, exp.Anonymous, MacroFunc),
 )  # fmt: skip
 
 

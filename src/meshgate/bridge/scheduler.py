@@ -21,8 +21,15 @@ from sqlmesh.core.scheduler import Scheduler
 from sqlmesh.core.snapshot import SnapshotIdBatch
 from sqlmesh.core.state_sync.base import DelegatingStateSync
 from sqlmesh.utils.concurrency import NodeExecutionFailedError
-from sqlmesh.utils.errors import AuditError, CircuitBreakerError, NodeAuditsErrors, SQLMeshError
+from sqlmesh.utils.errors import (
+    CircuitBreakerError,
+    NodeAuditsErrors,
+    PythonModelEvalError,
+    SignalEvalError,
+    SQLMeshError,
+)
 
+from meshgate.bridge.audits import Verdict, each_interval_needs_its_own, verdict
 from meshgate.bridge.translate import Promoted, interval, milliseconds, pairs, promoted
 from meshgate.db import redact
 from meshgate.errors import LeaseLostError
@@ -33,16 +40,6 @@ if TYPE_CHECKING:
 
     from sqlmesh.core.snapshot import Snapshot
 
-# An audit of one of these fails for a batch whenever it fails for one of its intervals: it looks at rows, not at how
-# many there are. The verdict on the batch is then a verdict on each interval.
-_ROW_WISE_AUDITS = frozenset(
-    {
-        "not_null", "unique_values", "unique_combination_of_columns", "accepted_values", "not_accepted_values",
-        "accepted_range", "forall", "not_empty_string", "string_length_between", "string_length_equal", "valid_uuid",
-        "valid_email", "valid_url", "valid_http_method", "match_regex_pattern_list", "not_match_regex_pattern_list",
-        "match_like_pattern_list", "not_match_like_pattern_list",
-    }
-)  # fmt: skip
 _MESSAGE_LIMIT = 500
 
 
@@ -147,6 +144,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
     def __init__(self, *args: Any, journal: Journal, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._journal = journal
+        self._stopped: set[str] = set()
 
     def run_merged_intervals(self, **kwargs: Any) -> Any:
         """SQLMesh's hook: everything that is about to be evaluated."""
@@ -179,12 +177,11 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
             finalized=False,
             now=to_datetime(kwargs.get("execution_time") or now()),
         )
-        gated = {s: ranges for s, ranges in merged.items() if s.is_model and index.is_deployable(s)}
+        gated = {s: ranges for s, ranges in merged.items() if _gated(s, index)}
         wanted = {
             s.name: IntervalSet(interval(start, end) for start, end in ranges) for s, ranges in gated.items()
         }
         admitted = self._journal.admit(plan, wanted)
-        # A preview of a forward-only change writes to a table of its own, which nobody gates on.
         result = {s: ranges for s, ranges in merged.items() if s not in gated}
         result.update({s: pairs(admitted[s.name]) for s in gated if admitted.get(s.name)})
         return result
@@ -192,7 +189,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
     def evaluate(self, snapshot: Snapshot, start: Any, end: Any, *args: Any, **kwargs: Any) -> Any:
         """SQLMesh's hook: one batch."""
         execution_time, index, batch_index = _positional(args, kwargs)
-        if not snapshot.is_model or not index.is_deployable(snapshot):
+        if not _gated(snapshot, index):
             return super().evaluate(
                 snapshot,
                 start,
@@ -206,15 +203,24 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         results: list[Any] = []
         failures: list[Exception] = []
         first = batch_index
+        if snapshot.name in self._stopped:
+            return results  # an earlier batch failed, and this one builds on it
         for piece in self._journal.begin(snapshot.name, interval(start, end)):
-            if failures and not self._journal.may_continue(snapshot.name):
+            if self._must_stop(snapshot, failures):
                 break
             results += self._attempt(snapshot, piece, first, kwargs, failures)
             # Only the very first write into an empty table may replace it; SQLMesh tells by the batch's number.
             first = max(first, 1)
+        self._must_stop(snapshot, failures)
         if failures and self._journal.planning:
             raise failures[0]
         return results
+
+    def _must_stop(self, snapshot: Snapshot, failures: list[Exception]) -> bool:
+        if failures and not self._journal.may_continue(snapshot.name):
+            self._stopped.add(snapshot.name)
+            return True
+        return False
 
     def _attempt(
         self,
@@ -238,24 +244,22 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
                     batch_index=batch_index,
                     **kwargs,
                 )
-                bad = self._judge(snapshot, piece, unit, kwargs)
+                verdicts = self._judge(snapshot, piece, unit, audits, kwargs)
             except (CircuitBreakerError, LeaseLostError):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever an engine, a driver or a user's Python model raises
                 additions.clear()
                 return self._isolate(snapshot, piece, unit, batch_index, kwargs, failures, error)
         duration = timedelta(seconds=time.monotonic() - started)
-        rows = self._rows(snapshot, batch_index) if not bad else None
-        verdicts = [
-            {"audit": a.audit.name, "count": a.count, "blocking": a.blocking} for a in audits if not a.skipped
-        ]
-        good = IntervalSet([piece]) - IntervalSet(unit_bad for unit_bad, _ in bad)
-        for kept in good:
-            self._journal.commit(snapshot.name, kept, audits=verdicts, duration=duration, rows=rows)
-            self._record(snapshot, kept, additions)
-        for unit_bad, reason in bad:
-            failures.append(reason)
-            self._journal.fail(snapshot.name, unit_bad, describe(reason))
+        # Shares of one count would be invented numbers.
+        rows = self._rows(snapshot, batch_index) if len(verdicts) == 1 else None
+        for kept in (v for v in verdicts if v.error is None):
+            self._journal.commit(snapshot.name, kept.time, audits=kept.audits, duration=duration, rows=rows)
+            self._record(snapshot, kept.time, additions)
+        for bad in verdicts:
+            if bad.error is not None:
+                failures.append(bad.error)
+                self._journal.fail(snapshot.name, bad.time, describe(bad.error))
         return list(audits)
 
     def _isolate(
@@ -269,11 +273,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         error: Exception,
     ) -> list[Any]:
         """Halve what failed, or record that it stands alone."""
-        units = (
-            list(unit.split(piece))
-            if unit.is_aligned(piece.start) and unit.is_aligned(piece.end)
-            else [piece]
-        )
+        units = list(unit.split(piece))
         if len(units) < 2 or not snapshot.is_incremental_by_time_range or not self._journal.alive():
             failures.append(error)
             self._journal.fail(snapshot.name, piece, describe(error))
@@ -281,7 +281,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         middle = units[len(units) // 2].start
         results: list[Any] = []
         for half in (Interval(piece.start, middle), Interval(middle, piece.end)):
-            if failures and not self._journal.may_continue(snapshot.name):
+            if self._must_stop(snapshot, failures):
                 break
             # Begun anew: the half reads anew, and what it reads may have changed.
             for ready in self._journal.begin(snapshot.name, half):
@@ -289,19 +289,19 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         return results
 
     def _judge(
-        self, snapshot: Snapshot, piece: Interval, unit: IntervalUnit, kwargs: dict[str, Any]
-    ) -> list[tuple[Interval, Exception]]:
-        """The units of an evaluated piece that an audit rejects on their own.
-
-        An audit that counts can pass on a batch and fail on one of its intervals; the outcome must not depend on how
-        many intervals were computed together.
-        """
-        if not snapshot.is_incremental_by_time_range or piece.end <= unit.next(piece.start):
-            return []
-        if all(audit.name in _ROW_WISE_AUDITS for audit, _ in snapshot.node.audits_with_args):
-            return []
-        bad: list[tuple[Interval, Exception]] = []
+        self, snapshot: Snapshot, piece: Interval, unit: IntervalUnit, audits: list[Any], kwargs: dict[str, Any]
+    ) -> list[Verdict]:
+        """What is to be recorded of an evaluated piece, and what is not, in order."""
+        if (
+            not snapshot.is_incremental_by_time_range
+            or piece.end <= unit.next(piece.start)
+            or not each_interval_needs_its_own(snapshot)
+        ):
+            return [verdict(piece, audits, snapshot)]
+        found: list[Verdict] = []
         for one in unit.split(piece):
+            if not self._journal.alive():
+                raise CircuitBreakerError
             results = self.snapshot_evaluator.audit(
                 snapshot=snapshot,
                 start=milliseconds(one.start),
@@ -310,10 +310,11 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
                 snapshots={s.name: s for s in self.snapshots.values()},
                 deployability_index=kwargs["deployability_index"],
             )
-            errors = [_audit_error(r, snapshot) for r in results if r.blocking and r.count]
-            if errors:
-                bad.append((one, NodeAuditsErrors(errors)))
-        return bad
+            own = verdict(one, results, snapshot)
+            if found and own.follows(found[-1]):
+                own = own.after(found.pop())
+            found.append(own)
+        return found
 
     def _record(self, snapshot: Snapshot, piece: Interval, additions: list[Any]) -> None:
         """Let SQLMesh's own write through, cut to what the ledger recorded."""
@@ -342,19 +343,20 @@ def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any
     return values[0], values[1], values[2]
 
 
-def _audit_error(result: Any, snapshot: Snapshot) -> AuditError:
-    return AuditError(
-        audit_name=result.audit.name,
-        audit_args=result.audit_args,
-        count=result.count,
-        query=result.query,
-        model=snapshot.model_or_none,
-    )
+def _gated(snapshot: Snapshot, index: Any) -> bool:
+    """Whether the journal has a say: a model with a table that environments share.
+
+    Standalone audits hold no data, nor do external tables that are audited; a preview of a forward-only change writes
+    to a table of its own, which nobody gates on.
+    """
+    return snapshot.is_model and not snapshot.is_symbolic and index.is_deployable(snapshot)
 
 
 def _first_line(error: BaseException) -> str:
-    text = redact(str(error).strip() or type(error).__name__)
-    return text.splitlines()[0][:_MESSAGE_LIMIT]
+    lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()] or [type(error).__name__]
+    # A line that ends like this one does announces what comes next: a statement, and then the reason.
+    said = " ".join(lines[:3]) if lines[0].endswith(":") else lines[0]
+    return said[:_MESSAGE_LIMIT]
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -364,4 +366,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, NodeAuditsErrors):
         return {"audits": [{"audit": e.audit_name, "count": e.count} for e in error.errors]}
     cause = error.__cause__ if isinstance(error, SQLMeshError) and error.__cause__ is not None else error
+    # SQLMesh tells where in the user's code it happened first, and what happened last.
+    while isinstance(cause, (PythonModelEvalError, SignalEvalError)) and cause.__context__ is not None:
+        cause = cause.__context__
     return {"error": type(cause).__name__, "message": _first_line(cause)}

@@ -98,7 +98,7 @@ def reconcile(
         NotDeployedError: SQLMesh has no such environment.
         EvaluationError: A plan is changing it, or died while it did; only a deploy goes on then.
     """
-    read_at = ledger.clock()
+    read_at, known = ledger.clock(), ledger.revision()
     fingerprint = _fingerprint(ledger, project, environment)
     plan = project.promoted(environment, now)
     if plan is None:
@@ -130,7 +130,7 @@ def reconcile(
             _trusted(ledger, manifest, graph, node, added, states, now, baseline=baseline) if added else added
         )
         found = ledger.reconcile_version(
-            version, recorded, trusted=trusted, gated=bool(graph.gates(name)), read_at=read_at
+            version, recorded, trusted=trusted, gated=bool(graph.gates(name)), read_at=read_at, known=known
         )
         findings += [Finding(name, node.project, what, interval) for what, interval in found]
         if found:

@@ -64,7 +64,8 @@ UPDATE meshgate.environment SET fingerprint = %(fingerprint)s WHERE environment 
 
 -- name: reconcile_version
 SELECT finding, span FROM meshgate.reconcile_version(%(version_id)s, %(state)s::tstzrange[], %(trusted)s::tstzrange[],
-                                                     %(gated)s, %(read_at)s);
+                                                     %(gated)s, %(read_at)s,
+                                                     coalesce(%(known)s::bigint, (SELECT revision FROM meshgate.ledger)));
 
 -- name: environment
 SELECT environment, plan_id, fingerprint, synced_at FROM meshgate.environment WHERE environment = %(environment)s;

@@ -96,7 +96,7 @@ CREATE TABLE meshgate.version (
     version      text    NOT NULL,
     kind         text    NOT NULL,
     as_of        boolean NOT NULL,
-    -- The ledger's revision when SQLMesh's record of this version was last compared with ours.
+    -- The ledger's revision just before SQLMesh's record of this version was last read for comparison.
     reconciled_revision bigint,
     CONSTRAINT "a version is registered once" UNIQUE (model_id, version)
 );
@@ -883,14 +883,14 @@ END $$;
 -- Reconciliation with what SQLMesh recorded (G6)
 ---------------------------------------------------------------------------------------------------------------
 
--- Compares SQLMesh's record of one version, read after p_read_at, with ours. What was found: added (by somebody
+-- Compares SQLMesh's record of one version, read after p_read_at and after revision p_known, with ours. What was found: added (by somebody
 -- else), suspect (the part of it that may be wrong), removed (by somebody else), unmirrored (a run that ended
 -- between our commit and SQLMesh's record: evaluated again, because nothing proves that it was not removed since).
 -- p_trusted: what the caller proved to have been read from clean parents (see meshgate.reconcile).
 -- p_gated: does the version have gated parents? If not, unknown time is taken as it is: there is nothing it could
 -- have read too early.
 CREATE FUNCTION meshgate.reconcile_version(p_version_id bigint, p_state tstzrange[], p_trusted tstzrange[], p_gated boolean,
-                                           p_read_at timestamptz)
+                                           p_read_at timestamptz, p_known bigint)
 RETURNS TABLE (finding text, span tstzrange) LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     v meshgate.version;
@@ -957,7 +957,9 @@ BEGIN
         RETURN NEXT;
     END LOOP;
 
-    UPDATE meshgate.version x SET reconciled_revision = l.revision FROM meshgate.ledger l WHERE x.version_id = p_version_id;
+    -- What was committed after SQLMesh's record was read proves nothing about a foreign row that is found later.
+    UPDATE meshgate.version x SET reconciled_revision = greatest(x.reconciled_revision, p_known)
+    WHERE x.version_id = p_version_id;
 END $$;
 
 ---------------------------------------------------------------------------------------------------------------
