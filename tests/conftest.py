@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import uuid
 from contextlib import suppress
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[LocalPostgres]:
-    """A server of this session's own, shared by its workers."""
+    """A server of this session's own, shared by its workers; or that of the folder in MESHGATE_TEST_POSTGRES."""
     root: Path = tmp_path_factory.getbasetemp()
     folder = (root if worker_id == "master" else root.parent) / "postgres"
+    folder = Path(os.environ.get("MESHGATE_TEST_POSTGRES", folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FSYNC_VARIABLE, "off")
         server = LocalPostgres.start(folder)
@@ -46,9 +48,12 @@ def database_url(postgres: LocalPostgres) -> str:
 @pytest.fixture(scope="session")
 def ledger_url(postgres: LocalPostgres) -> str:
     """The URL of a ledger that many tests use one after the other; its sessions may set its clock."""
-    url = postgres.ensure_database(f"ledger_{uuid.uuid4().hex}")
+    name = f"ledger_{uuid.uuid4().hex}"
+    url = postgres.ensure_database(name)
     database = Database(url)
     migrate(database, test_clock=True)
+    # The server's user is called like the schema, which would hide that a function names something by halves.
+    database.execute(f'ALTER DATABASE "{name}" SET search_path = pg_catalog')
     database.close()
     return url
 

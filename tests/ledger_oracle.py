@@ -359,7 +359,7 @@ class Oracle:
     # reconciliation
 
     def reconcile(
-        self, version: int, recorded: Cells, trusted: Cells, *, gated: bool, read_at: datetime
+        self, version: int, recorded: Cells, trusted: Cells, *, gated: bool, read_at: datetime, known: int
     ) -> list[tuple[str, Cells]]:
         table = self.versions[version]
         found: list[tuple[str, Cells]] = []
@@ -374,13 +374,13 @@ class Oracle:
             fact = Fact(self.next(), read, None, "foreign", self.now, self.now)
             table.facts.update(dict.fromkeys(piece, fact))
             found.append(("added", piece))
-            known = any(piece & set(marks) for marks in table.marks.values()) or any(
+            met = any(piece & set(marks) for marks in table.marks.values()) or any(
                 c.version == version
                 and c.cells & piece
                 and (c.state == "begun" or (c.state == "lost" and c.quarantine and c.quarantine > self.now))
                 for c in self.claims
             )
-            if known or (gated and not proven):
+            if met or (gated and not proven):
                 self.mark(version, piece, "suspect")
                 self.taint(version, table.reconciled or 0)
                 found.append(("suspect", piece))
@@ -403,7 +403,7 @@ class Oracle:
                 continue
             self.mark(version, piece, "removed" if fact.mirrored else "suspect")
             found.append(("removed" if fact.mirrored else "unmirrored", piece))
-        table.reconciled = self.revision
+        table.reconciled = max(table.reconciled or 0, known)
         return found
 
     @staticmethod

@@ -6,6 +6,7 @@ read from `pg_stat_activity`, never slept for.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import Future
@@ -26,7 +27,7 @@ HOUR = timedelta(hours=1)
 CELLS = 12
 TTL = timedelta(seconds=60)
 GRACE = timedelta(seconds=30)
-PATIENCE_S = 30.0
+PATIENCE_S = float(os.environ.get("MESHGATE_PATIENCE_S", "30"))
 
 _TABLES = (
     "event", "dirty_span", "mark", "coverage", "claim", "run", "edge", "promotion", "environment", "version", "model",
@@ -151,6 +152,7 @@ class Scene:
         trusted: Iterable[Interval] = (),
         gated: bool = True,
         read_at: datetime | None = None,
+        known: int | None = None,
     ) -> list[tuple[str, frozenset[int]]]:
         """Tell what SQLMesh's state holds of a version; what was found."""
         ranges = {
@@ -158,7 +160,7 @@ class Scene:
             for key, intervals in (("state", recorded), ("trusted", trusted))
         }
         rows = self.database.rows(
-            "reconcile_version", version_id=version, gated=gated, read_at=read_at or self.now, known=None, **ranges
+            "reconcile_version", version_id=version, gated=gated, read_at=read_at or self.now, known=known, **ranges
         )
         return [(row["finding"], cells(Interval(row["span"].lower, row["span"].upper))) for row in rows]
 

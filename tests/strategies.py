@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, cached_property
 
 from attrs import frozen
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from meshgate.graph import Kind, ModelNode, Window
+from meshgate.gate import Decision, Obstacle, ParentState, decide
+from meshgate.graph import Edge, Kind, MeshGraph, ModelNode, Window
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
 
 ORIGIN = datetime(2024, 1, 29, tzinfo=UTC)

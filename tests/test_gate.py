@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from functools import cached_property
 from random import Random
 
 import pytest
-from attrs import evolve, frozen
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,20 +14,14 @@ from meshgate.errors import UnknownModelError
 from meshgate.gate import Blocked, Decision, Obstacle, ParentState, decide
 from meshgate.graph import Edge, Kind, MeshGraph, ModelNode, Window
 from meshgate.interval import Interval, IntervalSet, IntervalUnit, parse_instant
-from strategies import (
-    CALENDAR,
-    CLOCK,
-    Grid,
-    examples,
-    lives,
-    node,
-    ranges,
-    read_by,
-    unit_after,
-    windows,
-)
+from strategies import CALENDAR, CLOCK, REASONS, Cells, Parent, Scene, examples, node, ranges, scenes
 
 HOUR, DAY, FIVE = IntervalUnit.HOUR, IntervalUnit.DAY, IntervalUnit.FIVE_MINUTE
+
+
+# --- random scenes --------------------------------------------------------------------------
+
+
 @given(scenes())
 @examples(300)
 def test_the_gate_is_the_oracles(scene: Scene):

@@ -297,8 +297,10 @@ class LedgerMachine(RuleBasedStateMachine):
         piece = WHOLE if everything else data.draw(stretches(), label="cells")
         assert self.scene.mark(version, interval_of(piece), kind) == self.oracle.mark(version, piece, kind)
 
-    @rule(data=st.data(), gated=st.booleans(), seconds=st.sampled_from([0, 0, 30]))
-    def reconcile(self, data: st.DataObject, gated: bool, seconds: int) -> None:
+    @rule(
+        data=st.data(), gated=st.booleans(), seconds=st.sampled_from([0, 0, 30]), behind=st.sampled_from([0, 0, 3])
+    )
+    def reconcile(self, data: st.DataObject, gated: bool, seconds: int, behind: int) -> None:
         version = self.some_version(data)
         known = frozenset(self.oracle.versions[version].facts)
         added = data.draw(st.frozensets(st.sampled_from(sorted(GRID)), max_size=2), label="added")
@@ -306,11 +308,14 @@ class LedgerMachine(RuleBasedStateMachine):
         state = known - removed | added
         trusted = data.draw(st.sampled_from([frozenset(), state - known]), label="trusted")
         read_at = self.oracle.now - timedelta(seconds=seconds)
+        known_revision = max(self.oracle.revision - behind, 0)
         found = self.scene.reconcile(
             version, map(interval_of, runs_of(state)), trusted=map(interval_of, runs_of(trusted)), gated=gated,
-            read_at=read_at,
+            read_at=read_at, known=known_revision,
         )  # fmt: skip
-        assert found == self.oracle.reconcile(version, state, trusted, gated=gated, read_at=read_at)
+        assert found == self.oracle.reconcile(
+            version, state, trusted, gated=gated, read_at=read_at, known=known_revision
+        )
 
     # after every step
 
@@ -360,7 +365,7 @@ def test_any_history_leaves_the_ledger_as_the_oracle_says(ledger: Ledger) -> Non
     run_state_machine_as_test(
         lambda: LedgerMachine(ledger),
         settings=settings(
-            examples(20),
+            examples(80),
             stateful_step_count=60,
             suppress_health_check=list(HealthCheck),
         ),

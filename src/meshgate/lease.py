@@ -45,7 +45,7 @@ class LeaseKeeper:
         ledger: Where the lease is.
         lease: As acquired.
         acquired_at: `LeaseKeeper.now()` from before the lease was asked for.
-        on_lost: Called once, from the keeper's thread, when the trust ends.
+        on_lost: Called once, from the thread that notices, when the trust ends for good.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class LeaseKeeper:
         self._trusted_until = acquired_at + self._ttl_s
         self._on_lost = on_lost
         self._lost = threading.Event()
+        self._losing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lease-{lease.run_id}", daemon=True)
 
@@ -79,10 +80,11 @@ class LeaseKeeper:
 
     def lose(self) -> None:
         """End the trust: the ledger refused something in the name of this lease."""
-        if not self._lost.is_set():
+        with self._losing:  # the keeper's thread and those that work may notice together
+            first = not self._lost.is_set()
             self._lost.set()
-            if self._on_lost is not None:
-                self._on_lost()
+        if first and self._on_lost is not None:
+            self._on_lost()
 
     def _keep(self) -> None:
         pause = self._ttl_s / _RENEWALS_PER_TTL
@@ -116,6 +118,17 @@ def _is_zombie(pid: int) -> bool:
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     return False
+
+
+def _exists(pid: int) -> bool:
+    """Whether there is a process with that id, also one that /proc does not show to this user."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _machine() -> dict[str, str]:
@@ -152,4 +165,7 @@ def proven_gone(holder: Mapping[str, Any]) -> bool:
     ):
         return False
     pid = int(holder["pid"])
-    return _start_time(pid) != holder["started"] or _is_zombie(pid)
+    started = _start_time(pid)
+    if started is None:
+        return not _exists(pid)
+    return started != holder["started"] or _is_zombie(pid)

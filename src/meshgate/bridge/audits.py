@@ -60,7 +60,9 @@ class Verdict:
 
     def after(self, other: Verdict) -> Verdict:
         """Both as one, their counts added up."""
-        audits = [{**b, "count": a["count"] + b["count"]} for a, b in zip(other.audits, self.audits, strict=True)]
+        audits = [
+            {**b, "count": a["count"] + b["count"]} for a, b in zip(other.audits, self.audits, strict=True)
+        ]
         return Verdict(type(self.time)(other.time.start, self.time.end), audits)
 
 
@@ -94,10 +96,11 @@ def _row_wise(audit: Any) -> bool:
     if source is None or not _this_model(source.this):
         return False
     return not any(
-        node is not query and (isinstance(node, _NOT_ROW_WISE) or (isinstance(node, MacroVar) and not _this_model(node)))
+        node is not query
+        and (isinstance(node, _NOT_ROW_WISE) or (isinstance(node, MacroVar) and not _this_model(node)))
         for node in query.walk()
     )
 
 
 def _this_model(node: exp.Expression) -> bool:
-    return node.sql().strip('"').lower() == "@this_model"
+    return str(node.sql()).strip('"').lower() == "@this_model"

@@ -16,7 +16,8 @@ from sqlmesh.core.config.root import Config  # noqa: E402
 from sqlmesh.core.console import NoopConsole, get_console, set_console  # noqa: E402
 from sqlmesh.core.environment import Environment, EnvironmentNamingInfo  # noqa: E402
 from sqlmesh.core.snapshot import DeployabilityIndex, SnapshotChangeCategory  # noqa: E402
-from sqlmesh.utils.errors import SQLMeshError  # noqa: E402
+from sqlmesh.utils.concurrency import NodeExecutionFailedError  # noqa: E402
+from sqlmesh.utils.errors import SignalEvalError  # noqa: E402
 
 from meshgate.bridge.scheduler import GatedContext, Journal, describe  # noqa: E402
 from meshgate.bridge.translate import Promoted, milliseconds, pairs, promoted  # noqa: E402
@@ -35,11 +36,15 @@ check_hooks()
 
 
 class _QuietConsole(NoopConsole):  # type: ignore[misc]
-    """SQLMesh's console without output; its warnings are kept, the newest last."""
+    """SQLMesh's console without output; its warnings are kept, the newest last, and why models failed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.warnings: list[str] = []
+        self.failures: list[Any] = []
+
+    def log_failed_models(self, errors: list[Any]) -> None:
+        self.failures = list(errors)
 
     def log_warning(self, short_message: str, *_: Any, **__: Any) -> None:
         self.warnings.append(redact(short_message))
@@ -200,13 +205,24 @@ class SqlmeshProject:
         )
         with self._quiet(), self._under(journal):
             scheduler = self._context.create_scheduler(snapshots.values(), self._context.snapshot_evaluator)
-            errors, _ = scheduler.run_merged_intervals(
-                merged_intervals={snapshots[name]: pairs(ranges) for name, ranges in work.items() if ranges},
-                deployability_index=index,
-                environment_naming_info=naming,
-                execution_time=milliseconds(now),
-                run_environment_statements=True,
-            )
+            try:
+                errors, _ = scheduler.run_merged_intervals(
+                    merged_intervals={
+                        snapshots[name]: pairs(ranges) for name, ranges in work.items() if ranges
+                    },
+                    deployability_index=index,
+                    environment_naming_info=naming,
+                    execution_time=milliseconds(now),
+                    run_environment_statements=True,
+                )
+            except MeshgateError:
+                raise
+            except (
+                Exception
+            ) as error:  # a signal, a statement of before_all or after_all, an engine that is gone
+                raise EvaluationError(
+                    f"SQLMesh stopped the run of {self.project!r}: {_line(error)}", project=self.project
+                ) from error
         if errors:
             raise _evaluation_error(errors)
 
@@ -239,13 +255,16 @@ class SqlmeshProject:
                 plan = builder.build()
             if not plan.context_diff.has_changes and not plan.requires_backfill:
                 return False
+            self._console.failures = []
             try:
                 self._context.apply(plan)
             except MeshgateError:
                 raise
             except Exception as error:
+                # SQLMesh says on its console which model failed, and why; what it raises says only that one did.
+                said = "; ".join(map(_failure, self._console.failures[:3])) or _line(error)
                 raise EvaluationError(
-                    f"the plan of {self.project!r} for {environment!r} was not applied: {_line(error)}",
+                    f"the plan of {self.project!r} for {environment!r} was not applied: {said}",
                     hint="the environment promotes what it did before; `meshgate status` names the intervals that failed",
                 ) from error
         return True
@@ -257,13 +276,25 @@ class SqlmeshProject:
 
 def _line(error: BaseException) -> str:
     facts = describe(error)
-    return str(facts.get("message") or facts)
+    said = str(facts.get("message") or facts)
+    if isinstance(error, SignalEvalError):
+        # Its last line is SQLMesh's own: which signal, of which model, in which file.
+        return f"signal {redact(str(error)).strip().splitlines()[-1].strip()}: {said}"
+    return said
+
+
+def _failure(error: Any) -> str:
+    """What failed, and why: of a node of SQLMesh's plan."""
+    node = error.node if isinstance(error, NodeExecutionFailedError) else None
+    name = getattr(node, "snapshot_name", None) or getattr(node, "name", None)
+    facts = describe(error)
+    audits = ", ".join(f"audit {a['audit']} found {a['count']}" for a in facts.get("audits", ()))
+    said = audits or str(facts.get("message"))
+    return f"{name.replace(chr(34), '')}: {said}" if isinstance(name, str) else said
 
 
 def _evaluation_error(errors: list[Any]) -> EvaluationError:
     first = errors[0].__cause__ or errors[0]
     if isinstance(first, MeshgateError):
         raise first
-    if isinstance(first, SQLMeshError) or first is not None:
-        return EvaluationError(f"SQLMesh stopped: {_line(first)}")
-    return EvaluationError("SQLMesh stopped")
+    return EvaluationError(f"SQLMesh stopped: {'; '.join(map(_failure, errors[:3]))}")

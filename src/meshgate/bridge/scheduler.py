@@ -144,6 +144,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
     def __init__(self, *args: Any, journal: Journal, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._journal = journal
+        # Models that wait for their own earlier time, of which some was not recorded by this run.
         self._stopped: set[str] = set()
 
     def run_merged_intervals(self, **kwargs: Any) -> Any:
@@ -203,24 +204,27 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         results: list[Any] = []
         failures: list[Exception] = []
         first = batch_index
-        if snapshot.name in self._stopped:
-            return results  # an earlier batch failed, and this one builds on it
-        for piece in self._journal.begin(snapshot.name, interval(start, end)):
-            if self._must_stop(snapshot, failures):
-                break
+        for piece in self._begun(snapshot, interval(start, end), failures):
             results += self._attempt(snapshot, piece, first, kwargs, failures)
             # Only the very first write into an empty table may replace it; SQLMesh tells by the batch's number.
             first = max(first, 1)
-        self._must_stop(snapshot, failures)
         if failures and self._journal.planning:
             raise failures[0]
         return results
 
-    def _must_stop(self, snapshot: Snapshot, failures: list[Exception]) -> bool:
-        if failures and not self._journal.may_continue(snapshot.name):
-            self._stopped.add(snapshot.name)
-            return True
-        return False
+    def _begun(self, snapshot: Snapshot, batch: Interval, failures: list[Exception]) -> Iterator[Interval]:
+        """The pieces of a batch to evaluate; none after a failure or a refusal that all later ones build on."""
+        name = snapshot.name
+        if name in self._stopped:
+            return
+        left = IntervalSet([batch])
+        for piece in self._journal.begin(name, batch):
+            yield piece
+            left -= IntervalSet([piece])
+            if failures and not self._journal.may_continue(name):
+                break  # before the next one is begun
+        if (failures or left) and not self._journal.may_continue(name):
+            self._stopped.add(name)
 
     def _attempt(
         self,
@@ -281,15 +285,18 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         middle = units[len(units) // 2].start
         results: list[Any] = []
         for half in (Interval(piece.start, middle), Interval(middle, piece.end)):
-            if self._must_stop(snapshot, failures):
-                break
             # Begun anew: the half reads anew, and what it reads may have changed.
-            for ready in self._journal.begin(snapshot.name, half):
+            for ready in self._begun(snapshot, half, failures):
                 results += self._attempt(snapshot, ready, max(batch_index, 1), kwargs, failures)
         return results
 
     def _judge(
-        self, snapshot: Snapshot, piece: Interval, unit: IntervalUnit, audits: list[Any], kwargs: dict[str, Any]
+        self,
+        snapshot: Snapshot,
+        piece: Interval,
+        unit: IntervalUnit,
+        audits: list[Any],
+        kwargs: dict[str, Any],
     ) -> list[Verdict]:
         """What is to be recorded of an evaluated piece, and what is not, in order."""
         if (
@@ -353,7 +360,9 @@ def _gated(snapshot: Snapshot, index: Any) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()] or [
+        type(error).__name__
+    ]
     # A line that ends like this one does announces what comes next: a statement, and then the reason.
     said = " ".join(lines[:3]) if lines[0].endswith(":") else lines[0]
     return said[:_MESSAGE_LIMIT]

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from sqlmesh.core.snapshot.definition import start_date
 from sqlmesh.utils.date import make_exclusive, to_datetime
 
 from meshgate.graph import Kind, ModelNode
@@ -76,15 +75,14 @@ def promoted(
         finalized: Whether it was carried through.
         now: Where relative starts are counted from, UTC.
     """
-    by_id = {s.snapshot_id: s for s in snapshots}
-    cache: dict[str, datetime] = {}
+    starts = _starts(snapshots, now)
     nodes: dict[str, ModelNode] = {}
     parents: dict[str, tuple[str, ...]] = {}
     recorded: dict[str, IntervalSet] = {}
     for snapshot in snapshots:
         if not snapshot.is_model:
             continue
-        nodes[snapshot.name] = _node(snapshot, start_date(snapshot, by_id, cache, relative_to=now))
+        nodes[snapshot.name] = _node(snapshot, starts[snapshot.snapshot_id])
         parents[snapshot.name] = tuple(sorted(snapshot.model.depends_on))
         recorded[snapshot.name] = interval_set(snapshot.intervals)
     for name in sorted({p for names in parents.values() for p in names} - set(nodes)):
@@ -94,6 +92,30 @@ def promoted(
         )
         parents[name] = ()
     return Promoted(plan_id, finalized, nodes, parents, recorded)
+
+
+def _starts(snapshots: Collection[Snapshot], now: datetime) -> dict[Any, datetime]:
+    """Where each history begins: where the model says so, else with its parents', else one tick before `now`.
+
+    SQLMesh's own `start_date` counts a relative start from this machine's clock.
+    """
+    by_id = {s.snapshot_id: s for s in snapshots}
+    starts: dict[Any, datetime] = {}
+
+    def begin(snapshot: Snapshot) -> datetime:
+        key = snapshot.snapshot_id
+        if key not in starts:
+            if snapshot.node.start:
+                starts[key] = to_datetime(snapshot.node.start, relative_base=now)
+            else:
+                parents = [begin(by_id[parent]) for parent in snapshot.parents if parent in by_id]
+                tick = snapshot.node.cron_prev(snapshot.node.cron_floor(now))
+                starts[key] = min(parents, default=tick)
+        return starts[key]
+
+    for snapshot in snapshots:
+        begin(snapshot)
+    return starts
 
 
 def _node(snapshot: Snapshot, start: datetime) -> ModelNode:

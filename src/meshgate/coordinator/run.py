@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("meshgate")
 
+_HISTORY = timedelta(days=30)
+"""How long ended claims, events and the rows of runs that nothing names are kept."""
+
 
 @attrs.frozen
 class RunReport:
@@ -268,6 +271,7 @@ def _work(
             _evaluate(opened, plan, manifest, journal, now)
             findings += reconcile(bench.ledger, opened, target, now)
             state = "failed" if outcome.failed else "done"
+            bench.ledger.prune(_HISTORY)
     except LeaseLostError as lost:
         state, error = "lost", lost.message
     except MeshgateError as problem:
