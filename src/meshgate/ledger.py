@@ -132,7 +132,6 @@ class Manifest:
     fingerprint: str | None
     graph: MeshGraph
     version_ids: Mapping[str, int]
-    reconciled: Mapping[str, int | None]
 
     def version_id(self, name: str) -> int:
         """The ledger's key of the version that the environment promotes."""
@@ -483,10 +482,8 @@ class Ledger:
             )
         nodes: dict[str, ModelNode] = {}
         ids: dict[str, int] = {}
-        reconciled: dict[str, int | None] = {}
         for row in self.database.rows("promotions", environment=environment, again=True):
             ids[row["name"]] = row["version_id"]
-            reconciled[row["name"]] = row["reconciled_revision"]
             nodes[row["name"]] = ModelNode(
                 name=row["name"], project=row["project"], version=row["version"], kind=Kind(row["kind"]),
                 unit=IntervalUnit(row["unit"]), cron=row["cron"], cron_tz=row["cron_tz"],
@@ -505,35 +502,28 @@ class Ledger:
             found[0]["fingerprint"],
             MeshGraph(nodes, edges),
             ids,
-            reconciled,
         )
 
     def reconcile_version(
-        self, version_id: int, state: IntervalSet, *, trusted: IntervalSet, gated: bool, read_at: datetime, known: int | None = None
+        self, version_id: int, state: IntervalSet, *, trusted: IntervalSet, gated: bool, read_at: datetime
     ) -> tuple[tuple[str, Interval], ...]:
         """Compare SQLMesh's record of one version, read at `read_at`, with the ledger's; what was found.
 
         Args:
             version_id: The version.
             state: What SQLMesh has recorded.
-            trusted: What of it the caller proved to have been read from clean parents.
+            trusted: What of it is taken as it is.
             gated: Whether it has gated parents.
             read_at: The database's instant just before `state` was read, UTC.
-            known: The ledger's revision just before `state` was read; None where nobody else is at work.
 
         Returns:
             Pairs of `added`, `suspect`, `removed` or `unmirrored`, and the range.
         """
         rows = self.database.rows(
             "reconcile_version", version_id=version_id, state=[_range(i) for i in state],
-            trusted=[_range(i) for i in trusted], gated=gated, read_at=read_at, known=known,
+            trusted=[_range(i) for i in trusted], gated=gated, read_at=read_at,
         )  # fmt: skip
         return tuple((row["finding"], _interval(row["span"])) for row in rows)
-
-    def newer_coverage(self, version_id: int, revision: int) -> IntervalSet:
-        """What of a version was made after a revision."""
-        rows = self.database.rows("newer_coverage", version_id=version_id, revision=revision, again=True)
-        return IntervalSet(_interval(row["span"]) for row in rows)
 
     def has_unmirrored(self, environment: str) -> bool:
         """Whether a run ended between its record here and SQLMesh's."""

@@ -68,6 +68,9 @@ class Journal(Protocol):
     ) -> None:
         """Record a piece. Raises LeaseLostError."""
 
+    def recorded(self, name: str, piece: Interval) -> Interval:
+        """What SQLMesh's own record should hold after a piece was committed."""
+
     def mirrored(self, name: str, piece: Interval, problem: str | None) -> None:
         """SQLMesh has recorded the piece too, or could not."""
 
@@ -325,6 +328,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
 
     def _record(self, snapshot: Snapshot, piece: Interval, additions: list[Any]) -> None:
         """Let SQLMesh's own write through, cut to what the ledger recorded."""
+        piece = self._journal.recorded(snapshot.name, piece)
         try:
             self.state_sync.add_snapshots_intervals(
                 [a.copy(update={"intervals": pairs([piece])}) if a.intervals else a for a in additions]

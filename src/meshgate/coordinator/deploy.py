@@ -100,9 +100,7 @@ def _apply(
         current = opened.promoted(target, now)
         if current is not None:
             # What was there before the first deploy is the baseline; later, foreign work is looked at as ever.
-            findings = reconcile(
-                ledger, opened, target, now, baseline=target not in ledger.environments(), deploying={}
-            )
+            findings = reconcile(ledger, opened, target, now, baseline=True, deploying={})
         journal = RunJournal(
             ledger, lease.run_id, project.name, keeper, MeshGraph({}, []), {},
             environment=None, now=now, build=lambda plan: graph_of(ledger, target, plan, deploying),

@@ -300,6 +300,15 @@ class RunJournal:
         covered = self._covered.get(name)
         return covered.last.end if covered and covered.last else self._graph[name].life.start
 
+    def recorded(self, name: str, piece: Interval) -> Interval:
+        """What SQLMesh's own record should hold after a piece was committed.
+
+        A refresh writes the whole table, whatever part of time it is called for; so it also repairs SQLMesh's record
+        where somebody removed a part of it, or a run died before it was written.
+        """
+        hull = (self._covered.get(name, IntervalSet()) | IntervalSet([piece])).hull
+        return hull if hull is not None and self._graph[name].kind.reads_everything else piece
+
     def mirrored(self, name: str, piece: Interval, problem: str | None) -> None:
         """SQLMesh's own record holds the piece too, or could not be written."""
         if problem is None:

@@ -172,13 +172,18 @@ def _redo(
         return IntervalSet(), tuple(
             Blocked(
                 node.name, node.project, m.interval, node.name, node.project, m.interval, "held",
-                {"cause": f"{m.kind}, and a {node.kind.value} model cannot be evaluated twice", **m.detail},
+                {**m.detail, "cause": f"{m.kind}, and a {node.kind.value} model cannot be evaluated twice"},
             )
             for m in marks
         )  # fmt: skip
     if not node.kind.as_of:
         inside = _marked(state.marks, _REDONE) & state.covered
         return node.unit.outward(inside.clip(node.life.start, upto)) - fresh, ()
+    if not node.kind.reads_everything:
+        # Merging again is done interval by interval, where somebody named one.
+        named = _marked(state.marks, ("removed", "requested")) & state.covered
+        if named:
+            return node.unit.outward(named.clip(node.life.start, upto)) - fresh, ()
     if fresh or state.covered.last is None:
         return IntervalSet(), ()  # the next refresh discharges the marks anyway
     end = state.covered.last.end

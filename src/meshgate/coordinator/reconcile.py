@@ -2,9 +2,8 @@
 
 SQLMesh's record says what is recorded, never who recorded it or what it had read. So:
 
-* a foreign row is trusted only where it is *proven* to have read complete parents: each parent's time that it reads
-  is clean now, and was already recorded when this version was reconciled before, when the foreign row was not yet
-  there. Everything else of a gated model is suspect, and evaluated again;
+* a foreign row of a gated model is suspect, and evaluated again: nothing tells when it read its parents. That they
+  were complete at the last look proves nothing, for the foreign evaluation may have begun before that look;
 * what SQLMesh held and holds no more was removed by somebody, who wants it evaluated again;
 * what the ledger has and SQLMesh never got is evaluated again once its run is over: nothing proves that it was
   not removed in between.
@@ -90,15 +89,15 @@ def reconcile(
         project: Any project on that state.
         environment: SQLMesh's environment.
         now: The instant that counts, UTC.
-        baseline: The first look at a state that existed before the ledger: rows that lie within their parents' are
-            trusted, because there is no history that could speak against them.
+        baseline: Whether the first look at a state that existed before the ledger may trust its rows, as far as their
+            parents are there: there is no history that could speak against them. A later look never does.
         deploying: For a deploy: what its project declares now, by its name.
 
     Raises:
         NotDeployedError: SQLMesh has no such environment.
         EvaluationError: A plan is changing it, or died while it did; only a deploy goes on then.
     """
-    read_at, known = ledger.clock(), ledger.revision()
+    read_at = ledger.clock()
     fingerprint = _fingerprint(ledger, project, environment)
     plan = project.promoted(environment, now)
     if plan is None:
@@ -113,6 +112,7 @@ def reconcile(
             plan_id=plan.plan_id,
         )
     graph = graph_of(ledger, environment, plan, deploying)
+    baseline = baseline and not _met(ledger, environment, plan)
     changed = ledger.sync_environment(
         environment, plan.plan_id, graph, {n.project for n in plan.nodes.values() if n.project}
     )
@@ -126,11 +126,9 @@ def reconcile(
         version = manifest.version_ids[name]
         recorded = plan.recorded[name]
         added = recorded - states[version].covered
-        trusted = (
-            _trusted(ledger, manifest, graph, node, added, states, now, baseline=baseline) if added else added
-        )
+        trusted = _within(manifest, graph, node, added, states, now) if added and baseline else IntervalSet()
         found = ledger.reconcile_version(
-            version, recorded, trusted=trusted, gated=bool(graph.gates(name)), read_at=read_at, known=known
+            version, recorded, trusted=trusted, gated=bool(graph.gates(name)), read_at=read_at
         )
         findings += [Finding(name, node.project, what, interval) for what, interval in found]
         if found:
@@ -139,33 +137,32 @@ def reconcile(
     return tuple(findings)
 
 
-def _trusted(
-    ledger: Ledger,
+def _met(ledger: Ledger, environment: str, plan: Promoted) -> bool:
+    """Whether any project of this SQLMesh state was looked at before, in this environment."""
+    if environment not in ledger.environments():
+        return False
+    projects = {n.project for n in plan.nodes.values() if n.project}
+    return any(n.project in projects for n in ledger.manifest(environment).graph.nodes.values())
+
+
+def _within(
     manifest: Manifest,
     graph: MeshGraph,
     node: ModelNode,
     added: IntervalSet,
     states: Mapping[int, VersionState],
     now: datetime,
-    *,
-    baseline: bool,
 ) -> IntervalSet:
-    """The part of foreign rows that is proven to have read complete parents."""
-    since = manifest.reconciled.get(node.name)
-    if since is None and not baseline:
-        return IntervalSet()
+    """The part of a baseline's rows whose parents are there too."""
     known = standings(graph, manifest.version_ids, states, now)
-    trusted = added
+    within = added
     for gate in graph.gates(node.name):
-        parent = graph[gate.parent]
-        sound = known[gate.parent].clean
+        parent, sound = graph[gate.parent], known[gate.parent].clean
         if gate.window.mode == "loaded":
-            trusted = trusted if sound else IntervalSet()
-            continue
-        if since is not None and not baseline:
-            sound -= ledger.newer_coverage(manifest.version_ids[gate.parent], since)
-        trusted -= readers_of(node, parent, gate.window, IntervalSet([parent.life]) - sound, trusted)
-    return trusted
+            within = within if sound else IntervalSet()
+        else:
+            within -= readers_of(node, parent, gate.window, IntervalSet([parent.life]) - sound, within)
+    return within
 
 
 def _fingerprint(ledger: Ledger, project: SqlmeshProject, environment: str) -> str | None:

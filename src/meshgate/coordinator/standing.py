@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshgate.due import due
+from meshgate.due import cron_floor, cron_next, due
 from meshgate.gate import Obstacle, ParentState
 from meshgate.interval import MIN_INSTANT, Interval, IntervalSet
 
@@ -89,4 +89,7 @@ def _uncovered(node: ModelNode, covered: IntervalSet, now: datetime) -> list[Obs
 
 
 def _due_at(node: ModelNode, piece: Interval) -> datetime:
-    return node.unit.next(piece.start)
+    """The first tick of the cron at or after the end of the first unit."""
+    end = node.unit.next(piece.start)
+    floor = cron_floor(node.cron, node.cron_tz, end)
+    return end if floor == end else cron_next(node.cron, node.cron_tz, end)

@@ -60,12 +60,11 @@ SELECT meshgate.save_manifest(%(project)s, %(manifest)s, %(sqlmesh)s, %(sqlglot)
 SELECT * FROM meshgate.sync_environment(%(environment)s, %(plan_id)s, %(projects)s, %(models)s, %(edges)s) AS model;
 
 -- name: set_fingerprint
-UPDATE meshgate.environment SET fingerprint = %(fingerprint)s WHERE environment = %(environment)s;
+SELECT meshgate.set_fingerprint(%(environment)s, %(fingerprint)s);
 
 -- name: reconcile_version
 SELECT finding, span FROM meshgate.reconcile_version(%(version_id)s, %(state)s::tstzrange[], %(trusted)s::tstzrange[],
-                                                     %(gated)s, %(read_at)s,
-                                                     coalesce(%(known)s::bigint, (SELECT revision FROM meshgate.ledger)));
+                                                     %(gated)s, %(read_at)s);
 
 -- name: environment
 SELECT environment, plan_id, fingerprint, synced_at FROM meshgate.environment WHERE environment = %(environment)s;
@@ -77,7 +76,7 @@ SELECT environment FROM meshgate.environment ORDER BY environment;
 SELECT name, manifest, deployed_at, sqlmesh_version, sqlglot_version FROM meshgate.project ORDER BY name;
 
 -- name: promotions
-SELECT m.name, p.name AS project, v.version_id, v.version, v.kind, v.reconciled_revision, q.unit, q.cron, q.cron_tz,
+SELECT m.name, p.name AS project, v.version_id, v.version, v.kind, q.unit, q.cron, q.cron_tz,
        q.start_at, q.end_at, q.lookback, q.batch_size, q.depends_on_past, q.allow_partials
 FROM meshgate.promotion q
 JOIN meshgate.model m USING (model_id) JOIN meshgate.project p USING (project_id) JOIN meshgate.version v USING (version_id)
@@ -94,9 +93,6 @@ ORDER BY c.name, p.name;
 SELECT c.version_id, ARRAY(SELECT unnest(range_agg(c.span))) AS spans, max(c.committed_at) AS last_commit,
        max(c.revision) AS last_revision, sum(c.rows)::bigint AS rows
 FROM meshgate.coverage c WHERE c.version_id = ANY (%(versions)s) GROUP BY c.version_id;
-
--- name: newer_coverage
-SELECT c.span FROM meshgate.coverage c WHERE c.version_id = %(version_id)s AND c.revision > %(revision)s;
 
 -- name: coverage_rows
 SELECT c.span, c.revision, c.read_revision, c.run_id, c.verdict, c.audits, c.duration, c.rows, c.committed_at, c.mirrored_at

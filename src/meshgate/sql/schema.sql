@@ -96,8 +96,6 @@ CREATE TABLE meshgate.version (
     version      text    NOT NULL,
     kind         text    NOT NULL,
     as_of        boolean NOT NULL,
-    -- The ledger's revision just before SQLMesh's record of this version was last read for comparison.
-    reconciled_revision bigint,
     CONSTRAINT "a version is registered once" UNIQUE (model_id, version)
 );
 
@@ -490,7 +488,11 @@ BEGIN
     FOR c IN SELECT k.claim_id FROM meshgate.claim k WHERE k.run_id = p_run_id AND k.state = 'begun'
              ORDER BY k.version_id, k.span LOOP
         PERFORM meshgate.distrust_claim(c.claim_id, 'suspect', jsonb_build_object('cause', 'the run ended before it was committed'));
-        UPDATE meshgate.claim SET state = 'lost', ended_at = present, quarantined_until = present WHERE claim_id = c.claim_id;
+        -- An engine elsewhere may go on with a statement whose client has given up.
+        UPDATE meshgate.claim SET state = 'lost', ended_at = present, quarantined_until = present + (
+            SELECT CASE WHEN r.holder ->> 'engine_in_process' = 'true' THEN '0' ELSE r.grace END
+            FROM meshgate.run r WHERE r.run_id = p_run_id)
+        WHERE claim_id = c.claim_id;
     END LOOP;
     UPDATE meshgate.claim SET state = 'abandoned', ended_at = present WHERE run_id = p_run_id AND state = 'open';
     UPDATE meshgate.run SET state = p_state, ended_at = present, counts = coalesce(p_counts, '{}'), error = p_error
@@ -640,7 +642,9 @@ DECLARE
     piece bigint;
     held meshgate.claim;
     made bigint;
+    kind_of text;
     whole boolean;
+    refreshed boolean;
     stamped tstzrange;
     asked timestamptz;
     upto timestamptz;
@@ -663,10 +667,11 @@ BEGIN
         RAISE EXCEPTION 'run % has not begun %', p_run_id, p_span USING ERRCODE = 'MG002';
     END IF;
     SELECT c.* INTO held FROM meshgate.claim c WHERE c.claim_id = piece;
-    SELECT v.as_of INTO whole FROM meshgate.version v WHERE v.version_id = p_version_id;
+    SELECT v.as_of, v.kind INTO whole, kind_of FROM meshgate.version v WHERE v.version_id = p_version_id;
+    refreshed := kind_of IN ('full', 'view');
     made := meshgate.next_revision();
     stamped := p_span;
-    IF whole THEN
+    IF refreshed THEN
         -- A refresh stamps its new part, and what there is from the first instant on that it was asked to redo.
         -- Not what a crash left suspect: that touches only the readers in flight (dirty spans).
         SELECT least(lower(p_span), greatest(min(coalesce(lower(m.span), known.first)), known.first)),
@@ -685,7 +690,13 @@ BEGIN
     INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, run_id, verdict, audits, duration, rows, committed_at)
     VALUES (p_version_id, stamped, made, held.read_revision, p_run_id, p_verdict, coalesce(p_audits, '[]'), p_duration, p_rows, present);
     IF whole THEN
-        DELETE FROM meshgate.mark m WHERE m.version_id = p_version_id AND m.revision <= held.read_revision;
+        -- A refresh makes the whole table anew. Merging writes what the interval has once more, and leaves the ranges
+        -- that were asked for elsewhere. Appending mends nothing: whether rows are doubled, a person must say.
+        DELETE FROM meshgate.mark m
+        WHERE m.version_id = p_version_id AND m.revision <= held.read_revision
+          AND (refreshed OR m.kind IN ('failed', 'suspect') AND kind_of <> 'incremental_unmanaged');
+        PERFORM meshgate.carve_marks(p_version_id, p_span, held.read_revision)
+        WHERE kind_of <> 'incremental_unmanaged';
         UPDATE meshgate.dirty_span SET to_revision = made
         WHERE version_id = p_version_id AND to_revision IS NULL
           AND NOT EXISTS (SELECT FROM meshgate.mark m WHERE m.version_id = p_version_id AND m.kind IN ('failed', 'suspect'));
@@ -750,11 +761,14 @@ BEGIN
     RETURN ended;
 END $$;
 
--- SQLMesh's own record now holds what the run committed. Informs reconciliation, decides nothing: no fence.
+-- SQLMesh's own record now holds what the run committed; with a refresh, also what earlier runs had committed of the
+-- whole table. Informs reconciliation, decides nothing: no fence.
 CREATE FUNCTION meshgate.note_mirrored(p_run_id bigint, p_version_id bigint, p_span tstzrange) RETURNS void LANGUAGE sql VOLATILE AS $$
     UPDATE meshgate.coverage c SET mirrored_at = meshgate.clock()
     WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
-      AND c.run_id = p_run_id AND c.span && p_span AND c.mirrored_at IS NULL;
+      AND c.span && p_span AND c.mirrored_at IS NULL
+      AND (c.run_id = p_run_id
+           OR EXISTS (SELECT FROM meshgate.version v WHERE v.version_id = p_version_id AND v.kind IN ('full', 'view')));
 $$;
 
 ---------------------------------------------------------------------------------------------------------------
@@ -883,14 +897,19 @@ END $$;
 -- Reconciliation with what SQLMesh recorded (G6)
 ---------------------------------------------------------------------------------------------------------------
 
--- Compares SQLMesh's record of one version, read after p_read_at and after revision p_known, with ours. What was found: added (by somebody
+-- Remembers up to which state of SQLMesh's tables an environment was reconciled.
+CREATE FUNCTION meshgate.set_fingerprint(p_environment text, p_fingerprint text) RETURNS void LANGUAGE sql VOLATILE AS $$
+    UPDATE meshgate.environment SET fingerprint = p_fingerprint WHERE environment = p_environment;
+$$;
+
+-- Compares SQLMesh's record of one version, read after p_read_at, with ours. What was found: added (by somebody
 -- else), suspect (the part of it that may be wrong), removed (by somebody else), unmirrored (a run that ended
 -- between our commit and SQLMesh's record: evaluated again, because nothing proves that it was not removed since).
--- p_trusted: what the caller proved to have been read from clean parents (see meshgate.reconcile).
+-- p_trusted: what is taken as it is; at the first look at a state that is older than the ledger.
 -- p_gated: does the version have gated parents? If not, unknown time is taken as it is: there is nothing it could
 -- have read too early.
 CREATE FUNCTION meshgate.reconcile_version(p_version_id bigint, p_state tstzrange[], p_trusted tstzrange[], p_gated boolean,
-                                           p_read_at timestamptz, p_known bigint)
+                                           p_read_at timestamptz)
 RETURNS TABLE (finding text, span tstzrange) LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     v meshgate.version;
@@ -907,17 +926,13 @@ BEGIN
     SELECT coalesce(range_agg(c.span), '{}') INTO ours FROM meshgate.coverage c
     WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]');
 
-    -- SQLMesh holds it, and so we know that it got there.
-    UPDATE meshgate.coverage c SET mirrored_at = meshgate.clock()
-    WHERE c.version_id = p_version_id AND c.mirrored_at IS NULL AND c.span <@ recorded;
-
     FOR row IN
         SELECT piece, true AS proven FROM unnest((recorded - ours) * trusted) AS piece
         UNION ALL SELECT piece, false FROM unnest(recorded - ours - trusted) AS piece ORDER BY 1
     LOOP
         made := meshgate.next_revision();
         INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, run_id, verdict, committed_at, mirrored_at)
-        VALUES (p_version_id, row.piece, made, CASE WHEN row.proven THEN coalesce(v.reconciled_revision, 0) ELSE 0 END,
+        VALUES (p_version_id, row.piece, made, CASE WHEN row.proven THEN made - 1 ELSE 0 END,
                 NULL, 'foreign', meshgate.clock(), meshgate.clock());
         finding := 'added'; span := row.piece;
         RETURN NEXT;
@@ -929,9 +944,9 @@ BEGIN
                       AND (k.state = 'begun' OR k.state = 'lost' AND k.quarantined_until > meshgate.clock())) THEN
             PERFORM meshgate.put_mark(p_version_id, row.piece, 'suspect', NULL, jsonb_build_object(
                 'cause', 'recorded by plain SQLMesh, and not proven to have read complete parents'));
-            -- It was written at some time since the last look; whoever has read the table since may have met it.
+            -- Nobody knows when it was written, and so who has met it.
             INSERT INTO meshgate.dirty_span (version_id, from_revision)
-            SELECT p_version_id, coalesce(v.reconciled_revision, 0) WHERE v.as_of
+            SELECT p_version_id, 0 WHERE v.as_of
             ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL;
             finding := 'suspect';
             RETURN NEXT;
@@ -939,8 +954,11 @@ BEGIN
     END LOOP;
 
     FOR row IN
+        -- What a run recorded here, and ended before it noted that SQLMesh has it too, SQLMesh may hold because of
+        -- somebody else who evaluated it meanwhile: it is looked at whole.
         SELECT piece, c.mirrored_at IS NOT NULL AS seen, c.revision
-        FROM meshgate.coverage c LEFT JOIN meshgate.run r USING (run_id), unnest(tstzmultirange(c.span) - recorded) AS piece
+        FROM meshgate.coverage c LEFT JOIN meshgate.run r USING (run_id),
+             unnest(tstzmultirange(c.span) - CASE WHEN c.mirrored_at IS NULL THEN '{}' ELSE recorded END) AS piece
         WHERE c.version_id = p_version_id
           AND CASE WHEN c.mirrored_at IS NULL
                    -- A live run records in SQLMesh a moment after it recorded here.
@@ -951,15 +969,11 @@ BEGIN
         CONTINUE WHEN EXISTS (SELECT FROM meshgate.mark m WHERE m.version_id = p_version_id AND m.span @> row.piece
                               AND m.kind IN ('removed', 'suspect', 'failed') AND m.revision > row.revision);
         finding := CASE WHEN row.seen THEN 'removed' ELSE 'unmirrored' END; span := row.piece;
-        PERFORM meshgate.put_mark(p_version_id, row.piece, CASE WHEN row.seen THEN 'removed' ELSE 'suspect' END, NULL,
+        PERFORM meshgate.put_mark(p_version_id, row.piece, CASE WHEN row.seen OR v.as_of THEN 'removed' ELSE 'suspect' END, NULL,
             jsonb_build_object('cause', CASE WHEN row.seen THEN 'removed from SQLMesh''s record by somebody else'
                 ELSE 'a run ended before SQLMesh recorded it' END, 'start', lower(row.piece), 'end', upper(row.piece)));
         RETURN NEXT;
     END LOOP;
-
-    -- What was committed after SQLMesh's record was read proves nothing about a foreign row that is found later.
-    UPDATE meshgate.version x SET reconciled_revision = greatest(x.reconciled_revision, p_known)
-    WHERE x.version_id = p_version_id;
 END $$;
 
 ---------------------------------------------------------------------------------------------------------------
