@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[local,dev]'
 	@touch $@
 
-demo: setup ## Two projects, six simulated hours, four troubles, and an oracle's verdict
+demo: setup ## Two projects, five simulated hours, four troubles, and an oracle's verdict
 	@$(BIN)/python examples/portfolio/demo.py
 
 lint: setup ## ruff and mypy

@@ -80,7 +80,6 @@ class Version:
     facts: dict[int, Fact] = field(default_factory=dict)
     marks: dict[str, dict[int, Reason]] = field(default_factory=dict)
     dirty: dict[int, int | None] = field(default_factory=dict)
-    reconciled: int | None = None
 
     def rows(self) -> list[Cells]:
         """Neighbouring cells that were recorded together, in order."""
@@ -226,7 +225,8 @@ class Oracle:
 
     def finish(self, run: int, state: str) -> str:
         if self.holds(run):
-            self.end_claims(run, self.now)
+            # Its holder does not say that the engine ends with it.
+            self.end_claims(run, self.now + self.runs[run].grace)
             self.runs[run].state = state
         else:
             self.lose(run, gone=True)
@@ -353,25 +353,21 @@ class Oracle:
         table = self.versions[version]
         for row in table.rows():
             fact = table.facts[min(row)]
-            if row & cells and fact.run == run and fact.mirrored is None:
+            if row & cells and (fact.run == run or table.as_of) and fact.mirrored is None:
                 table.facts.update(dict.fromkeys(row, fact._replace(mirrored=self.now)))
 
     # reconciliation
 
     def reconcile(
-        self, version: int, recorded: Cells, trusted: Cells, *, gated: bool, read_at: datetime, known: int
+        self, version: int, recorded: Cells, trusted: Cells, *, gated: bool, read_at: datetime
     ) -> list[tuple[str, Cells]]:
         table = self.versions[version]
         found: list[tuple[str, Cells]] = []
-        for row in table.rows():
-            fact = table.facts[min(row)]
-            if row <= recorded and fact.mirrored is None:
-                table.facts.update(dict.fromkeys(row, fact._replace(mirrored=self.now)))
         new = recorded - set(table.facts)
         for piece in sorted([*runs_of(new & trusted), *runs_of(new - trusted)], key=min):
             proven = piece <= trusted
-            read = (table.reconciled or 0) if proven else 0
-            fact = Fact(self.next(), read, None, "foreign", self.now, self.now)
+            made = self.next()
+            fact = Fact(made, made - 1 if proven else 0, None, "foreign", self.now, self.now)
             table.facts.update(dict.fromkeys(piece, fact))
             found.append(("added", piece))
             met = any(piece & set(marks) for marks in table.marks.values()) or any(
@@ -382,7 +378,7 @@ class Oracle:
             )
             if met or (gated and not proven):
                 self.mark(version, piece, "suspect")
-                self.taint(version, table.reconciled or 0)
+                self.taint(version, 0)
                 found.append(("suspect", piece))
         lacking = []
         for row in table.rows():
@@ -394,16 +390,15 @@ class Oracle:
                 working = owner is not None and owner.state == "running" and owner.expires > self.now
                 gone = fact.committed < read_at and not working
             if gone:
-                lacking += [(piece, fact) for piece in runs_of(row - recorded)]
+                lacking += [(piece, fact) for piece in runs_of(row - recorded if fact.mirrored else row)]
         for piece, fact in sorted(lacking, key=lambda each: min(each[0])):
             if any(
                 self._one_mark_holds(table.marks.get(kind, {}), piece, fact.revision)
                 for kind in ("removed", "suspect", "failed")
             ):
                 continue
-            self.mark(version, piece, "removed" if fact.mirrored else "suspect")
+            self.mark(version, piece, "removed" if fact.mirrored or table.as_of else "suspect")
             found.append(("removed" if fact.mirrored else "unmirrored", piece))
-        table.reconciled = max(table.reconciled or 0, known)
         return found
 
     @staticmethod

@@ -144,6 +144,7 @@ class Story:
         self.ledger.commit(
             lease.run_id, self.ids[fqn(model)], interval, verdict=facts.pop("verdict", "passed"), **facts
         )
+        self.ledger.note_mirrored(lease.run_id, self.ids[fqn(model)], interval)
 
     def fail(self, lease: Lease, model: str, span: str, *, audit: str = "not_null", count: int = 3) -> None:
         """Evaluate an interval whose audit fails."""

@@ -90,7 +90,7 @@ MUTATIONS = (
     # G1
     python(
         "G1 gate, when a run plans",
-        (f"{G}g1_no_premature_work_when_the_run_plans", "test_gate.py"),
+        f"{G}g1_no_premature_work_when_the_run_plans",
         "gate.py",
         ("        entries += _closed(graph, gate, lack.unclean, wanted)\n", ""),
     ),
@@ -142,7 +142,7 @@ MUTATIONS = (
         sql(
             f"G1 {kind} is unclean",
             f"{G}g1_no_premature_work_when_a_batch_begins[{kind}]",
-            ("AND m.kind IN ('failed', 'suspect', 'removed');", f"AND m.kind IN ({others});"),
+            ("AND m.kind IN ('failed', 'suspect', 'removed')\n    UNION", f"AND m.kind IN ({others})\n    UNION"),
         )
         for kind, others in (
             ("failed", "'suspect', 'removed'"),
@@ -547,7 +547,7 @@ def tests_of(folder: Path, tests: tuple[str, ...], postgres: Path) -> dict[str, 
         "PYTHONDONTWRITEBYTECODE": "1",
         "MESHGATE_TEST_POSTGRES": str(postgres),
         "MESHGATE_PATIENCE_S": "5",
-        "MESHGATE_SEED": "1",
+        "MESHGATE_HURRY": "1",
         FSYNC_VARIABLE: "off",
     }
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]

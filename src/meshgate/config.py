@@ -42,6 +42,7 @@ _A_DURATION: Final = "a duration such as 90s, 5m, 1h30m or 7d"
 _A_LENGTH: Final = f"{_A_DURATION}, more than 0"
 _A_URL: Final = "postgresql://user@host/database, host=... dbname=..., local, or local:FOLDER"
 _A_CRON: Final = "a cron expression such as '5 * * * *'"
+_AN_ENVIRONMENT: Final = "a name as SQLMesh keeps it: lower case letters, digits and underscores"
 _A_WINDOW: Final = "latest, prefix, ungated, or a mapping with from and to such as {from: -7d, to: 0h}"
 _HARMLESS: Final = ("host", "hostaddr", "port", "dbname", "user", "sslmode", "application_name", "service")
 _TOP_KEYS: Final = ("ledger", "project", "projects")
@@ -54,7 +55,7 @@ _EDGE_KEYS: Final = ("reader", "parent", "window")
 _WINDOW_KEYS: Final = ("from", "to")
 
 Overlap = Literal["skip", "fail"]
-OnAuditWarning = Literal["pass", "hold"]
+OnAuditWarning = Literal["pass"]
 
 
 class Secret:
@@ -128,7 +129,7 @@ class ProjectConfig:
         schedule: When an orchestrator runs it, as a cron expression; for people, nothing is started by it.
         overlap: What a run does when another run of the project lives.
         patience: How long unsettled parents may hold up a child; None: two units of the child.
-        on_audit_warning: Whether a failed non-blocking audit lets readers pass or holds the interval.
+        on_audit_warning: A failed non-blocking audit is recorded, shown, and lets readers pass.
         edges: Windows other than the default, declared by this project's models.
     """
 
@@ -211,6 +212,17 @@ def parse_duration(text: str) -> timedelta:
     return -length if found[1] == "-" else length
 
 
+def environment_name(text: str) -> str:
+    """An environment's name. SQLMesh would change any other, and the ledger would know it by two names.
+
+    Raises:
+        ValueError: It is not in lower case letters, digits and underscores.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+", text):
+        raise ValueError(text)
+    return text
+
+
 def redact(url: str) -> str:
     """A connection string with stars in place of passwords; hides too much rather than too little.
 
@@ -258,7 +270,7 @@ def _how_to_get(folder: Path) -> str:
     for name in ("meshgate.yml", "meshgate.json", "meshgate.toml"):
         if (folder / name).is_file():
             return f"{name} is not read: it has to be YAML and to be called {FILE_NAME}"
-    return "`meshgate init` writes one"
+    return "the README shows one: a ledger's url, and the name of each SQLMesh project"
 
 
 def _mesh(file: Path, source: YamlSource) -> MeshConfig:
@@ -317,12 +329,12 @@ def _project(file: Path, source: YamlSource, node: Node, key: str) -> ProjectCon
     name = source.required(node, found, key, "name", "the `project:` key of the SQLMesh project")
     path = source.text(found, key, "path", "a folder") or "."
     overlap = source.choice(found, key, "overlap", ("skip", "fail"))
-    on_audit_warning = source.choice(found, key, "on_audit_warning", ("pass", "hold"))
+    on_audit_warning = source.choice(found, key, "on_audit_warning", ("pass",))
     return ProjectConfig(
         name=name,
         path=(file.parent / Path(path).expanduser()).resolve(),
         gateway=source.text(found, key, "gateway"),
-        environment=source.text(found, key, "environment") or "prod",
+        environment=source.converted(found, key, "environment", environment_name, _AN_ENVIRONMENT) or "prod",
         schedule=source.converted(found, key, "schedule", _parse_cron, _A_CRON),
         overlap=cast("Overlap", overlap),
         patience=source.converted(found, key, "patience", _parse_patience, f"{_A_DURATION}, not negative"),

@@ -32,7 +32,8 @@ SCHEMA_VERSION = 1
 """The version of `sql/schema.sql`; a ledger of any other version is refused."""
 
 _MIGRATION_LOCK = 0x6D657368  # "mesh": one advisory lock, held for the transaction of a migration
-_PASSWORD_IN_URL = re.compile(r"(://[^:/@\s]*:)[^@\s]*@")
+# Up to the last @ of a word: a password that was not percent-encoded may hold one itself.
+_PASSWORD_IN_URL = re.compile(r"(://[^:/@\s]*:)\S*@")
 _PASSWORD_IN_DSN = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE)
 
 

@@ -133,7 +133,7 @@ class SqlmeshProject:
     @property
     def engine_in_process(self) -> bool:
         """Whether the engine dies with this process, so that a dead process cannot still be writing."""
-        return bool(self._context.engine_adapter.dialect == "duckdb")
+        return bool(self._context.connection_config.type_ == "duckdb")  # MotherDuck speaks DuckDB elsewhere
 
     @property
     def gateways(self) -> tuple[str, ...]:

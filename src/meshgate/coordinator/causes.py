@@ -144,13 +144,14 @@ class Scene:
     def __init__(self, bench: Workbench, environment: str, now: datetime | None) -> None:
         self.bench = bench
         self.environment = environment
+        self._patience = bench.patience()
         self.now = bench.instant(now)
         self.manifest = bench.ledger.manifest(environment)
         self.graph = self.manifest.graph
         self._states = bench.ledger.states(self.manifest.version_ids.values())
         self.plan = make_plan(
             self.graph, self.manifest.version_ids, self._states, None,
-            environment=environment, now=self.now, patience=bench.patience,
+            environment=environment, now=self.now, patience=self._patience,
         )  # fmt: skip
         self._planned = {planned.name: planned for planned in self.plan.models}
         self._clock = bench.ledger.clock()
@@ -193,7 +194,7 @@ class Scene:
         if node.kind.as_of and name in view:
             # As a run decides: its whole table may be in doubt, but its history has no hole.
             view = {**view, name: ParentState(view[name].covered)}
-        return decide(self.graph, name, time, view, {}, now=self.now, patience=self.bench.patience(node))
+        return decide(self.graph, name, time, view, {}, now=self.now, patience=self._patience(node))
 
     def due_at(self, node: ModelNode, end: datetime) -> datetime:
         """When a unit that ends at an instant becomes due: at the first tick of the cron from then on."""

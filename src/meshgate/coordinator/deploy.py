@@ -47,7 +47,7 @@ def deploy(
         MeshgateError: The ledger or the configuration is unusable.
     """
     project = bench.project(name)
-    target = environment or project.environment
+    target = bench.target(project, environment)
     instant = bench.instant(now)
     opened = bench.open_project(project, load=True)
     _refuse_double_owners(bench, opened, target, instant)
@@ -143,4 +143,9 @@ def _state_facts(bench: Workbench, opened: SqlmeshProject, target: str) -> dict[
 
 def _declared(project: ProjectConfig) -> dict[str, Any]:
     """What `meshgate.yaml` says of a project, for the runs of the others."""
-    return {"edges": declared_edges(project), "schedule": project.schedule, "overlap": project.overlap}
+    return {
+        "edges": declared_edges(project),
+        "schedule": project.schedule,
+        "overlap": project.overlap,
+        "patience_s": project.patience.total_seconds() if project.patience is not None else None,
+    }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 import structlog
 
+from meshgate.config import environment_name
 from meshgate.coordinator.journal import Failure, Outcome, RunJournal
 from meshgate.coordinator.plan import Plan, make_plan
 from meshgate.coordinator.reconcile import Finding, reconcile, unchanged
@@ -24,7 +25,7 @@ from meshgate.lease import LeaseKeeper, identify, proven_gone
 from meshgate.ledger import Busy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from datetime import datetime
 
     from meshgate.bridge.project import SqlmeshProject
@@ -132,9 +133,28 @@ class Workbench:
             )
         return now
 
-    def patience(self, node: ModelNode) -> timedelta | None:
-        """How long a model waits for unsettled parents; None for the default."""
-        return next((p.patience for p in self.config.projects if p.name == node.project), None)
+    def target(self, project: ProjectConfig, environment: str | None) -> str:
+        """The environment that is meant.
+
+        Raises:
+            ConfigError: It is not a name that SQLMesh keeps.
+        """
+        try:
+            return environment_name(environment or project.environment)
+        except ValueError:
+            raise ConfigError(
+                f"{environment!r} is not the name of an environment",
+                hint="write it as SQLMesh keeps it: lower case letters, digits and underscores",
+            ) from None
+
+    def patience(self) -> Callable[[ModelNode], timedelta | None]:
+        """How long each model waits for unsettled parents, as its project deployed it; None for the default."""
+        known = {
+            name: timedelta(seconds=row["manifest"]["patience_s"])
+            for name, row in self.ledger.projects().items()
+            if (row["manifest"] or {}).get("patience_s") is not None
+        }
+        return lambda node: known.get(node.project)
 
 
 def plan_of(bench: Workbench, manifest: Manifest, projects: set[str] | None, now: datetime) -> Plan:
@@ -142,7 +162,7 @@ def plan_of(bench: Workbench, manifest: Manifest, projects: set[str] | None, now
     states = bench.ledger.states(manifest.version_ids.values())
     return make_plan(
         manifest.graph, manifest.version_ids, states, projects,
-        environment=manifest.environment, now=now, patience=bench.patience,
+        environment=manifest.environment, now=now, patience=bench.patience(),
     )  # fmt: skip
 
 
@@ -202,7 +222,7 @@ def run(
         MeshgateError: The ledger, the project or the configuration is unusable.
     """
     project = bench.project(name)
-    target = environment or project.environment
+    target = bench.target(project, environment)
     instant = bench.instant(now)
     manifest = bench.ledger.manifest(target)
     facts = bench.ledger.projects().get(name, {}).get("manifest") or {}
