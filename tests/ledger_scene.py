@@ -160,14 +160,15 @@ class Scene:
             for key, intervals in (("state", recorded), ("trusted", trusted))
         }
         rows = self.database.rows(
-            "reconcile_version", version_id=version, gated=gated, read_at=read_at or self.now, known=known, **ranges
+            "reconcile_version", version_id=version, gated=gated, read_at=read_at or self.now, **ranges
         )
         return [(row["finding"], cells(Interval(row["span"].lower, row["span"].upper))) for row in rows]
 
     def unclean(self, version: int, interval: Interval) -> set[tuple[str, int]]:
         """What nobody may read of an interval: reason and cell."""
-        rows = self.database.rows(
-            "unclean", version_id=version, span=f"[{interval.start.isoformat()},{interval.end.isoformat()})"
+        rows = self.database.execute(
+            "SELECT reason, span FROM meshgate.unclean(%(version)s, %(span)s::tstzrange)",
+            {"version": version, "span": f"[{interval.start.isoformat()},{interval.end.isoformat()})"},
         )
         return {
             (row["reason"], cell)

@@ -233,10 +233,9 @@ def test_g2_no_double_work(mesh: Mesh) -> None:
     """Two live runs never hold one interval: `open_claims`, the constraint "two live claims never overlap"."""
     mesh.time(61)
     one, two = mesh.acquire("up"), mesh.acquire("other")
-    first = mesh.claim(mesh.journal(one, "up"), mesh.plan("up"))
-    second = mesh.claim(mesh.journal(two, "up"), mesh.plan("up"))
-    assert first[BRONZE] == [minutes(0, 60)]
-    assert second.get(BRONZE, []) == []
+    plan = mesh.plan("up")
+    assert mesh.claim(mesh.journal(one, "up"), plan)[BRONZE] == [minutes(0, 60)]
+    assert mesh.claim(mesh.journal(two, "up"), plan)[BRONZE] == []
 
 
 def test_g2_no_double_work_whatever_the_code_does(mesh: Mesh) -> None:

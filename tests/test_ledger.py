@@ -1210,7 +1210,7 @@ def test_no_hot_statement_reads_a_table_from_end_to_end(scene: Scene) -> None:
         (f"SELECT meshgate.reconcile_version(9, ARRAY[{past}], '{{}}', true, '2020-01-01Z')", {}),
         (f"SELECT meshgate.abandon_claims({run}, NULL, NULL)", {}),
         ("SELECT meshgate.acquire_run('q', 'prod', 'run', '{}', '1m', '1m', NULL)", {}),
-        *((queries()[name], some) for name in ("covered", "coverage_rows", "marks", "live_claims", "unclean")),
+        *((queries()[name], some) for name in ("covered", "coverage_rows", "marks", "live_claims")),
         (queries()["runs"], {"project": None, "environment": None, "limit": 5}),
         (f"SELECT meshgate.finish_run({run}, 'done', '{{}}', NULL)", {}),
     ]  # fmt: skip

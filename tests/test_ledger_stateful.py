@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from ledger_oracle import GRID, WHOLE, Cells, Oracle, Refused, Version, runs_of
-from ledger_scene import CELLS, GRACE, TTL, Scene, at, cells, empty, span
+from ledger_scene import CELLS, TTL, Scene, at, cells, empty, span
 from meshgate.errors import LeaseLostError, LedgerError
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
 from meshgate.ledger import WHOLE as ALL_TIME
@@ -145,8 +145,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def acquire(self, project: str, ttl: timedelta, as_of: int | None) -> None:
         pinned = None if as_of is None else self.oracle.now + timedelta(seconds=as_of)
         answer, expected = self.both(
-            lambda: self.ledger.acquire(project, "prod", "run", {}, ttl=ttl, grace=GRACE, as_of=pinned),
-            lambda: self.oracle.acquire(project, ttl, GRACE, pinned),
+            lambda: self.ledger.acquire(project, "prod", "run", {}, ttl=ttl, grace=ttl, as_of=pinned),
+            lambda: self.oracle.acquire(project, ttl, ttl, pinned),
         )
         if answer is not None:
             what = "busy" if isinstance(answer, Busy) else "lease"
@@ -180,6 +180,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), asked=st.lists(stretches(), min_size=1, max_size=3))
     def open_claims(self, data: st.DataObject, asked: list[Cells], run: int | None = None) -> None:
         run, version = run or self.some_run(data), self.some_version(data)
+        taken = [c for c in self.oracle.claims if c.lives or c.state == "lost"]
+        if taken and data.draw(st.booleans(), label="what somebody has or had"):
+            claim = data.draw(st.sampled_from(taken[-4:]), label="whose")
+            version, asked = claim.version, [*asked[1:], frozenset([min(claim.cells & GRID)])]
         answers, expected = self.both(
             lambda: self.ledger.open_claims(run, version, [interval_of(piece) for piece in asked]),
             lambda: self.oracle.open(run, version, asked),

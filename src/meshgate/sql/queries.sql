@@ -111,9 +111,6 @@ WHERE k.version_id = ANY (%(versions)s)
   AND (k.state IN ('open', 'begun') OR k.state = 'lost' AND k.quarantined_until > meshgate.clock())
 ORDER BY k.version_id, k.span;
 
--- name: unclean
-SELECT reason, span, detail FROM meshgate.unclean(%(version_id)s, %(span)s::tstzrange) ORDER BY span;
-
 -- name: runs
 SELECT r.run_id, p.name AS project, r.environment, r.purpose, r.state, r.holder, r.as_of, r.started_at, r.ended_at,
        r.expires_at, r.expires_at <= meshgate.clock() AS expired, r.counts, r.error

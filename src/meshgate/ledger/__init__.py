@@ -1,0 +1,33 @@
+"""The ledger, typed: what may be asked of it and told to it. The only caller of `sql/queries.sql`.
+
+Each method that changes something is one SQL function, one statement, one transaction; the rules are in
+`sql/schema.sql`. Instants are aware UTC datetimes, intervals half-open; a claim or a mark on a whole table
+has the interval `[MIN_INSTANT, MAX_INSTANT)`.
+"""
+
+from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
+from meshgate.ledger.record import CoverageRow, LiveClaim, Manifest, Mark, RecordLedger, VersionState
+from meshgate.ledger.work import Begun, Busy, ClaimAnswer, Lease, Refusal, WorkLedger
+
+WHOLE = Interval(MIN_INSTANT, MAX_INSTANT)
+"""The claim or mark of an as-of table: all of time."""
+
+
+class Ledger(WorkLedger, RecordLedger):
+    """One ledger in one database."""
+
+
+__all__ = [
+    "WHOLE",
+    "Begun",
+    "Busy",
+    "ClaimAnswer",
+    "CoverageRow",
+    "Lease",
+    "Ledger",
+    "LiveClaim",
+    "Manifest",
+    "Mark",
+    "Refusal",
+    "VersionState",
+]

@@ -1,0 +1,298 @@
+"""What is promoted, what is recorded, and what is wrong with it: the manifest, coverage, marks, history."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from meshgate.db import json, queries
+from meshgate.errors import ConfigError, LedgerError, NotDeployedError, SchemaVersionError
+from meshgate.graph import Edge, Kind, MeshGraph, ModelNode, Window
+from meshgate.interval import Interval, IntervalSet, IntervalUnit
+from meshgate.ledger.ranges import to_interval, to_range, to_utc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime, timedelta
+
+    from meshgate.db import Database
+
+
+@attrs.frozen
+class Mark:
+    """A reason to compute a range again."""
+
+    version_id: int
+    interval: Interval
+    kind: str
+    revision: int
+    run_id: int | None
+    attempts: int
+    detail: Mapping[str, Any]
+    made_at: datetime
+
+
+@attrs.frozen
+class LiveClaim:
+    """A range that a run has reserved (`open`), is writing (`begun`), or may still be writing to (`lost`)."""
+
+    version_id: int
+    interval: Interval
+    state: str
+    run_id: int
+    project: str
+    holder: Mapping[str, Any]
+    until: datetime
+
+
+@attrs.frozen
+class VersionState:
+    """What the ledger knows of one model version."""
+
+    covered: IntervalSet = attrs.field(factory=IntervalSet)
+    marks: tuple[Mark, ...] = ()
+    claims: tuple[LiveClaim, ...] = ()
+    last_commit: datetime | None = None
+    rows: int | None = None
+
+
+@attrs.frozen
+class Manifest:
+    """What one environment promotes, as the ledger knows it: enough to decide without SQLMesh."""
+
+    environment: str
+    plan_id: str | None
+    fingerprint: str | None
+    graph: MeshGraph
+    version_ids: Mapping[str, int]
+
+    def version_id(self, name: str) -> int:
+        """The ledger's key of the version that the environment promotes."""
+        return self.version_ids[name]
+
+
+@attrs.frozen
+class CoverageRow:
+    """One recorded range and what is known of how it came to be."""
+
+    interval: Interval
+    revision: int
+    read_revision: int
+    run_id: int | None
+    verdict: str
+    audits: tuple[Mapping[str, Any], ...]
+    duration: timedelta | None
+    rows: int | None
+    committed_at: datetime
+
+
+class RecordLedger:
+    """The ledger as those use it who decide and explain: manifest, coverage, marks, history."""
+
+    database: Database
+
+    # The manifest and what SQLMesh recorded
+
+    def register_version(self, node: ModelNode) -> int:
+        """The ledger's key of a model version, registered when it is first met."""
+        return int(
+            self.database.one(
+                "register_version", project=node.project, model=node.name, version=node.version,
+                kind=node.kind.value, as_of=node.kind.as_of, again=True,
+            )["version_id"]
+        )  # fmt: skip
+
+    def save_manifest(self, project: str, manifest: Mapping[str, Any], *, sqlmesh: str, sqlglot: str) -> None:
+        """Keep what the project's `meshgate.yaml` declares, for the runs of the others."""
+        self.database.rows(
+            "save_manifest", project=project, manifest=json(dict(manifest)), sqlmesh=sqlmesh, sqlglot=sqlglot
+        )
+
+    def projects(self) -> dict[str, dict[str, Any]]:
+        """Every project the ledger knows, by name: manifest, deployed_at, sqlmesh_version, sqlglot_version."""
+        return {row["name"]: row for row in self.database.rows("projects", again=True)}
+
+    def sync_environment(
+        self, environment: str, plan_id: str | None, graph: MeshGraph, projects: Iterable[str]
+    ) -> tuple[str, ...]:
+        """Make the ledger's picture of an environment what SQLMesh promotes; the models whose version changed.
+
+        Args:
+            environment: SQLMesh's environment.
+            plan_id: The plan that made it.
+            graph: Its models and windows.
+            projects: Whose models this SQLMesh state holds; external tables belong to nobody and come along.
+        """
+        held = {*projects, ""}
+        nodes = [n for n in graph.nodes.values() if n.project in held]
+        for node in nodes:
+            self.register_version(node)
+        models = [
+            {
+                "name": n.name, "version": n.version, "unit": n.unit.value, "cron": n.cron, "cron_tz": n.cron_tz,
+                "start_at": n.start.isoformat() if n.start else None, "end_at": n.end.isoformat() if n.end else None,
+                "lookback": n.lookback, "batch_size": n.batch_size, "depends_on_past": n.depends_on_past,
+                "allow_partials": n.allow_partials,
+            }
+            for n in nodes
+        ]  # fmt: skip
+        edges = [
+            {
+                "child": e.child, "parent": e.parent, "mode": e.window.mode,
+                "from_offset": f"{e.window.from_offset.total_seconds()} seconds",
+                "to_offset": f"{e.window.to_offset.total_seconds()} seconds",
+            }
+            for n in nodes
+            for e in graph.parents(n.name)
+        ]  # fmt: skip
+        rows = self.database.rows(
+            "sync_environment", environment=environment, plan_id=plan_id, projects=sorted(held - {""}),
+            models=json(models), edges=json(edges),
+        )  # fmt: skip
+        return tuple(row["model"] for row in rows)
+
+    def environments(self) -> tuple[str, ...]:
+        """The environments that the ledger has a manifest of."""
+        return tuple(row["environment"] for row in self.database.rows("environments", again=True))
+
+    def manifest(self, environment: str) -> Manifest:
+        """What the environment promotes.
+
+        Raises:
+            NotDeployedError: Nothing was deployed there through meshgate.
+        """
+        found = self.database.rows("environment", environment=environment, again=True)
+        if not found:
+            raise NotDeployedError(
+                f"environment {environment!r} is not known to the ledger: nothing was deployed there",
+                hint=f"run `meshgate deploy PROJECT --environment {environment}`",
+                environment=environment,
+            )
+        nodes: dict[str, ModelNode] = {}
+        ids: dict[str, int] = {}
+        for row in self.database.rows("promotions", environment=environment, again=True):
+            ids[row["name"]] = row["version_id"]
+            nodes[row["name"]] = ModelNode(
+                name=row["name"], project=row["project"], version=row["version"], kind=Kind(row["kind"]),
+                unit=IntervalUnit(row["unit"]), cron=row["cron"], cron_tz=row["cron_tz"],
+                start=to_utc(row["start_at"]) if row["start_at"] else None,
+                end=to_utc(row["end_at"]) if row["end_at"] else None,
+                lookback=row["lookback"], batch_size=row["batch_size"],
+                depends_on_past=row["depends_on_past"], allow_partials=row["allow_partials"],
+            )  # fmt: skip
+        edges = [
+            Edge(row["child"], row["parent"], Window(row["mode"], row["from_offset"], row["to_offset"]))
+            for row in self.database.rows("edges", environment=environment, again=True)
+        ]
+        return Manifest(
+            environment,
+            found[0]["plan_id"],
+            found[0]["fingerprint"],
+            MeshGraph(nodes, edges),
+            ids,
+        )
+
+    def reconcile_version(
+        self, version_id: int, state: IntervalSet, *, trusted: IntervalSet, gated: bool, read_at: datetime
+    ) -> tuple[tuple[str, Interval], ...]:
+        """Compare SQLMesh's record of one version, read at `read_at`, with the ledger's; what was found.
+
+        Args:
+            version_id: The version.
+            state: What SQLMesh has recorded.
+            trusted: What of it is taken as it is.
+            gated: Whether it has gated parents.
+            read_at: The database's instant just before `state` was read, UTC.
+
+        Returns:
+            Pairs of `added`, `suspect`, `removed` or `unmirrored`, and the range.
+        """
+        rows = self.database.rows(
+            "reconcile_version", version_id=version_id, state=[to_range(i) for i in state],
+            trusted=[to_range(i) for i in trusted], gated=gated, read_at=read_at,
+        )  # fmt: skip
+        return tuple((row["finding"], to_interval(row["span"])) for row in rows)
+
+    def has_unmirrored(self, environment: str) -> bool:
+        """Whether a run ended between its record here and SQLMesh's."""
+        return bool(self.database.one("has_unmirrored", environment=environment, again=True)["found"])
+
+    def sqlmesh_fingerprint(self, schema: str, environment: str) -> str | None:
+        """A cheap sign of SQLMesh's own tables in this database, or None where they are not here."""
+        if not schema.replace("_", "").isalnum():
+            return None
+        sql = queries()["sqlmesh_fingerprint"].replace("{schema}", f'"{schema}"')
+        try:
+            return str(self.database.execute(sql, {"environment": environment}, again=True)[0]["fingerprint"])
+        except (
+            LedgerError,
+            SchemaVersionError,
+            ConfigError,
+        ):  # they are in another database, or not for this role
+            return None
+
+    def set_fingerprint(self, environment: str, fingerprint: str | None) -> None:
+        """Remember up to which state of SQLMesh's tables the environment was reconciled."""
+        self.database.rows("set_fingerprint", environment=environment, fingerprint=fingerprint)
+
+    # Reading
+
+    def states(self, version_ids: Iterable[int]) -> dict[int, VersionState]:
+        """Coverage, marks and live claims of versions, by key."""
+        wanted = sorted(set(version_ids))
+        covered = {
+            row["version_id"]: row for row in self.database.rows("covered", versions=wanted, again=True)
+        }
+        marks: dict[int, list[Mark]] = {}
+        for row in self.database.rows("marks", versions=wanted, again=True):
+            marks.setdefault(row["version_id"], []).append(
+                Mark(
+                    row["version_id"], to_interval(row["span"]), row["kind"], row["revision"], row["run_id"],
+                    row["attempts"], row["detail"], to_utc(row["made_at"]),
+                )
+            )  # fmt: skip
+        claims: dict[int, list[LiveClaim]] = {}
+        for row in self.database.rows("live_claims", versions=wanted, again=True):
+            claims.setdefault(row["version_id"], []).append(
+                LiveClaim(
+                    row["version_id"], to_interval(row["span"]), row["state"], row["run_id"], row["project"],
+                    row["holder"], to_utc(row["quarantined_until"] or row["expires_at"]),
+                )
+            )  # fmt: skip
+        return {
+            key: VersionState(
+                covered=IntervalSet(to_interval(s) for s in covered[key]["spans"])
+                if key in covered
+                else IntervalSet(),
+                marks=tuple(marks.get(key, ())),
+                claims=tuple(claims.get(key, ())),
+                last_commit=to_utc(covered[key]["last_commit"]) if key in covered else None,
+                rows=covered[key]["rows"] if key in covered else None,
+            )
+            for key in wanted
+        }
+
+    def coverage_rows(self, version_id: int, interval: Interval) -> tuple[CoverageRow, ...]:
+        """The recorded ranges that meet an interval, with how they came to be."""
+        return tuple(
+            CoverageRow(
+                to_interval(row["span"]), row["revision"], row["read_revision"], row["run_id"], row["verdict"],
+                tuple(row["audits"]), row["duration"], row["rows"], to_utc(row["committed_at"]),
+            )
+            for row in self.database.rows("coverage_rows", version_id=version_id, span=to_range(interval), again=True)
+        )  # fmt: skip
+
+    def runs(
+        self, project: str | None = None, environment: str | None = None, *, limit: int = 20
+    ) -> list[dict[str, Any]]:
+        """The newest runs, newest first."""
+        return self.database.rows("runs", project=project, environment=environment, limit=limit, again=True)
+
+    def events(
+        self, *, after: int = 0, run_id: int | None = None, version_id: int | None = None, limit: int = 100
+    ) -> list[dict[str, Any]]:
+        """The newest events, newest first."""
+        return self.database.rows(
+            "events", after=after, run_id=run_id, version_id=version_id, limit=limit, again=True
+        )

@@ -1,0 +1,304 @@
+"""Runs and claims: who is working on what. Each method is one SQL function, one transaction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from meshgate.db import Database, json
+from meshgate.errors import LeaseLostError
+from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
+from meshgate.ledger.ranges import to_instant, to_interval, to_range, to_utc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime, timedelta
+
+
+@attrs.frozen
+class Lease:
+    """A run that may work: its id is the fence of everything that it writes.
+
+    Attributes:
+        run_id: The run's id.
+        started_at: By the database's clock, UTC.
+        expires_at: By the database's clock, UTC; a renewal moves it.
+        ttl: How long a renewal lasts.
+    """
+
+    run_id: int
+    started_at: datetime
+    expires_at: datetime
+    ttl: timedelta
+
+
+@attrs.frozen
+class Busy:
+    """Another run of the project lives, so this one may not start."""
+
+    run_id: int
+    purpose: str
+    holder: Mapping[str, Any]
+    started_at: datetime
+    expires_at: datetime
+
+
+@attrs.frozen
+class ClaimAnswer:
+    """What became of one range that was asked for.
+
+    Attributes:
+        interval: The range.
+        refused_by: The run that has it, or None: it is reserved.
+        free_at: When that run's lease or quarantine ends unless it is renewed, UTC.
+    """
+
+    interval: Interval
+    refused_by: int | None = None
+    free_at: datetime | None = None
+
+
+@attrs.frozen
+class Refusal:
+    """Why a batch may not begin: a range of a version that is not clean."""
+
+    version_id: int
+    reason: str
+    interval: Interval
+    detail: Mapping[str, Any]
+
+
+@attrs.frozen
+class Begun:
+    """The answer to `begin`: the revision read, or what stands in the way."""
+
+    read_revision: int | None
+    refused: tuple[Refusal, ...] = ()
+
+
+class WorkLedger:
+    """The ledger as those use it who work: clock, runs, claims.
+
+    Args:
+        database: Where it is; `Database.check_schema` is the caller's to call, once.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def server(self) -> tuple[int, datetime]:
+        """The server's version number (140005 is 14.5) and its own clock, UTC; also where there is no ledger yet."""
+        row = self.database.one("server", again=True)
+        return int(row["version"]), to_utc(row["now"])
+
+    def clock(self) -> datetime:
+        """The database's present instant, UTC: the only clock that decides."""
+        return to_utc(self.database.one("clock", again=True)["now"])
+
+    def revision(self) -> int:
+        """The ledger's present revision."""
+        return int(self.database.one("revision", again=True)["revision"])
+
+    # Runs
+
+    def acquire(
+        self,
+        project: str,
+        environment: str,
+        purpose: str,
+        holder: Mapping[str, Any],
+        *,
+        ttl: timedelta,
+        grace: timedelta,
+        as_of: datetime | None = None,
+    ) -> Lease | Busy:
+        """Start a run of the project, or say which other one lives. Takes over what has expired.
+
+        Args:
+            project: The `project:` key.
+            environment: SQLMesh's environment.
+            purpose: `run` or `deploy`.
+            holder: Who asks: host, pid, and what proves the process's end.
+            ttl: How long the lease lasts without a renewal.
+            grace: How long after expiry a write of this run may still land.
+            as_of: The `--now` of the run, UTC.
+        """
+        answer = self.database.one(
+            "acquire_run", project=project, environment=environment, purpose=purpose, holder=json(dict(holder)),
+            ttl=ttl, grace=grace, as_of=as_of,
+        )["answer"]  # fmt: skip
+        if busy := answer.get("busy"):
+            return Busy(
+                run_id=busy["run_id"],
+                purpose=busy["purpose"],
+                holder=busy["holder"],
+                started_at=to_instant(busy["started_at"], MIN_INSTANT),
+                expires_at=to_instant(busy["expires_at"], MAX_INSTANT),
+            )
+        return Lease(
+            run_id=answer["run_id"],
+            started_at=to_instant(answer["started_at"], MIN_INSTANT),
+            expires_at=to_instant(answer["expires_at"], MAX_INSTANT),
+            ttl=ttl,
+        )
+
+    def renew(self, run_id: int) -> datetime:
+        """Lengthen the lease; its new end, UTC.
+
+        Raises:
+            LeaseLostError: It has ended or was taken over.
+        """
+        return to_utc(self.database.one("renew_run", run_id=run_id, again=True)["expires_at"])
+
+    def finish(self, run_id: int, state: str, counts: Mapping[str, Any], error: str | None = None) -> str:
+        """End the run; the state in which it really ended (`lost` where it had been taken over)."""
+        return str(
+            self.database.one(
+                "finish_run", run_id=run_id, state=state, counts=json(dict(counts)), error=error
+            )["state"]
+        )
+
+    def bury(self, run_id: int, *, engine_gone: bool) -> None:
+        """Take over a run whose process is proven to be gone, without waiting for its lease to end."""
+        self.database.rows("bury_run", run_id=run_id, engine_gone=engine_gone)
+
+    def prune(self, keep: timedelta) -> None:
+        """Forget ended claims, events and unnamed runs older than `keep`."""
+        self.database.rows("prune", keep=keep)
+
+    # Claims
+
+    def open_claims(
+        self, run_id: int, version_id: int, intervals: Iterable[Interval]
+    ) -> tuple[ClaimAnswer, ...]:
+        """Reserve ranges of one version (the whole of it, for as-of models).
+
+        Raises:
+            LeaseLostError: The run may not write any more.
+        """
+        rows = self.database.rows(
+            "open_claims", run_id=run_id, version_id=version_id, spans=[to_range(i) for i in intervals]
+        )
+        return tuple(
+            ClaimAnswer(
+                to_interval(row["span"]),
+                row["refused_by"] if row["claim_id"] is None else None,
+                to_utc(row["free_at"]) if row["free_at"] and row["claim_id"] is None else None,
+            )
+            for row in rows
+        )
+
+    def begin(
+        self,
+        run_id: int,
+        version_id: int,
+        interval: Interval,
+        *,
+        needs: Sequence[tuple[int, Interval]],
+        loaded: Sequence[int],
+        environment: str | None,
+    ) -> Begun:
+        """Before a batch reads anything: check fence, promotion and gate once more, and note what it will have read.
+
+        Args:
+            run_id: The fence.
+            version_id: What will be written.
+            interval: The batch.
+            needs: The parents' versions and the time of them that the batch reads.
+            loaded: Versions that only need to have been loaded (seeds).
+            environment: Where all of them must still be promoted; None for a deploy.
+
+        Raises:
+            LeaseLostError: The run may not write any more.
+            LedgerError: The run holds no claim on the batch.
+        """
+        answer = self.database.one(
+            "begin_claim", run_id=run_id, version_id=version_id, span=to_range(interval),
+            parents=[v for v, _ in needs], spans=[to_range(i) for _, i in needs], loaded=list(loaded),
+            environment=environment, again=True,
+        )["answer"]  # fmt: skip
+        return Begun(
+            answer.get("read_revision"),
+            tuple(
+                Refusal(
+                    r["version_id"],
+                    r["reason"],
+                    Interval(to_instant(r["start"], MIN_INSTANT), to_instant(r["end"], MAX_INSTANT)),
+                    r["detail"] or {},
+                )
+                for r in answer.get("refused", ())
+            ),
+        )
+
+    def commit(
+        self,
+        run_id: int,
+        version_id: int,
+        interval: Interval,
+        *,
+        verdict: str,
+        audits: Sequence[Mapping[str, Any]] = (),
+        duration: timedelta | None = None,
+        rows: int | None = None,
+        lookback: Interval | None = None,
+    ) -> int:
+        """Record a batch under the fence; the revision of its data.
+
+        Args:
+            run_id: The fence.
+            version_id: What was written.
+            interval: The batch.
+            verdict: `passed` or `warned` (a non-blocking audit failed).
+            audits: `{"audit", "count", "blocking"}` each.
+            duration: How long the evaluation took.
+            rows: How many rows it wrote, if the engine said.
+            lookback: The units before it that have to be read again because of it.
+
+        Raises:
+            LeaseLostError: Nothing was recorded; the batch is suspect.
+            LedgerError: The run had not begun it.
+        """
+        revision = self.database.one(
+            "commit_claim", run_id=run_id, version_id=version_id, span=to_range(interval), verdict=verdict,
+            audits=json([dict(a) for a in audits]), duration=duration, rows=rows, lookback=to_range(lookback), again=True,
+        )["revision"]  # fmt: skip
+        if revision is None:
+            raise LeaseLostError(
+                f"run {run_id} has lost its lease: {interval} was not recorded and will be evaluated again",
+                run_id=run_id,
+            )
+        return int(revision)
+
+    def fail(self, run_id: int, version_id: int, interval: Interval, detail: Mapping[str, Any]) -> None:
+        """Record that an evaluation failed, with the facts (audit, count, error).
+
+        Raises:
+            LeaseLostError: The range is suspect instead.
+            LedgerError: The run had not begun it.
+        """
+        recorded = self.database.one(
+            "fail_claim",
+            run_id=run_id,
+            version_id=version_id,
+            span=to_range(interval),
+            detail=json(dict(detail)),
+        )["recorded"]
+        if not recorded:
+            raise LeaseLostError(
+                f"run {run_id} has lost its lease: {interval} will be evaluated again", run_id=run_id
+            )
+
+    def abandon(self, run_id: int, version_id: int | None = None, interval: Interval | None = None) -> int:
+        """Give back what was reserved and never begun; how many claims that were."""
+        return int(
+            self.database.one(
+                "abandon_claims", run_id=run_id, version_id=version_id, span=to_range(interval)
+            )["ended"]
+        )
+
+    def note_mirrored(self, run_id: int, version_id: int, interval: Interval) -> None:
+        """Remember that SQLMesh's own record holds what was committed."""
+        self.database.rows(
+            "note_mirrored", run_id=run_id, version_id=version_id, span=to_range(interval), again=True
+        )
