@@ -114,12 +114,15 @@ class Database:
                 self._open = {c for c in self._open if not c.closed} | {connection}
         return connection
 
-    def rows(self, query: str, /, *, again: bool = False, **parameters: Any) -> list[dict[str, Any]]:
+    def rows(
+        self, query: str, /, *, again: bool = False, schema: str | None = None, **parameters: Any
+    ) -> list[dict[str, Any]]:
         """Run one named query; its rows as dictionaries.
 
         Args:
             query: A name in `queries.sql`.
             again: Saying it twice is harmless, so a connection that broke meanwhile is replaced once.
+            schema: Put in for `{schema}`, quoted: for a statement on tables that are not the ledger's own.
             parameters: The query's parameters.
 
         Raises:
@@ -127,7 +130,10 @@ class Database:
             SchemaVersionError: There is no ledger in this database, or it is another version's.
             LedgerError: The ledger refused.
         """
-        return self.execute(queries()[query], parameters, again=again)
+        sql = queries()[query]
+        if schema is not None:
+            sql = sql.replace("{schema}", '"' + schema.replace('"', '""') + '"')
+        return self.execute(sql, parameters, again=again)
 
     def execute(
         self, sql: str, parameters: dict[str, Any] | None = None, *, again: bool = False

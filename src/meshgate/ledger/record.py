@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from meshgate.db import json, queries
+from meshgate.db import json
 from meshgate.errors import ConfigError, LedgerError, NotDeployedError, SchemaVersionError
 from meshgate.graph import Edge, Kind, MeshGraph, ModelNode, Window
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
@@ -220,17 +220,11 @@ class RecordLedger:
 
     def sqlmesh_fingerprint(self, schema: str, environment: str) -> str | None:
         """A cheap sign of SQLMesh's own tables in this database, or None where they are not here."""
-        if not schema.replace("_", "").isalnum():
-            return None
-        sql = queries()["sqlmesh_fingerprint"].replace("{schema}", f'"{schema}"')
         try:
-            return str(self.database.execute(sql, {"environment": environment}, again=True)[0]["fingerprint"])
-        except (
-            LedgerError,
-            SchemaVersionError,
-            ConfigError,
-        ):  # they are in another database, or not for this role
+            found = self.database.rows("sqlmesh_fingerprint", schema=schema, environment=environment, again=True)
+        except (LedgerError, SchemaVersionError, ConfigError):  # in another database, or not for this role
             return None
+        return str(found[0]["fingerprint"])
 
     def set_fingerprint(self, environment: str, fingerprint: str | None) -> None:
         """Remember up to which state of SQLMesh's tables the environment was reconciled."""
