@@ -224,7 +224,7 @@ def asked() -> list[Asked]:
             first = node.args[0]
             if node.func.attr not in {"rows", "one", "database_query"} or not isinstance(first, ast.Constant):
                 continue
-            given = frozenset(k.arg for k in node.keywords if k.arg) - {"again"}
+            given = frozenset(k.arg for k in node.keywords if k.arg) - {"again", "schema"}
             parameters = None if node.func.attr == "database_query" else given
             found.append(Asked(module, node.lineno, first.value, parameters))
     return found
