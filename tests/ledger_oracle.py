@@ -69,6 +69,7 @@ class Run:
     expires: datetime
     ttl: timedelta
     grace: timedelta
+    engine_in_process: bool
     state: str = "running"
 
 
@@ -204,7 +205,7 @@ class Oracle:
     # runs
 
     def acquire(
-        self, project: str, ttl: timedelta, grace: timedelta, as_of: datetime | None
+        self, project: str, ttl: timedelta, grace: timedelta, as_of: datetime | None, *, engine_in_process: bool
     ) -> tuple[str, int, datetime]:
         if as_of is not None and as_of > self.now:
             raise Refused("future")
@@ -215,7 +216,7 @@ class Oracle:
             if known.state == "running" and known.project == project:
                 return "busy", run, known.expires
         run = len(self.runs) + 1
-        self.runs[run] = Run(project, self.now + ttl, ttl, grace)
+        self.runs[run] = Run(project, self.now + ttl, ttl, grace, engine_in_process)
         return "lease", run, self.now + ttl
 
     def renew(self, run: int) -> datetime:
@@ -225,12 +226,11 @@ class Oracle:
 
     def finish(self, run: int, state: str) -> str:
         if self.holds(run):
-            # Its holder does not say that the engine ends with it.
-            self.end_claims(run, self.now + self.runs[run].grace)
+            over = self.runs[run].engine_in_process
+            self.end_claims(run, self.now if over else self.now + self.runs[run].grace)
             self.runs[run].state = state
         else:
-            self.lose(run, gone=True)
-            self.release(run)
+            self.bury(run, engine_gone=self.runs[run].engine_in_process)
         return self.runs[run].state
 
     def bury(self, run: int, *, engine_gone: bool) -> None:

@@ -94,9 +94,12 @@ class Scene:
             )[0]["key"]
         )
 
-    def run(self, project: str = "up", *, ttl: timedelta = TTL, grace: timedelta = GRACE) -> int:
+    def run(
+        self, project: str = "up", *, ttl: timedelta = TTL, grace: timedelta = GRACE, engine_in_process: bool = False
+    ) -> int:
         """A new run that lives; its id."""
-        answer = self.ledger.acquire(project, "prod", "run", {"host": "here"}, ttl=ttl, grace=grace)
+        holder = {"host": "here", "engine_in_process": engine_in_process}
+        answer = self.ledger.acquire(project, "prod", "run", holder, ttl=ttl, grace=grace)
         assert isinstance(answer, Lease), answer
         return answer.run_id
 
@@ -152,7 +155,6 @@ class Scene:
         trusted: Iterable[Interval] = (),
         gated: bool = True,
         read_at: datetime | None = None,
-        known: int | None = None,
     ) -> list[tuple[str, frozenset[int]]]:
         """Tell what SQLMesh's state holds of a version; what was found."""
         ranges = {

@@ -129,8 +129,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @initialize(ttl=st.sampled_from([TTL, 10 * TTL]))
     def two_runs(self, ttl: timedelta) -> None:
-        self.acquire("up", ttl, None)
-        self.acquire("down", ttl, None)
+        self.acquire("up", ttl, None, engine_in_process=True)
+        self.acquire("down", ttl, None, engine_in_process=False)
 
     def claims_are(*states: str) -> Callable[[Any], Any]:
         return precondition(lambda self: any(c.state in states for c in self.oracle.claims))
@@ -141,12 +141,15 @@ class LedgerMachine(RuleBasedStateMachine):
         project=st.sampled_from(["up", "down"]),
         ttl=st.sampled_from([TTL, 10 * TTL]),
         as_of=st.sampled_from([None, None, -1, 0, 1]),
+        engine_in_process=st.booleans(),
     )
-    def acquire(self, project: str, ttl: timedelta, as_of: int | None) -> None:
+    def acquire(self, project: str, ttl: timedelta, as_of: int | None, engine_in_process: bool) -> None:
         pinned = None if as_of is None else self.oracle.now + timedelta(seconds=as_of)
         answer, expected = self.both(
-            lambda: self.ledger.acquire(project, "prod", "run", {}, ttl=ttl, grace=ttl, as_of=pinned),
-            lambda: self.oracle.acquire(project, ttl, ttl, pinned),
+            lambda: self.ledger.acquire(
+                project, "prod", "run", {"engine_in_process": engine_in_process}, ttl=ttl, grace=ttl, as_of=pinned
+            ),
+            lambda: self.oracle.acquire(project, ttl, ttl, pinned, engine_in_process=engine_in_process),
         )
         if answer is not None:
             what = "busy" if isinstance(answer, Busy) else "lease"

@@ -382,4 +382,8 @@ def describe(error: BaseException) -> dict[str, Any]:
     # SQLMesh tells where in the user's code it happened first, and what happened last.
     while isinstance(cause, (PythonModelEvalError, SignalEvalError)) and cause.__context__ is not None:
         cause = cause.__context__
+    mark = getattr(cause, "problem_mark", None)
+    if mark is not None:  # a YAML parser's own words may quote what stands there: a password, for all we know
+        said = f"it is not well-formed YAML: line {mark.line + 1}, column {mark.column + 1}"
+        return {"error": type(cause).__name__, "message": said}
     return {"error": type(cause).__name__, "message": _first_line(cause)}

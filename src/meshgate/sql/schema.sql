@@ -473,26 +473,27 @@ END $$;
 CREATE FUNCTION meshgate.finish_run(p_run_id bigint, p_state text, p_counts jsonb, p_error text) RETURNS text LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     present timestamptz;
+    over boolean;
     c record;
     ended text;
 BEGIN
     PERFORM meshgate.lock_ledger();
     present := meshgate.clock();
+    -- An engine elsewhere may go on with a statement whose client has given up: that is waited out.
+    SELECT coalesce(r.holder ->> 'engine_in_process' = 'true', false) INTO over FROM meshgate.run r WHERE r.run_id = p_run_id;
     IF NOT meshgate.holds_lease(p_run_id) THEN
-        PERFORM meshgate.lose_run(p_run_id, true, 'its lease expired');
+        PERFORM meshgate.lose_run(p_run_id, over, 'its lease expired');
         UPDATE meshgate.claim SET quarantined_until = least(quarantined_until, present)
-        WHERE run_id = p_run_id AND state = 'lost';
+        WHERE run_id = p_run_id AND state = 'lost' AND over;
         SELECT state INTO ended FROM meshgate.run WHERE run_id = p_run_id;
         RETURN ended;
     END IF;
     FOR c IN SELECT k.claim_id FROM meshgate.claim k WHERE k.run_id = p_run_id AND k.state = 'begun'
              ORDER BY k.version_id, k.span LOOP
         PERFORM meshgate.distrust_claim(c.claim_id, 'suspect', jsonb_build_object('cause', 'the run ended before it was committed'));
-        -- An engine elsewhere may go on with a statement whose client has given up.
-        UPDATE meshgate.claim SET state = 'lost', ended_at = present, quarantined_until = present + (
-            SELECT CASE WHEN r.holder ->> 'engine_in_process' = 'true' THEN '0' ELSE r.grace END
-            FROM meshgate.run r WHERE r.run_id = p_run_id)
-        WHERE claim_id = c.claim_id;
+        UPDATE meshgate.claim k SET state = 'lost', ended_at = present,
+               quarantined_until = CASE WHEN over THEN present ELSE present + r.grace END
+        FROM meshgate.run r WHERE k.claim_id = c.claim_id AND r.run_id = p_run_id;
     END LOOP;
     UPDATE meshgate.claim SET state = 'abandoned', ended_at = present WHERE run_id = p_run_id AND state = 'open';
     UPDATE meshgate.run SET state = p_state, ended_at = present, counts = coalesce(p_counts, '{}'), error = p_error
