@@ -75,12 +75,31 @@ class Run:
 
 @dataclass
 class Version:
-    """One table."""
+    """One table.
 
-    as_of: bool
+    Attributes:
+        kind: SQLMesh's, in lower case.
+    """
+
+    kind: str = "incremental_by_time_range"
     facts: dict[int, Fact] = field(default_factory=dict)
     marks: dict[str, dict[int, Reason]] = field(default_factory=dict)
     dirty: dict[int, int | None] = field(default_factory=dict)
+
+    @property
+    def as_of(self) -> bool:
+        """Whether it is one whole."""
+        return self.kind != "incremental_by_time_range"
+
+    @property
+    def refreshed(self) -> bool:
+        """Whether each evaluation makes all of it anew."""
+        return self.kind == "full"
+
+    @property
+    def appended(self) -> bool:
+        """Whether an evaluation mends nothing that was written before."""
+        return self.kind == "incremental_unmanaged"
 
     def rows(self) -> list[Cells]:
         """Neighbouring cells that were recorded together, in order."""
@@ -296,7 +315,7 @@ class Oracle:
         assert read is not None
         made = self.next()
         stamped = cells
-        if table.as_of and table.facts:
+        if table.refreshed and table.facts:
             first = min(table.facts)
             asked = [
                 max(c, first)
@@ -308,9 +327,11 @@ class Oracle:
                 begin, end = min(*asked, min(cells)), max(*table.facts, *cells)
                 stamped = frozenset(range(begin, end + 1))
         table.facts.update(dict.fromkeys(stamped, Fact(made, read, run, verdict, self.now, None)))
-        for marks in table.marks.values():
+        for kind, marks in table.marks.items():
+            mended = table.as_of and kind in ("failed", "suspect")
             for c in list(marks):
-                if marks[c].revision <= read and (table.as_of or c in cells):
+                here = c in cells or table.refreshed or mended
+                if marks[c].revision <= read and here and not table.appended:
                     del marks[c]
         if table.as_of:
             if not table.marks.get("failed") and not table.marks.get("suspect"):
@@ -353,7 +374,7 @@ class Oracle:
         table = self.versions[version]
         for row in table.rows():
             fact = table.facts[min(row)]
-            if row & cells and (fact.run == run or table.as_of) and fact.mirrored is None:
+            if row & cells and (fact.run == run or table.refreshed) and fact.mirrored is None:
                 table.facts.update(dict.fromkeys(row, fact._replace(mirrored=self.now)))
 
     # reconciliation

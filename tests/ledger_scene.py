@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from meshgate.db import SCHEMA_VERSION, Database
+from meshgate.graph import Kind
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
 from meshgate.ledger import Begun, Busy, Lease, Ledger
 
@@ -84,9 +85,11 @@ class Scene:
         """Move this session's clock."""
         self.set_clock(self.now + timedelta(seconds=seconds))
 
-    def version(self, name: str = "p", *, as_of: bool = False, version: str = "1", project: str = "up") -> int:
+    def version(
+        self, name: str = "p", *, kind: str = "incremental_by_time_range", version: str = "1", project: str = "up"
+    ) -> int:
         """The key of a model version, registered if it is new."""
-        kind = "full" if as_of else "incremental_by_time_range"
+        as_of = Kind(kind).as_of
         return int(
             self.database.execute(
                 "SELECT meshgate.register_version(%(p)s, %(m)s, %(v)s, %(k)s, %(a)s) AS key",

@@ -214,7 +214,10 @@ MUTATIONS = (
     ),
     sql(
         "G3 failed mark",
-        f"{G}g3_no_lost_work_when_a_redo_fails",
+        (
+            f"{G}g3_no_lost_work_when_a_redo_fails",
+            f"{G}g1_no_premature_work_on_rows_whose_redo_failed",
+        ),
         (
             "    PERFORM meshgate.put_mark(held.version_id, held.span, p_kind, held.run_id, p_detail);\n",
             "    IF p_kind <> 'failed' OR EXISTS (SELECT FROM meshgate.version v WHERE v.version_id = held.version_id AND v.as_of)\n"
@@ -231,8 +234,8 @@ MUTATIONS = (
         "G3 mark discharge compare, whole tables",
         (f"{L}a_refresh_does_not_stamp_what_was_asked_for_after_it_began", "test_ledger_stateful.py"),
         (
-            "DELETE FROM meshgate.mark m WHERE m.version_id = p_version_id AND m.revision <= held.read_revision;",
-            "DELETE FROM meshgate.mark m WHERE m.version_id = p_version_id;",
+            "WHERE m.version_id = p_version_id AND m.revision <= held.read_revision\n          AND (refreshed",
+            "WHERE m.version_id = p_version_id\n          AND (refreshed",
         ),
     ),
     sql(
@@ -502,13 +505,13 @@ MUTATIONS = (
     ),
     python(
         "migrations: one transaction",
-        "test_migrations.py::test_a_migration_that_fails_leaves_the_version_before",
-        "db.py",
         (
-            "            for _, sql in pending_migrations(before):\n                cursor.execute(sql)\n",
-            "            for _, sql in pending_migrations(before):\n                cursor.execute(sql)\n"
-            "                connection.commit()\n",
+            "test_migrations.py::test_a_migration_that_fails_leaves_the_version_before",
+            "test_migrations.py::test_a_ledger_that_could_not_be_made_leaves_nothing",
         ),
+        "db.py",
+        ("    connection.autocommit = False\n    try:\n", "    try:\n"),
+        ("translated(database.shown_url), connection, connection.cursor()", "translated(database.shown_url), connection.cursor()"),
     ),
     python(
         "migrations: a newer ledger",

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
-from duck_mesh import DuckMesh, copied, naive, ranged
-from tiny_mesh import at, span
 
+from duck_mesh import DuckMesh, copied, naive, ranged
 from meshgate.interval import IntervalSet
+from tiny_mesh import at, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +46,12 @@ DOWNSTREAM = {
     "shown": "MODEL (name down.shown, kind VIEW, cron '@hourly'); SELECT hourly, value FROM down.total",
 }  # fmt: skip
 # What the items cost from an instant on; one is gone at the end, which a history by column does not hold against it.
-PRICES = {60: {1: 10, 2: 20, 3: 30}, 120: {1: 11, 2: 20, 3: 30}, 180: {1: 11, 2: 20, 3: 33, 4: 40}, 360: {1: 12, 3: 33, 4: 44}}
+PRICES = {
+    60: {1: 10, 2: 20, 3: 30},
+    120: {1: 11, 2: 20, 3: 30},
+    180: {1: 11, 2: 20, 3: 33, 4: 40},
+    360: {1: 12, 3: 33, 4: 44},
+}
 
 
 def history(upto: int) -> Rows:
@@ -259,7 +264,9 @@ def test_what_both_environments_share_is_done_once(two: DuckMesh) -> None:
 
 def test_a_preview_of_a_forward_only_change_is_not_recorded_as_prods(two: DuckMesh) -> None:
     """It shares prod's version but writes elsewhere: prod still has to do the hour, and does."""
-    forward = MORE.replace("partition_by_time_column FALSE", "partition_by_time_column FALSE, forward_only TRUE")
+    forward = MORE.replace(
+        "partition_by_time_column FALSE", "partition_by_time_column FALSE, forward_only TRUE"
+    )
     with two.mesh() as mesh:
         in_dev(two, mesh, forward)
         previewed = mesh.run("upstream", environment="dev", now=at(120))
@@ -280,7 +287,9 @@ def test_an_audit_of_an_external_table_neither_stops_the_deploy_nor_is_recorded(
     """SQLMesh evaluates an audited external table as if it were a model; the ledger has nothing to say about it."""
     external = "- name: raw.events\n  audits: [{name: not_null, columns: '[id]'}]\n  columns: {id: BIGINT, ts: TIMESTAMP, value: BIGINT}\n"
     duck = DuckMesh(
-        tmp_path, postgres, upstream={"plain": copied("lake.plain", "raw.events"), "external_models.yaml": external}
+        tmp_path,
+        postgres,
+        upstream={"plain": copied("lake.plain", "raw.events"), "external_models.yaml": external},
     )
     duck.feed(0, 60)
     with duck.mesh() as mesh:

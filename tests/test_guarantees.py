@@ -220,6 +220,17 @@ def test_g1_no_premature_work_while_an_as_of_parent_is_in_doubt(mesh: Mesh) -> N
     assert mesh.scene.unclean(mesh.ids[DIMENSION], minutes(0, 60)) == {("failed", 0)}
 
 
+def test_g1_no_premature_work_on_rows_whose_redo_failed(mesh: Mesh) -> None:
+    """Bad rows have replaced the good ones that are recorded: `fail_claim`, `distrust_claim` marks them."""
+    mesh.time(60)
+    mesh.run("up")
+    mesh.mark(SILVER, minutes(0, 5), "requested")
+    mesh.run("up", lambda name, _: AUDIT if name == SILVER else None)
+    mesh.time(60 + 180)  # beyond any patience
+    assert minutes(0, 60) not in mesh.of(GOLD).ready
+    assert "failed" in {b.reason for b in mesh.of(GOLD).blocked}
+
+
 def test_g1_what_a_run_produces_itself_counts(mesh: Mesh) -> None:
     """A child is ready where its parent is evaluated earlier in the same run: `make_plan`, `produced`."""
     mesh.time(30)
@@ -291,8 +302,10 @@ def test_g3_no_lost_work_when_a_redo_fails(mesh: Mesh) -> None:
     """Recorded time whose redo failed is due again: `fail_claim`, `distrust_claim` marks it."""
     mesh.time(60)
     mesh.run("up")
-    mesh.mark(BRONZE, minutes(0, 5), "requested")
-    mesh.run("up", lambda *_: AUDIT)
+    lease = mesh.acquire("up")
+    mesh.scene.work(lease.run_id, mesh.ids[BRONZE], minutes(0, 5))
+    mesh.ledger.fail(lease.run_id, mesh.ids[BRONZE], minutes(0, 5), AUDIT)
+    mesh.ledger.finish(lease.run_id, "failed", {})
     assert mesh.of(BRONZE).redo == IntervalSet([minutes(0, 5)])
 
 

@@ -444,7 +444,7 @@ def test_a_commit_said_twice_is_done_once(scene: Scene) -> None:
 
 def test_a_commit_of_a_whole_table_said_twice_is_done_once(scene: Scene) -> None:
     """The same holds for as-of models, whose claim lives on."""
-    run, version = scene.run(), scene.version(as_of=True)
+    run, version = scene.run(), scene.version(kind="full")
     revision = scene.record(run, version, span(0, 2))
     assert scene.commit(run, version, span(0, 2)) == revision
 
@@ -680,11 +680,20 @@ def test_a_zombie_that_reports_ends_the_quarantine(scene: Scene, lost: tuple[int
     assert scene.open(scene.run(), version, span(0, 2)) == [None]
 
 
-def test_a_lost_run_that_reports_its_end_ends_the_quarantine(scene: Scene, lost: tuple[int, int]) -> None:
-    """`finish` of a lost run is the proof that it writes no more."""
-    run, version = lost
-    assert scene.ledger.finish(run, "failed", {}) == "lost"
-    assert scene.open(scene.run(), version, span(0, 2)) == [None]
+@pytest.mark.parametrize(("engine_in_process", "waited_for"), [(True, False), (False, True)])
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_the_end_of_a_run_is_the_end_of_its_writes_where_the_engine_is_in_its_process(
+    scene: Scene, engine_in_process: bool, waited_for: bool, taken_over: bool
+) -> None:
+    """An engine elsewhere may go on with a statement whose client has given up: its range waits for the grace."""
+    version, run = scene.version(), scene.run("down", engine_in_process=engine_in_process)
+    scene.work(run, version, span(0, 2))
+    if taken_over:
+        scene.pass_time(61)
+        scene.run("other")
+    scene.ledger.finish(run, "failed", {})
+    scene.ledger.finish(run, "failed", {})
+    assert scene.open(scene.run(), version, span(0, 2)) == [run if waited_for else None]
 
 
 def test_a_proven_death_ends_the_quarantine(scene: Scene, lost: tuple[int, int]) -> None:
@@ -743,7 +752,7 @@ def test_a_zombie_is_remembered_after_the_history_was_pruned(scene: Scene, lost:
 
 def test_a_claim_on_an_as_of_model_is_on_all_of_it(scene: Scene) -> None:
     """Two refreshes of disjoint ranges would write one table."""
-    version = scene.version(as_of=True)
+    version = scene.version(kind="full")
     one = scene.run("up")
     scene.open(one, version, span(0, 1))
     assert scene.open(scene.run("down"), version, span(8, 9)) == [one]
@@ -751,7 +760,7 @@ def test_a_claim_on_an_as_of_model_is_on_all_of_it(scene: Scene) -> None:
 
 def test_an_as_of_model_is_claimed_once_for_all_its_intervals(scene: Scene) -> None:
     """One run asks for several intervals and holds one claim."""
-    run, version = scene.run(), scene.version(as_of=True)
+    run, version = scene.run(), scene.version(kind="full")
     assert scene.open(run, version, span(0, 1), span(1, 2)) == [None, None]
     (claim,) = scene.ledger.states([version])[version].claims
     assert claim.interval == WHOLE
@@ -759,7 +768,7 @@ def test_an_as_of_model_is_claimed_once_for_all_its_intervals(scene: Scene) -> N
 
 def test_a_failed_refresh_makes_the_whole_table_unclean(scene: Scene) -> None:
     """Old intervals of a table that was replaced by bad rows open no gate either."""
-    run, version = scene.run(), scene.version(as_of=True)
+    run, version = scene.run(), scene.version(kind="full")
     scene.record(run, version, span(0, 6))
     scene.work(run, version, span(6, 7))
     scene.ledger.fail(run, version, span(6, 7), {})
@@ -768,7 +777,7 @@ def test_a_failed_refresh_makes_the_whole_table_unclean(scene: Scene) -> None:
 
 def test_a_failed_refresh_names_the_interval_that_failed(scene: Scene) -> None:
     """The mark is on the table, its detail on the interval."""
-    run, version = scene.run(), scene.version(as_of=True)
+    run, version = scene.run(), scene.version(kind="full")
     scene.work(run, version, span(6, 7))
     scene.ledger.fail(run, version, span(6, 7), {})
     (mark,) = scene.ledger.states([version])[version].marks
@@ -778,7 +787,7 @@ def test_a_failed_refresh_names_the_interval_that_failed(scene: Scene) -> None:
 
 def test_a_good_refresh_makes_the_whole_table_clean(scene: Scene) -> None:
     """What failed is discharged by any later refresh, whatever its range."""
-    run, version = scene.run(), scene.version(as_of=True)
+    run, version = scene.run(), scene.version(kind="full")
     scene.record(run, version, span(0, 6))
     scene.work(run, version, span(6, 7))
     scene.ledger.fail(run, version, span(6, 7), {})
@@ -788,7 +797,7 @@ def test_a_good_refresh_makes_the_whole_table_clean(scene: Scene) -> None:
 
 def test_a_refresh_stamps_its_new_part_only(scene: Scene) -> None:
     """An hourly refresh of a dimension does not make years of facts stale."""
-    run, version = scene.run(), scene.version(as_of=True)
+    run, version = scene.run(), scene.version(kind="full")
     old = scene.record(run, version, span(0, 6))
     new = scene.record(run, version, span(6, 7))
     assert scene.revisions(version) == {**dict.fromkeys(range(6), old), 6: new}
@@ -797,7 +806,7 @@ def test_a_refresh_stamps_its_new_part_only(scene: Scene) -> None:
 @pytest.mark.parametrize("kind", ["requested", "removed"])
 def test_a_refresh_stamps_everything_from_what_was_asked_for_on(scene: Scene, kind: str) -> None:
     """A restated dimension makes its readers from there on stale."""
-    run, version = scene.run(), scene.version(as_of=True)
+    run, version = scene.run(), scene.version(kind="full")
     old = scene.record(run, version, span(0, 6))
     scene.mark(version, span(3, 4), kind)
     new = scene.record(run, version, span(6, 7))
@@ -806,7 +815,7 @@ def test_a_refresh_stamps_everything_from_what_was_asked_for_on(scene: Scene, ki
 
 def test_a_refresh_stamps_everything_if_all_of_time_was_asked_for(scene: Scene) -> None:
     """A request without bounds is for all that there is."""
-    run, version = scene.run(), scene.version(as_of=True)
+    run, version = scene.run(), scene.version(kind="full")
     scene.record(run, version, span(2, 6))
     scene.mark(version, WHOLE)
     new = scene.record(run, version, span(6, 7))
@@ -815,7 +824,7 @@ def test_a_refresh_stamps_everything_if_all_of_time_was_asked_for(scene: Scene) 
 
 def test_a_refresh_stamps_up_to_its_frontier(scene: Scene) -> None:
     """What was asked for beyond the batch is rewritten with it, and so is stamped with it."""
-    run, version = scene.run(), scene.version(as_of=True)
+    run, version = scene.run(), scene.version(kind="full")
     scene.record(run, version, span(0, 6))
     scene.mark(version, span(4, 5))
     new = scene.record(run, version, span(2, 3))
@@ -824,7 +833,7 @@ def test_a_refresh_stamps_up_to_its_frontier(scene: Scene) -> None:
 
 def test_a_refresh_does_not_stamp_what_was_asked_for_after_it_began(scene: Scene) -> None:
     """The request is still open, so the next refresh stamps."""
-    run, version = scene.run(), scene.version(as_of=True)
+    run, version = scene.run(), scene.version(kind="full")
     old = scene.record(run, version, span(0, 6))
     scene.work(run, version, span(6, 7))
     scene.mark(version, span(3, 4))
@@ -835,7 +844,7 @@ def test_a_refresh_does_not_stamp_what_was_asked_for_after_it_began(scene: Scene
 
 def test_a_refresh_does_not_stamp_because_of_a_crash(scene: Scene) -> None:
     """Restamping a table after each crash would make years of facts stale; dirty spans name who was in flight."""
-    run, version = scene.run(), scene.version(as_of=True)
+    run, version = scene.run(), scene.version(kind="full")
     old = scene.record(run, version, span(0, 6))
     scene.mark(version, WHOLE, "suspect")
     scene.record(run, version, span(6, 7))
@@ -844,7 +853,7 @@ def test_a_refresh_does_not_stamp_because_of_a_crash(scene: Scene) -> None:
 
 def test_a_failed_refresh_leaves_a_dirty_span_until_it_is_repaired(scene: Scene) -> None:
     """From the begin of what failed to the commit that repaired it; that is who may have met bad rows."""
-    run, version = scene.run(), scene.version(as_of=True)
+    run, version = scene.run(), scene.version(kind="full")
     scene.record(run, version, span(0, 6))
     read = scene.work(run, version, span(6, 7))
     scene.ledger.fail(run, version, span(6, 7), {})
@@ -855,7 +864,7 @@ def test_a_failed_refresh_leaves_a_dirty_span_until_it_is_repaired(scene: Scene)
 
 def test_a_lost_refresh_leaves_a_dirty_span(scene: Scene) -> None:
     """A crash is judged like a failure."""
-    run, version = scene.run(), scene.version(as_of=True)
+    run, version = scene.run(), scene.version(kind="full")
     read = scene.work(run, version, span(6, 7))
     scene.ledger.bury(run, engine_gone=True)
     assert scene.dirty(version) == {(read, None)}
@@ -863,7 +872,7 @@ def test_a_lost_refresh_leaves_a_dirty_span(scene: Scene) -> None:
 
 def test_a_repair_that_had_begun_before_a_zombie_wrote_closes_no_dirty_span(scene: Scene) -> None:
     """While the table is in doubt, its readers are."""
-    version = scene.version(as_of=True)
+    version = scene.version(kind="full")
     zombie = scene.run("down")
     scene.work(zombie, version, span(0, 1))
     scene.ledger.bury(zombie, engine_gone=True)
@@ -877,11 +886,31 @@ def test_a_repair_that_had_begun_before_a_zombie_wrote_closes_no_dirty_span(scen
 
 def test_a_foreign_refresh_leaves_a_dirty_span_without_a_beginning(scene: Scene) -> None:
     """Nobody knows when it was written, and so who has met rows that nobody judged."""
-    run, version = scene.run(), scene.version(as_of=True)
+    run, version = scene.run(), scene.version(kind="full")
     scene.record(run, version, span(0, 6))
     scene.reconcile(version, [span(0, 6)])
     scene.reconcile(version, [span(0, 7)])
     assert scene.dirty(version) == {(0, None)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"),
+    [
+        ("full", set()),
+        ("incremental_by_unique_key", {("requested", 0)}),
+        ("incremental_unmanaged", {("requested", 0), ("requested", 3)}),
+    ],
+)
+def test_what_a_commit_mends_depends_on_how_the_table_is_written(
+    scene: Scene, kind: str, left: set[tuple[str, int]]
+) -> None:
+    """A refresh answers every request, a merge those for its interval, an append none."""
+    run, version = scene.run(), scene.version(kind=kind)
+    scene.record(run, version, span(0, 4))
+    scene.mark(version, span(0, 1))
+    scene.mark(version, span(3, 4))
+    scene.record(run, version, span(3, 4))
+    assert {m for m in scene.marks(version) if m[0] == "requested"} == left
 
 
 # -- reconciliation
@@ -1170,7 +1199,7 @@ def test_pruning_keeps_a_quarantine(scene: Scene) -> None:
 
 def many_rows(scene: Scene) -> int:
     """A ledger with 40 versions of 20 days each, and a run that lives; the run."""
-    versions = [scene.version(f"m{n}", as_of=n == 3) for n in range(40)]
+    versions = [scene.version(f"m{n}", kind="full" if n == 3 else "incremental_by_time_range") for n in range(40)]
     run = scene.run()
     hours = "generate_series('2020-01-01Z'::timestamptz, '2020-01-21Z', '1h') t"
     for statement in (

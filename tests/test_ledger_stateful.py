@@ -50,6 +50,10 @@ SELECT (SELECT revision FROM meshgate.ledger) AS revision,
      SELECT FROM unnest(%(hours)s::tstzrange[]) AS h WHERE h <@ c.span
        AND NOT EXISTS (SELECT FROM meshgate.unclean(c.version_id, h)))) AS begun_and_clean
 """
+KINDS = (
+    *("incremental_by_time_range", "incremental_by_time_range", "full"),
+    *("incremental_by_unique_key", "incremental_unmanaged"),
+)
 HOURS = [f"[{at(c).isoformat()},{at(c + 1).isoformat()})" for c in range(CELLS)]
 
 EXPECTED_ERRORS = {"lost": LeaseLostError, "no claim": LedgerError, "future": LedgerError}
@@ -76,7 +80,7 @@ def stretches(draw: st.DrawFn, within: Cells = GRID) -> Cells:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Two models by time, one as-of model; two projects whose runs may claim any of them."""
+    """Two models by time, three that are one whole; two projects whose runs may claim any of them."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
@@ -85,8 +89,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger = ledger
         self.oracle = Oracle(self.scene.now)
         self.made: list[int] = [0]
-        for name, as_of in (("parent", False), ("child", False), ("dimension", True)):
-            self.oracle.versions[self.scene.version(name, as_of=as_of)] = Version(as_of)
+        for kind in KINDS:
+            name = f"model_{len(self.oracle.versions)}"
+            self.oracle.versions[self.scene.version(name, kind=kind)] = Version(kind)
 
     def both(self, theirs: Callable[[], Any], ours: Callable[[], Any]) -> tuple[Any, Any]:
         """Ask both; the same error counts as the same answer."""
@@ -166,7 +171,9 @@ class LedgerMachine(RuleBasedStateMachine):
         how=st.sampled_from(["done", "failed", "nothing_to_do", "buried", "buried with its engine"]),
     )
     def end(self, data: st.DataObject, how: str) -> None:
-        run = self.some_run(data, living=0)
+        self._end(self.some_run(data, living=0), how)
+
+    def _end(self, run: int, how: str) -> None:
         if how.startswith("buried"):
             self.ledger.bury(run, engine_gone=how != "buried")
             self.oracle.bury(run, engine_gone=how != "buried")
@@ -183,10 +190,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), asked=st.lists(stretches(), min_size=1, max_size=3))
     def open_claims(self, data: st.DataObject, asked: list[Cells], run: int | None = None) -> None:
         run, version = run or self.some_run(data), self.some_version(data)
-        taken = [c for c in self.oracle.claims if c.lives or c.state == "lost"]
+        waiting = [c for c in self.oracle.claims if c.quarantine and c.quarantine > self.oracle.now]
+        taken = waiting or [c for c in self.oracle.claims if c.lives or c.state == "lost"]
         if taken and data.draw(st.booleans(), label="what somebody has or had"):
             claim = data.draw(st.sampled_from(taken[-4:]), label="whose")
             version, asked = claim.version, [*asked[1:], frozenset([min(claim.cells & GRID)])]
+        self._open(run, version, asked)
+
+    def _open(self, run: int, version: int, asked: list[Cells]) -> None:
         answers, expected = self.both(
             lambda: self.ledger.open_claims(run, version, [interval_of(piece) for piece in asked]),
             lambda: self.oracle.open(run, version, asked),
@@ -198,7 +209,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @claims_are("open", "begun")
     @rule(
         data=st.data(),
-        parents=st.sampled_from([[], [], [(1, "same")], [(1, "wider"), (3, "same")], [(2, "same")]]),
+        parents=st.sampled_from([[], [], [(1, "same")], [(1, "wider"), (3, "same")], [(4, "same")]]),
         loaded=st.sampled_from([[], [], [], [1], [3]]),
     )
     def begin(self, data: st.DataObject, parents: list[tuple[int, str]], loaded: list[int]) -> None:
@@ -288,6 +299,50 @@ class LedgerMachine(RuleBasedStateMachine):
                 before = frozenset(range(max(min(piece) - 2, 0), min(piece)))
                 self._commit(run, claim.version, piece, "passed", before)
 
+    @claims_are("begun")
+    @rule(data=st.data(), how=st.sampled_from(["asked", "foreign", "lost and found"]))
+    def something_happens_to_what_is_being_written(self, data: st.DataObject, how: str) -> None:
+        """The histories in which somebody interferes between begin and commit."""
+        claim = data.draw(st.sampled_from([c for c in self.oracle.claims if c.state == "begun"]), label="claim")
+        piece = claim.cells if claim.cells != WHOLE else data.draw(stretches(), label="cells")
+        if how == "asked":
+            self._ask(claim.version, data.draw(stretches(piece), label="asked"), "requested")
+        elif how == "foreign":
+            facts = frozenset(self.oracle.versions[claim.version].facts)
+            self._reconcile(claim.version, facts | piece, frozenset(), gated=False, read_at=self.oracle.now)
+        else:
+            self.step_the_clock(61)
+        self._commit(claim.run, claim.version, piece, "passed", frozenset())
+
+    @claims_are("begun")
+    @rule(data=st.data(), how=st.sampled_from(["buried", "buried with its engine", "failed", "expired"]))
+    def somebody_wants_what_a_dead_run_was_writing(self, data: st.DataObject, how: str) -> None:
+        """The histories of a takeover: the holder ends, and another run asks for what it had begun."""
+        claim = data.draw(st.sampled_from([c for c in self.oracle.claims if c.state == "begun"]), label="claim")
+        if how == "expired":
+            self.step_the_clock(61)
+        else:
+            self._end(claim.run, how)
+        self.acquire(self.oracle.runs[claim.run].project, 2 * TTL, None, engine_in_process=False)
+        for run in [run for run in self.oracle.runs if self.oracle.holds(run)]:
+            self._open(run, claim.version, [claim.cells & GRID])
+
+    @rule(data=st.data())
+    def redo(self, data: st.DataObject) -> None:
+        """Somebody asks for recorded time again, and a run that lives does something to that table."""
+        alive = [run for run in self.oracle.runs if self.oracle.holds(run)]
+        recorded = [v for v, table in self.oracle.versions.items() if table.facts]
+        if not alive or not recorded:
+            return
+        version, run = data.draw(st.sampled_from(recorded)), data.draw(st.sampled_from(alive))
+        asked = data.draw(st.sampled_from(sorted(self.oracle.versions[version].facts)), label="asked")
+        self._ask(version, frozenset([asked]), "requested")
+        self._open(run, version, [data.draw(stretches(), label="cells")])
+        for claim in [c for c in self.oracle.claims if c.run == run and c.state == "open"]:
+            piece = claim.cells if claim.cells != WHOLE else data.draw(stretches(), label="cells")
+            self._begin(run, claim.version, piece, [], [])
+            self._commit(run, claim.version, piece, "passed", frozenset())
+
     # what is outside
 
     @precondition(lambda self: any(table.facts for table in self.oracle.versions.values()))
@@ -299,9 +354,16 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), kind=st.sampled_from(["requested", "removed"]), everything=st.booleans())
     def ask_again(self, data: st.DataObject, kind: str, everything: bool) -> None:
-        version = self.some_version(data)
-        everything = everything and self.oracle.versions[version].as_of
-        piece = WHOLE if everything else data.draw(stretches(), label="cells")
+        version, piece = self.some_version(data), data.draw(stretches(), label="cells")
+        begun = [c for c in self.oracle.claims if c.state == "begun"]
+        if begun and data.draw(st.booleans(), label="what is being worked on"):
+            claim = data.draw(st.sampled_from(begun), label="claim")
+            version, piece = claim.version, claim.cells & GRID
+        if everything and self.oracle.versions[version].as_of:
+            piece = WHOLE
+        self._ask(version, piece, kind)
+
+    def _ask(self, version: int, piece: Cells, kind: str) -> None:
         assert self.scene.mark(version, interval_of(piece), kind) == self.oracle.mark(version, piece, kind)
 
     @rule(data=st.data(), gated=st.booleans(), seconds=st.sampled_from([0, 0, 30]))
@@ -312,7 +374,11 @@ class LedgerMachine(RuleBasedStateMachine):
         removed = data.draw(st.frozensets(st.sampled_from(sorted(known or GRID)), max_size=2), label="removed")
         state = known - removed | added
         trusted = data.draw(st.sampled_from([frozenset(), state - known]), label="trusted")
-        read_at = self.oracle.now - timedelta(seconds=seconds)
+        self._reconcile(version, state, trusted, gated=gated, read_at=self.oracle.now - timedelta(seconds=seconds))
+
+    def _reconcile(
+        self, version: int, state: Cells, trusted: Cells, *, gated: bool, read_at: datetime
+    ) -> None:
         found = self.scene.reconcile(
             version, map(interval_of, runs_of(state)), trusted=map(interval_of, runs_of(trusted)), gated=gated,
             read_at=read_at,

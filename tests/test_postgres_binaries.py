@@ -111,11 +111,13 @@ def test_a_wheel_that_the_servers_user_cannot_reach_is_copied(
     libraries = f"{package.name}.libs"
     shutil.copytree(package.with_name(libraries), closed / libraries, symlinks=True)
     monkeypatch.syspath_prepend(closed)
+    monkeypatch.delitem(sys.modules, package.name, raising=False)  # a module that is imported is not looked for
     monkeypatch.delenv(postgres_binaries.BIN_VARIABLE, raising=False)
     found = postgres_binaries.find(account)
     copied = found.folder.parents[2]
+    # Before anything is removed: if this is not the copy, it is where the interpreter's own packages are.
+    assert copied.name.startswith("meshgate-0-binaries-")
     try:
-        assert copied.name.startswith("meshgate-0-binaries-")
         assert postgres_binaries.find(account) == found
         assert postgres_binaries.run([str(found.folder / "initdb"), "--version"], account).returncode == 0
         assert stat.S_IMODE(closed.stat().st_mode) == 0o700
