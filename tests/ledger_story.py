@@ -117,7 +117,12 @@ class Story:
     def acquire(self, project: str, *, pid: int = 4711) -> Lease:
         """A run that lives."""
         lease = self.ledger.acquire(
-            project, "prod", "run", {"host": "worker-1", "pid": pid}, ttl=TTL, grace=GRACE
+            project,
+            "prod",
+            "run",
+            {"host": "worker-1", "pid": pid, "engine_in_process": True},
+            ttl=TTL,
+            grace=GRACE,
         )
         assert isinstance(lease, Lease)
         return lease

@@ -161,7 +161,23 @@ MUTATIONS = (
             " (p_detail ->> 'end')::timestamptz), held.span), p_kind, held.run_id, p_detail);",
         ),
     ),
+    python(
+        "G1 the journal keeps to the answer",
+        f"{G}g1_no_premature_work_when_a_batch_begins[failed]",
+        "coordinator/journal.py",
+        ("        if not refused:\n            yield piece\n", "        if True:\n            yield piece\n"),
+    ),
     # G2
+    sql(
+        "G2 one live run of a project",
+        (f"{L}a_second_run_of_a_project_is_told_which_one_lives", "test_ledger_stateful.py"),
+        ("x.environment = p_environment AND x.state = 'running' ORDER BY", "x.environment = p_environment AND false ORDER BY"),
+    ),
+    sql(
+        "G2 quarantine where the engine is elsewhere",
+        f"{L}the_end_of_a_run_is_the_end_of_its_writes_where_the_engine_is_in_its_process[False-False-True]",
+        ("CASE WHEN over THEN present ELSE present + r.grace END", "present"),
+    ),
     sql(
         "G2 exclusion constraint",
         (f"{G}g2_no_double_work", f"{G}g2_no_double_work_whatever_the_code_does", "test_ledger_stateful.py"),
@@ -256,6 +272,16 @@ MUTATIONS = (
         f"{G}g3_no_lost_work_when_a_redo_fails",
         "coordinator/plan.py",
         ('_REDONE = ("failed", ', "_REDONE = ("),
+    ),
+    sql(
+        "G3 a merge answers for its interval only",
+        f"{L}what_a_commit_mends_depends_on_how_the_table_is_written[incremental_by_unique_key-left1]",
+        ("    refreshed := kind_of IN ('full', 'view');", "    refreshed := whole;"),
+    ),
+    sql(
+        "G3 a commit is said twice",
+        (f"{L}a_commit_said_twice_is_done_once", "test_ledger_stateful.py"),
+        ("        IF made IS NOT NULL THEN\n            RETURN made;\n        END IF;\n", ""),
     ),
     # G4
     sql(
@@ -464,6 +490,12 @@ MUTATIONS = (
             "SELECT k.run_id, x.expires_at INTO refused_by, free_at",
             "SELECT 0, x.expires_at INTO refused_by, free_at",
         ),
+    ),
+    python(
+        "G8 the facts of a mark",
+        f"{G}g8_a_no_of_the_plan_explains_itself",
+        "coordinator/standing.py",
+        ("        **mark.detail,\n", ""),
     ),
     # the lease's keeper
     python(

@@ -234,25 +234,6 @@ def test_a_range_without_length_is_the_empty_set():
     assert str(IntervalSet.empty()) == "nothing"
 
 
-def test_a_year_of_five_minute_rows_is_cheap():
-    """Operations on 52,000 separate rows are linear: well under a second each, on any machine."""
-    start = moment("2025-01-01")
-    step = timedelta(minutes=10)
-    rows = IntervalSet(Interval(start + i * step, start + i * step + step / 2) for i in range(52_560))
-    others = IntervalSet(
-        Interval(start + i * step + step / 4, start + i * step + step) for i in range(52_560)
-    )
-    before = datetime.now(UTC)
-    assert len(rows & others) == len(rows)
-    assert len(rows | others) == 1
-    assert len(rows - others) == len(rows)
-    assert rows <= rows | others
-    assert datetime.now(UTC) - before < timedelta(seconds=4)
-
-
-# --- units ----------------------------------------------------------------------------------
-
-
 @given(UNITS, instants())
 @examples(300)
 def test_floor_ceil_next_and_previous_are_the_neighbouring_boundaries(unit: IntervalUnit, instant: datetime):
