@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from ledger_scene import empty
 
+from ledger_scene import empty
 from meshgate.db import Database, migrate
 from meshgate.errors import LocalPostgresError
 from meshgate.ledger import Ledger
@@ -21,7 +21,6 @@ from meshgate.postgres_server import FSYNC_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
 
 
 @pytest.fixture(scope="session")

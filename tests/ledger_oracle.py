@@ -170,7 +170,11 @@ class Oracle:
 
     def piece(self, run: int, version: int, cells: Cells, states: Collection[str]) -> Claim | None:
         for claim in self.claims:
-            if (claim.run, claim.version) == (run, version) and claim.state in states and claim.cells >= cells:
+            if (
+                (claim.run, claim.version) == (run, version)
+                and claim.state in states
+                and claim.cells >= cells
+            ):
                 if self.versions[version].as_of:
                     return claim
                 self.claims += [replace(claim, cells=rest) for rest in runs_of(claim.cells - cells)]
@@ -224,7 +228,13 @@ class Oracle:
     # runs
 
     def acquire(
-        self, project: str, ttl: timedelta, grace: timedelta, as_of: datetime | None, *, engine_in_process: bool
+        self,
+        project: str,
+        ttl: timedelta,
+        grace: timedelta,
+        as_of: datetime | None,
+        *,
+        engine_in_process: bool,
     ) -> tuple[str, int, datetime]:
         if as_of is not None and as_of > self.now:
             raise Refused("future")
@@ -324,7 +334,7 @@ class Oracle:
                 if reason.revision <= read
             ]
             if asked:
-                begin, end = min(*asked, min(cells)), max(*table.facts, *cells)
+                begin, end = min(*asked, *cells), max(*table.facts, *cells)
                 stamped = frozenset(range(begin, end + 1))
         table.facts.update(dict.fromkeys(stamped, Fact(made, read, run, verdict, self.now, None)))
         for kind, marks in table.marks.items():
@@ -335,7 +345,9 @@ class Oracle:
                     del marks[c]
         if table.as_of:
             if not table.marks.get("failed") and not table.marks.get("suspect"):
-                table.dirty = {since: made if until is None else until for since, until in table.dirty.items()}
+                table.dirty = {
+                    since: made if until is None else until for since, until in table.dirty.items()
+                }
             self.change(claim, state="open")
         else:
             self.change(claim, state="committed")

@@ -86,7 +86,12 @@ class Scene:
         self.set_clock(self.now + timedelta(seconds=seconds))
 
     def version(
-        self, name: str = "p", *, kind: str = "incremental_by_time_range", version: str = "1", project: str = "up"
+        self,
+        name: str = "p",
+        *,
+        kind: str = "incremental_by_time_range",
+        version: str = "1",
+        project: str = "up",
     ) -> int:
         """The key of a model version, registered if it is new."""
         as_of = Kind(kind).as_of
@@ -98,7 +103,12 @@ class Scene:
         )
 
     def run(
-        self, project: str = "up", *, ttl: timedelta = TTL, grace: timedelta = GRACE, engine_in_process: bool = False
+        self,
+        project: str = "up",
+        *,
+        ttl: timedelta = TTL,
+        grace: timedelta = GRACE,
+        engine_in_process: bool = False,
     ) -> int:
         """A new run that lives; its id."""
         holder = {"host": "here", "engine_in_process": engine_in_process}
@@ -117,7 +127,12 @@ class Scene:
         return [answer.refused_by for answer in self.ledger.open_claims(run, version, intervals)]
 
     def begin(
-        self, run: int, version: int, interval: Interval, *needs: tuple[int, Interval], loaded: Sequence[int] = ()
+        self,
+        run: int,
+        version: int,
+        interval: Interval,
+        *needs: tuple[int, Interval],
+        loaded: Sequence[int] = (),
     ) -> Begun:
         """Begin a batch as a deploy does: without a look at promotions."""
         return self.ledger.begin(run, version, interval, needs=needs, loaded=loaded, environment=None)
@@ -208,10 +223,14 @@ class Scene:
     def state(self, run: int) -> str:
         """The state of a run."""
         return str(
-            self.database.execute("SELECT state FROM meshgate.run WHERE run_id = %(r)s", {"r": run})[0]["state"]
+            self.database.execute("SELECT state FROM meshgate.run WHERE run_id = %(r)s", {"r": run})[0][
+                "state"
+            ]
         )
 
-    def promote(self, versions: dict[str, str], *, environment: str = "prod", project: str = "up") -> list[str]:
+    def promote(
+        self, versions: dict[str, str], *, environment: str = "prod", project: str = "up"
+    ) -> list[str]:
         """Make an environment promote versions of models; those that changed."""
         models = [{"name": n, "version": v, "unit": "hour", "cron": "@hourly"} for n, v in versions.items()]
         from meshgate.db import json

@@ -21,5 +21,9 @@ def plain_runs(tiny: TinyMesh, project: str, now: datetime) -> subprocess.Popen[
         f"print(context.run('prod', execution_time={now.isoformat()!r}, skip_janitor=True).name)\n"
     )
     return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=tiny.environment()
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=tiny.environment(),
     )

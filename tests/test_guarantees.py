@@ -9,158 +9,36 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ledger_scene import GRACE, TTL, Scene, at, empty
-from strategies import examples
 
-from meshgate.coordinator.journal import Outcome, RunJournal
-from meshgate.coordinator.plan import ModelPlan, Plan, make_plan
-from meshgate.coordinator.reconcile import Finding, reconcile
+from guarantee_mesh import (
+    AUDIT,
+    BRONZE,
+    DIMENSION,
+    GOLD,
+    MINUTES,
+    SILVER,
+    Mesh,
+    minutes,
+)
+from ledger_scene import GRACE, TTL, at, empty
+from meshgate.coordinator.reconcile import Finding
 from meshgate.coordinator.run import Workbench
 from meshgate.db import Database, migrate
 from meshgate.errors import ConfigError, LeaseLostError, LedgerError
-from meshgate.graph import Edge, Kind, MeshGraph, ModelNode
-from meshgate.interval import Interval, IntervalSet, IntervalUnit
-from meshgate.lease import LeaseKeeper
-from meshgate.ledger import Lease, Ledger
+from meshgate.interval import Interval, IntervalSet
+from meshgate.ledger import Ledger
+from strategies import examples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-BRONZE, SILVER, GOLD, DIMENSION = '"lake"."bronze"', '"lake"."silver"', '"lake"."gold"', '"lake"."dimension"'
-MINUTES = timedelta(minutes=5)
-AUDIT = {"audits": [{"audit": "not_null", "count": 3}]}
-
-Engine = "Callable[[str, Interval], dict[str, Any] | None]"
-
-
-def minutes(start: float, end: float) -> Interval:
-    """An interval in minutes from the beginning."""
-    return Interval(at(0) + timedelta(minutes=start), at(0) + timedelta(minutes=end))
-
-
-def node(name: str, project: str, unit: str, kind: Kind = Kind.INCREMENTAL_BY_TIME_RANGE) -> ModelNode:
-    cron = {"five_minute": "*/5 * * * *", "hour": "@hourly"}[unit]
-    return ModelNode(name, project, "1", kind, IntervalUnit(unit), cron, start=at(0))
-
-
-def goes_well(_name: str, _piece: Interval) -> dict[str, Any] | None:
-    """An engine on which nothing fails."""
-    return None
-
-
-class Mesh:
-    """Upstream (5 minutes): bronze, silver from it. Downstream (hourly): gold and a FULL dimension from silver.
-
-    Args:
-        ledger: An empty ledger whose clock may be set.
-    """
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.scene = Scene(ledger)
-        self.ledger = ledger
-        nodes = [
-            node(BRONZE, "up", "five_minute"),
-            node(SILVER, "up", "five_minute"),
-            node(GOLD, "down", "hour"),
-            node(DIMENSION, "down", "hour", Kind.FULL),
-        ]
-        edges = [Edge(SILVER, BRONZE), Edge(GOLD, SILVER), Edge(DIMENSION, SILVER)]
-        self.graph = MeshGraph({n.name: n for n in nodes}, edges)
-        self.ledger.sync_environment("prod", "plan", self.graph, {"up", "down"})
-        self.told: dict[str, IntervalSet] = {}
-        self.ids = self.ledger.manifest("prod").version_ids
-        self.time(0)
-
-    def time(self, passed: float) -> None:
-        """Set the clock, in minutes from the beginning."""
-        self.scene.set_clock(at(0) + timedelta(minutes=passed))
-
-    def plan(self, *projects: str) -> Plan:
-        """What a run of some projects would do now."""
-        states = self.ledger.states(self.ids.values())
-        return make_plan(
-            self.graph, self.ids, states, set(projects) or None,
-            environment="prod", now=self.scene.now, patience=lambda _: None,
-        )  # fmt: skip
-
-    def of(self, name: str) -> ModelPlan:
-        """What a run of a model's project would do with the model now."""
-        (found,) = (m for m in self.plan(self.graph[name].project).models if m.name == name)
-        return found
-
-    def acquire(self, project: str, *, grace: timedelta = GRACE) -> Lease:
-        lease = self.ledger.acquire(project, "prod", "run", {}, ttl=TTL, grace=grace)
-        assert isinstance(lease, Lease), lease
-        return lease
-
-    def journal(self, lease: Lease, project: str) -> RunJournal:
-        """The journal of a run, as the coordinator makes it."""
-        keeper = LeaseKeeper(self.ledger, lease, LeaseKeeper.now())
-        return RunJournal(
-            self.ledger, lease.run_id, project, keeper, self.graph, self.ids, environment="prod", now=self.scene.now
-        )
-
-    def claim(self, journal: RunJournal, plan: Plan) -> dict[str, list[Interval]]:
-        """Reserve what a plan wants, as a run does before it evaluates anything."""
-        return {
-            m.name: journal.claim(m.name, m.pieces, plan.standings[m.name].covered) for m in plan.models if m.ready
-        }
-
-    def evaluate(self, journal: RunJournal, name: str, piece: Interval, engine: Engine = goes_well) -> None:
-        """One batch, as the bridge does it: begin, evaluate, commit or halve or fail."""
-        for ready in journal.begin(name, piece):
-            trouble = engine(name, ready)
-            units = list(self.graph[name].unit.split(ready))
-            if trouble is None:
-                journal.commit(name, ready, audits=[], duration=timedelta(seconds=1), rows=1)
-                told = journal.recorded(name, ready)
-                self.told[name] = self.told.get(name, IntervalSet()) | IntervalSet([told])
-                journal.mirrored(name, told, None)
-            elif len(units) == 1 or self.graph[name].kind.as_of:
-                journal.fail(name, ready, trouble)
-            else:
-                middle = units[len(units) // 2].start
-                self.evaluate(journal, name, Interval(ready.start, middle), engine)
-                self.evaluate(journal, name, Interval(middle, ready.end), engine)
-
-    def run(self, project: str, engine: Engine = goes_well) -> Outcome:
-        """One whole run of a project."""
-        lease = self.acquire(project)
-        plan = self.plan(project)
-        journal = self.journal(lease, project)
-        for name, pieces in self.claim(journal, plan).items():
-            for piece in pieces:
-                self.evaluate(journal, name, piece, engine)
-        self.ledger.finish(lease.run_id, "done", {})
-        return journal.outcome
-
-    def mark(self, name: str, interval: Interval, kind: str) -> None:
-        self.scene.mark(self.ids[name], interval, kind)
-
-    def covered(self, name: str) -> IntervalSet:
-        return self.ledger.states([self.ids[name]])[self.ids[name]].covered
-
-    def foreign(self, **recorded: IntervalSet) -> list[Finding]:
-        """Look at what SQLMesh's state holds: what the ledger holds, but for the models that are given."""
-        held = {name: self.covered(name) for name in self.graph.nodes}
-        held |= {f'"lake"."{name}"': time for name, time in recorded.items()}
-        found = SimpleNamespace(
-            plan_id="plan",
-            finalized=True,
-            nodes=self.graph.nodes,
-            parents={n: tuple(e.parent for e in self.graph.parents(n)) for n in self.graph.nodes},
-            recorded=held,
-        )
-        state = SimpleNamespace(project="up", state_schema="sqlmesh", promoted=lambda *_: found)
-        self.scene.pass_time(1)
-        return list(reconcile(self.ledger, state, "prod", self.scene.now))  # type: ignore[arg-type]
+    from meshgate.coordinator.journal import RunJournal
 
 
 @pytest.fixture
@@ -285,14 +163,18 @@ def test_g2_no_double_work_while_a_lost_run_may_still_write(mesh: Mesh) -> None:
 def accounted(mesh: Mesh, name: str) -> IntervalSet:
     """All of a model's time that is clean, will be evaluated by the next run, or is blocked for a reason."""
     planned = mesh.of(name)
-    return planned.ready | IntervalSet(b.interval for b in planned.blocked) | mesh.plan().standings[name].settled
+    return (
+        planned.ready | IntervalSet(b.interval for b in planned.blocked) | mesh.plan().standings[name].settled
+    )
 
 
 def test_g3_no_lost_work_when_an_interval_fails(mesh: Mesh) -> None:
     """Eleven of twelve are kept, one is shown with its audit, and tried again: `fail_claim`, `claim_piece`."""
     mesh.time(60)
     poisoned = minutes(35, 40)
-    outcome = mesh.run("up", lambda name, piece: AUDIT if name == BRONZE and piece.overlaps(poisoned) else None)
+    outcome = mesh.run(
+        "up", lambda name, piece: AUDIT if name == BRONZE and piece.overlaps(poisoned) else None
+    )
     assert outcome.committed[BRONZE] == IntervalSet([minutes(0, 60)]) - IntervalSet([poisoned])
     assert [(f.interval, f.detail) for f in outcome.failed] == [(poisoned, AUDIT)]
     assert mesh.of(BRONZE).ready == IntervalSet([poisoned])
@@ -354,9 +236,7 @@ def test_g3_no_lost_work_of_what_crashed_between_the_two_records(mesh: Mesh) -> 
         max_size=6,
     )
 )
-def test_g3_no_lost_work_in_any_history(
-    ledger_url: str, histories: list[tuple[str, int, str, int]]
-) -> None:
+def test_g3_no_lost_work_in_any_history(ledger_url: str, histories: list[tuple[str, int, str, int]]) -> None:
     """Whatever failed, died or came late: all due time is clean, ready, or blocked for a reason that is named."""
     database = Database(ledger_url)
     empty(database)

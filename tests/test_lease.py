@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ledger_scene import GRACE, eventually, locked, meanwhile
 
+from ledger_scene import GRACE, eventually, locked, meanwhile
 from meshgate import lease
 from meshgate.db import Database
 from meshgate.errors import LeaseLostError

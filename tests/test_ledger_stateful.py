@@ -152,7 +152,13 @@ class LedgerMachine(RuleBasedStateMachine):
         pinned = None if as_of is None else self.oracle.now + timedelta(seconds=as_of)
         answer, expected = self.both(
             lambda: self.ledger.acquire(
-                project, "prod", "run", {"engine_in_process": engine_in_process}, ttl=ttl, grace=ttl, as_of=pinned
+                project,
+                "prod",
+                "run",
+                {"engine_in_process": engine_in_process},
+                ttl=ttl,
+                grace=ttl,
+                as_of=pinned,
             ),
             lambda: self.oracle.acquire(project, ttl, ttl, pinned, engine_in_process=engine_in_process),
         )
@@ -223,7 +229,11 @@ class LedgerMachine(RuleBasedStateMachine):
     ) -> None:
         answer, expected = self.both(
             lambda: self.scene.begin(
-                run, version, interval_of(piece), *((p, interval_of(read)) for p, read in needs), loaded=loaded
+                run,
+                version,
+                interval_of(piece),
+                *((p, interval_of(read)) for p, read in needs),
+                loaded=loaded,
             ),
             lambda: self.oracle.begin(run, version, piece, needs, loaded),
         )
@@ -233,7 +243,9 @@ class LedgerMachine(RuleBasedStateMachine):
             assert answer.read_revision == expected
         else:
             assert answer.read_revision is None
-            assert {(r.version_id, r.reason, c) for r in answer.refused for c in cells(r.interval)} == expected
+            assert {
+                (r.version_id, r.reason, c) for r in answer.refused for c in cells(r.interval)
+            } == expected
 
     @claims_are("begun", "lost")
     @rule(
@@ -250,7 +262,11 @@ class LedgerMachine(RuleBasedStateMachine):
         honest = self.oracle.holds(run)
         revision, expected = self.both(
             lambda: self.ledger.commit(
-                run, version, interval_of(piece), verdict=verdict, lookback=interval_of(lookback) if lookback else None
+                run,
+                version,
+                interval_of(piece),
+                verdict=verdict,
+                lookback=interval_of(lookback) if lookback else None,
             ),
             lambda: self.oracle.commit(run, version, piece, verdict, lookback),
         )
@@ -303,7 +319,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), how=st.sampled_from(["asked", "foreign", "lost and found"]))
     def something_happens_to_what_is_being_written(self, data: st.DataObject, how: str) -> None:
         """The histories in which somebody interferes between begin and commit."""
-        claim = data.draw(st.sampled_from([c for c in self.oracle.claims if c.state == "begun"]), label="claim")
+        claim = data.draw(
+            st.sampled_from([c for c in self.oracle.claims if c.state == "begun"]), label="claim"
+        )
         piece = claim.cells if claim.cells != WHOLE else data.draw(stretches(), label="cells")
         if how == "asked":
             self._ask(claim.version, data.draw(stretches(piece), label="asked"), "requested")
@@ -318,7 +336,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), how=st.sampled_from(["buried", "buried with its engine", "failed", "expired"]))
     def somebody_wants_what_a_dead_run_was_writing(self, data: st.DataObject, how: str) -> None:
         """The histories of a takeover: the holder ends, and another run asks for what it had begun."""
-        claim = data.draw(st.sampled_from([c for c in self.oracle.claims if c.state == "begun"]), label="claim")
+        claim = data.draw(
+            st.sampled_from([c for c in self.oracle.claims if c.state == "begun"]), label="claim"
+        )
         if how == "expired":
             self.step_the_clock(61)
         else:
@@ -371,10 +391,14 @@ class LedgerMachine(RuleBasedStateMachine):
         version = self.some_version(data)
         known = frozenset(self.oracle.versions[version].facts)
         added = data.draw(st.frozensets(st.sampled_from(sorted(GRID)), max_size=2), label="added")
-        removed = data.draw(st.frozensets(st.sampled_from(sorted(known or GRID)), max_size=2), label="removed")
+        removed = data.draw(
+            st.frozensets(st.sampled_from(sorted(known or GRID)), max_size=2), label="removed"
+        )
         state = known - removed | added
         trusted = data.draw(st.sampled_from([frozenset(), state - known]), label="trusted")
-        self._reconcile(version, state, trusted, gated=gated, read_at=self.oracle.now - timedelta(seconds=seconds))
+        self._reconcile(
+            version, state, trusted, gated=gated, read_at=self.oracle.now - timedelta(seconds=seconds)
+        )
 
     def _reconcile(
         self, version: int, state: Cells, trusted: Cells, *, gated: bool, read_at: datetime
@@ -396,17 +420,26 @@ class LedgerMachine(RuleBasedStateMachine):
             k: (run.state, run.expires.timestamp()) for k, run in oracle.runs.items()
         }
         assert sorted(
-            ((r, v, sorted(time_of(lo, up)), s, o, rr, instant(q)) for r, v, lo, up, s, o, rr, q in row["claims"] or ()),
+            (
+                (r, v, sorted(time_of(lo, up)), s, o, rr, instant(q))
+                for r, v, lo, up, s, o, rr, q in row["claims"] or ()
+            ),
             key=str,
         ) == sorted(
-            ((c.run, c.version, sorted(c.cells), c.state, c.opened, c.read, c.quarantine) for c in oracle.claims), key=str
+            (
+                (c.run, c.version, sorted(c.cells), c.state, c.opened, c.read, c.quarantine)
+                for c in oracle.claims
+            ),
+            key=str,
         )
         facts: dict[tuple[int, int], Any] = {}
         for v, lower, upper, made, read, run, verdict, committed, mirrored in row["coverage"] or ():
             for cell in time_of(lower, upper):
                 assert (v, cell) not in facts
                 facts[v, cell] = (made, read, run, verdict, instant(committed), instant(mirrored))
-        assert facts == {(v, c): tuple(f) for v, table in oracle.versions.items() for c, f in table.facts.items()}
+        assert facts == {
+            (v, c): tuple(f) for v, table in oracle.versions.items() for c, f in table.facts.items()
+        }
         marks: dict[tuple[int, str, int], tuple[int, int]] = {}
         for v, kind, lower, upper, made, attempts in row["marks"] or ():
             for cell in time_of(lower, upper):
@@ -428,6 +461,8 @@ class LedgerMachine(RuleBasedStateMachine):
 def test_any_history_leaves_the_ledger_as_the_oracle_says(ledger: Ledger) -> None:
     """Whatever is asked of the ledger, in whatever order, its answers and its rows are the oracle's."""
     profile = settings(examples(80), stateful_step_count=60, suppress_health_check=list(HealthCheck))
-    if os.environ.get("MESHGATE_HURRY"):  # `mutations.py` wants to know that it fails, not the shortest way to it
+    if os.environ.get(
+        "MESHGATE_HURRY"
+    ):  # `mutations.py` wants to know that it fails, not the shortest way to it
         profile = settings(profile, phases=[Phase.generate], derandomize=True, database=None)
     run_state_machine_as_test(lambda: LedgerMachine(ledger), settings=profile)

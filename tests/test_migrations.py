@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from ledger_scene import locked, meanwhile, wait_until_blocked
 
+from ledger_scene import locked, meanwhile, wait_until_blocked
 from meshgate import db
 from meshgate.db import SCHEMA_VERSION, Database, migrate, pending_migrations, schema_sql
 from meshgate.errors import LedgerError, SchemaVersionError
@@ -96,7 +96,11 @@ def test_processes_that_migrate_at_once_make_one_ledger(database: Database) -> N
     processes = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
-    assert sorted(p.communicate()[0].strip() for p in processes) == ["0", str(SCHEMA_VERSION), str(SCHEMA_VERSION)]
+    assert sorted(p.communicate()[0].strip() for p in processes) == [
+        "0",
+        str(SCHEMA_VERSION),
+        str(SCHEMA_VERSION),
+    ]
 
 
 def test_who_comes_second_waits_and_finds_it_made(database: Database) -> None:

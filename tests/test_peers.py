@@ -84,9 +84,14 @@ def test_plain_sqlmesh_evaluates_an_interval_twice(rowwise: TinyMesh) -> None:
     rowwise.write("upstream", "bronze", BRONZE.format(source="raw"))
     plain_plan(rowwise, "upstream", 60)
     rowwise.sql(rowwise.lake_url, "ALTER TABLE raw.events RENAME TO stored")
-    rowwise.sql(rowwise.lake_url, "CREATE VIEW raw.events AS SELECT s.* FROM raw.stored s CROSS JOIN raw.pause")
+    rowwise.sql(
+        rowwise.lake_url, "CREATE VIEW raw.events AS SELECT s.* FROM raw.stored s CROSS JOIN raw.pause"
+    )
     first, second = (plain_runs(rowwise, "upstream", at(120)) for _ in range(2))
-    assert [first.communicate(timeout=90)[0].strip(), second.communicate(timeout=90)[0].strip()] == ["SUCCESS", "SUCCESS"]
+    assert [first.communicate(timeout=90)[0].strip(), second.communicate(timeout=90)[0].strip()] == [
+        "SUCCESS",
+        "SUCCESS",
+    ]
     stamps = [row for row in rowwise.table("bronze.events") if row[1] >= at(60).replace(tzinfo=None)]
     assert len(stamps) == 2 * EVENTS
 
@@ -97,7 +102,9 @@ def test_two_overlapping_runs_evaluate_an_interval_once(rowwise: TinyMesh) -> No
     with rowwise.mesh() as mesh:
         mesh.deploy("upstream", now=at(60))
     rowwise.sql(rowwise.lake_url, "ALTER TABLE raw.events RENAME TO stored")
-    rowwise.sql(rowwise.lake_url, "CREATE VIEW raw.events AS SELECT s.* FROM raw.stored s CROSS JOIN raw.pause")
+    rowwise.sql(
+        rowwise.lake_url, "CREATE VIEW raw.events AS SELECT s.* FROM raw.stored s CROSS JOIN raw.pause"
+    )
     when = f"{at(120):%Y-%m-%dT%H:%MZ}"
     runs = [
         subprocess.Popen(
@@ -149,7 +156,9 @@ def test_a_breaking_change_promotes_full_tables(tiny: TinyMesh) -> None:
 def test_plain_sqlmesh_skips_all_hours_of_the_child(tiny: TinyMesh) -> None:
     """One bad hour of three upstream, and the child does none of its hours, the good ones included."""
     tiny.feed(0, 400)
-    tiny.write("upstream", "bronze", BRONZE.format(source="source.public").replace("FALSE", "FALSE, batch_size 12"))
+    tiny.write(
+        "upstream", "bronze", BRONZE.format(source="source.public").replace("FALSE", "FALSE, batch_size 12")
+    )
     tiny.write("upstream", "silver", SILVER.replace("FALSE", "FALSE, batch_size 12"))
     plain_plan(tiny, "upstream", 60)
     plain_plan(tiny, "downstream", 60)

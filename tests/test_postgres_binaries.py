@@ -111,7 +111,9 @@ def test_a_wheel_that_the_servers_user_cannot_reach_is_copied(
     libraries = f"{package.name}.libs"
     shutil.copytree(package.with_name(libraries), closed / libraries, symlinks=True)
     monkeypatch.syspath_prepend(closed)
-    monkeypatch.delitem(sys.modules, package.name, raising=False)  # a module that is imported is not looked for
+    monkeypatch.delitem(
+        sys.modules, package.name, raising=False
+    )  # a module that is imported is not looked for
     monkeypatch.delenv(postgres_binaries.BIN_VARIABLE, raising=False)
     found = postgres_binaries.find(account)
     copied = found.folder.parents[2]
