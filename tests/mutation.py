@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+REPOSITORY = Path(__file__).parents[1]
 SMOKE = "test_ledger.py::test_a_batch_is_committed_in_parts_and_one_part_fails"
 SCHEMA = "sql/schema.sql"
 
@@ -54,6 +52,8 @@ def python(name: str, test: str | tuple[str, ...], file: str, *edits: tuple[str,
 def located(test: str) -> str:
     """A test, written as `test_ledger.py::test_x`, in whichever of the `test_ledger*.py` it stands now."""
     file, _, name = test.partition("::")
+    if not name:
+        return test
     start = f"def {name.split('[')[0]}("
     for found in sorted((REPOSITORY / "tests").glob(f"{file[:-3]}*.py")):
         if start in found.read_text(encoding="utf-8"):

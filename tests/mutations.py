@@ -40,9 +40,9 @@ def killed(mutation: Mutation, folder: Path, postgres: Path) -> tuple[bool, str]
     try:
         for edit in mutation.edits:
             edit.apply(folder / "src" / "meshgate")
+        tests = tuple(located(test) for test in mutation.tests)
     except LookupError as error:
         return False, f"the table is out of date: {error}"
-    tests = tuple(located(test) for test in mutation.tests)
     seen = tests_of(folder, (*tests, mutation.smoke), postgres)
     smoke = seen.pop(mutation.smoke, "not run")
     if smoke != "passed":

@@ -321,19 +321,11 @@ def test_a_python_model_is_given_its_intervals_bounds(night: Night) -> None:
     assert first == second
 
 
-UNTOLD = pytest.mark.xfail(
-    reason="what the bridge does not try after a failure, or a signal refuses, is not reported"
-)
-
-
 @pytest.mark.parametrize(
     "name",
     [
         *("plain", "warned", "softly", "counted", "capped", "poisoned", "child", "paired"),
-        *(
-            pytest.param(name, marks=UNTOLD)
-            for name in ("chained", "unbatched", "follower", "keyed", "picky")
-        ),
+        *("chained", "unbatched", "follower", "keyed", "picky"),
     ],
 )
 def test_nothing_that_is_due_is_skipped_in_silence(night: Night, name: str) -> None:

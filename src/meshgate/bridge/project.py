@@ -178,6 +178,18 @@ class SqlmeshProject:
             self._snapshots(found), plan_id=found.plan_id, finalized=bool(found.finalized_ts), now=now
         )
 
+    def previews(self, environment: str) -> frozenset[str]:
+        """The models of which the environment shows a preview in a table of its own, made by its deploy.
+
+        Their intervals are not those of the version that production has, and the ledger does not keep them.
+        """
+        found = self._environment(environment)
+        if found is None or found.naming_info.name == c.PROD:
+            return frozenset()
+        snapshots = self._snapshots(found)
+        index = DeployabilityIndex.create(snapshots)
+        return frozenset(s.name for s in snapshots if s.is_model and not index.is_deployable(s))
+
     def execute(
         self, environment: str, work: Mapping[str, IntervalSet], journal: Journal, *, now: datetime
     ) -> None:
@@ -253,6 +265,8 @@ class SqlmeshProject:
                 for snapshot in plan.uncategorized:
                     builder.set_choice(snapshot, SnapshotChangeCategory.BREAKING)
                 plan = builder.build()
+                held = promoted(list(plan.snapshots.values()), plan_id=plan.plan_id, finalized=False, now=now)
+            journal.foresee(held)
             if not plan.context_diff.has_changes and not plan.requires_backfill:
                 return False
             self._console.failures = []
@@ -263,9 +277,14 @@ class SqlmeshProject:
             except Exception as error:
                 # SQLMesh says on its console which model failed, and why; what it raises says only that one did.
                 said = "; ".join(map(_failure, self._console.failures[:3])) or _line(error)
+                left = self._environment(environment)
+                hint = (
+                    "mend the cause and deploy again: the environment is half changed, and no project runs on it until then"
+                    if left is not None and not left.finalized_ts
+                    else "the environment promotes what it did before; mend the cause and deploy again"
+                )
                 raise EvaluationError(
-                    f"the plan of {self.project!r} for {environment!r} was not applied: {said}",
-                    hint="the environment promotes what it did before; `meshgate status` names the intervals that failed",
+                    f"the plan of {self.project!r} for {environment!r} was not applied: {said}", hint=hint
                 ) from error
         return True
 

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 _MESSAGE_LIMIT = 500
 
 
+_SAME_FAILURES = 3
+
+
 class Journal(Protocol):
     """What the scheduler tells the coordinator, and asks it. Called from SQLMesh's threads.
 
@@ -50,6 +53,9 @@ class Journal(Protocol):
     """
 
     project: str
+
+    def foresee(self, plan: Promoted) -> None:
+        """What a SQLMesh plan would make, before it changes anything (deploys only). Raises to stop it."""
 
     def admit(self, plan: Promoted, wanted: Mapping[str, IntervalSet]) -> Mapping[str, IntervalSet]:
         """Which part of what a SQLMesh plan wants to evaluate may be evaluated (deploys only)."""
@@ -187,7 +193,8 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         }
         admitted = self._journal.admit(plan, wanted)
         result = {s: ranges for s, ranges in merged.items() if s not in gated}
-        result.update({s: pairs(admitted[s.name]) for s in gated if admitted.get(s.name)})
+        # Also what nothing is ready of: SQLMesh makes the tables of what stands here, and promotes views on them.
+        result.update({s: pairs(admitted.get(s.name, ())) for s in gated})
         return result
 
     def evaluate(self, snapshot: Snapshot, start: Any, end: Any, *args: Any, **kwargs: Any) -> Any:
@@ -240,6 +247,10 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         """Evaluate, audit and record one piece, or its halves."""
         if not self._journal.alive():
             raise CircuitBreakerError
+        if _is_outage(failures):
+            # Halving is for finding bad intervals; here it would only multiply what is broken for all of them.
+            self._journal.fail(snapshot.name, piece, {**describe(failures[-1]), "tried": False})
+            return []
         started = time.monotonic()
         unit = IntervalUnit(snapshot.node.interval_unit.value)
         with self.state_sync.hold() as additions:
@@ -344,6 +355,14 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
             SnapshotIdBatch(snapshot_id=snapshot.snapshot_id, batch_id=batch_index)
         )
         return getattr(stats, "total_rows_processed", None)
+
+
+def _is_outage(failures: list[Exception]) -> bool:
+    """Whether the last intervals that were tried alone failed for one and the same reason, which is not an audit's."""
+    last = failures[-_SAME_FAILURES:]
+    if len(last) < _SAME_FAILURES or any(isinstance(e, NodeAuditsErrors) for e in last):
+        return False
+    return len({str(describe(e)) for e in last}) == 1
 
 
 def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, int]:

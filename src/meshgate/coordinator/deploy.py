@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meshgate.bridge.project import SqlmeshProject
+    from meshgate.bridge.translate import Promoted
     from meshgate.config import ProjectConfig
     from meshgate.lease import LeaseKeeper
     from meshgate.ledger import Lease
@@ -65,6 +66,10 @@ def _refuse_double_owners(bench: Workbench, opened: SqlmeshProject, target: str,
     plan = opened.promoted(target, now)
     if plan is not None:
         owners = {n: node.project for n, node in plan.nodes.items() if node.version}
+    if target in bench.ledger.environments():
+        # A project with a state of its own is known to the ledger only.
+        known = bench.ledger.manifest(target).graph.nodes
+        owners = {n: node.project for n, node in known.items() if node.version} | owners
     for model in sorted(ours & set(owners)):
         if owners[model] and owners[model] != opened.project:
             raise ProjectError(
@@ -104,7 +109,7 @@ def _apply(
         journal = RunJournal(
             ledger, lease.run_id, project.name, keeper, MeshGraph({}, []), {},
             environment=None, now=now, build=lambda plan: graph_of(ledger, target, plan, deploying),
-            promoted={name: node.version for name, node in current.nodes.items()} if current else {},
+            promoted=_versions(current or opened.promoted("prod", now)),
         )  # fmt: skip
         outcome = journal.outcome
         changed = opened.deploy(target, journal, now=now)
@@ -139,6 +144,11 @@ def _state_facts(bench: Workbench, opened: SqlmeshProject, target: str) -> dict[
         "engine_in_process": opened.engine_in_process,
         "state_schema": opened.state_schema if here else None,
     }
+
+
+def _versions(promoted: Promoted | None) -> dict[str, str]:
+    """What each model's version is so far: an environment that is new starts from production."""
+    return {name: node.version for name, node in promoted.nodes.items()} if promoted else {}
 
 
 def _declared(project: ProjectConfig) -> dict[str, Any]:

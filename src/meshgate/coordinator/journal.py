@@ -140,6 +140,36 @@ class RunJournal:
         self._covered[name] = covered
         return held
 
+    def leave_preview(self, name: str, ready: IntervalSet) -> None:
+        """Explain why a run does not advance what an environment only previews."""
+        node = self._graph[name]
+        for interval in ready:
+            cause = "this environment shows a preview of it, which its deploy made; runs advance it once it is promoted"
+            self._block(node, interval, node, interval, "held", {"cause": cause})
+
+    def recorded_since(self) -> dict[str, IntervalSet]:
+        """What was recorded of the claimed ranges between the plan and the claims; it is given back."""
+        known = self._ledger.states(self._ids[name] for name in self._claimed)
+        found: dict[str, IntervalSet] = {}
+        for name, pieces in self._claimed.items():
+            before = self._covered[name]
+            done = (known[self._ids[name]].covered - before) & IntervalSet(pieces)
+            if done:
+                found[name] = done
+                self._claimed[name] = list(IntervalSet(pieces) - done)
+                for piece in done:
+                    self._give_back(self._graph[name], piece)
+        return found
+
+    def foresee(self, plan: Promoted) -> None:
+        """A deploy's look at its plan before anything is changed.
+
+        Raises:
+            ConfigError: A window that a project declares does not fit what the plan holds.
+        """
+        assert self._build is not None  # noqa: S101 - only deploys ask
+        self._build(plan)
+
     def admit(self, plan: Promoted, wanted: Mapping[str, IntervalSet]) -> Mapping[str, IntervalSet]:
         """A deploy's gate: what its plan wants, as far as parents are there or are made by the same plan.
 
@@ -327,6 +357,18 @@ class RunJournal:
             self.outcome.failed.append(Failure(name, self._graph[name].project, piece, detail))
         with self._lost_is_lost():
             self._ledger.fail(self._run_id, self._ids[name], piece, detail)
+
+    def explain_the_rest(self) -> None:
+        """Explain what was claimed and came to nothing: nothing that is due is skipped in silence."""
+        for name, pieces in self._claimed.items():
+            node = self._graph[name]
+            told = [f.interval for f in self.outcome.failed if f.model == name]
+            told += [b.interval for b in self.outcome.blocked if b.model == name]
+            done = self.outcome.committed.get(name, IntervalSet())
+            for rest in IntervalSet(pieces) - done - IntervalSet(told):
+                failed = any(f.model == name for f in self.outcome.failed)
+                cause = "its own earlier interval failed" if failed else "a signal of the model refused it"
+                self._block(node, rest, node, rest, "missing", {"cause": cause})
 
     def _lost_is_lost(self) -> _LossGuard:
         return _LossGuard(self._keeper)

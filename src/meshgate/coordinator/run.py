@@ -140,7 +140,7 @@ class Workbench:
             ConfigError: It is not a name that SQLMesh keeps.
         """
         try:
-            return environment_name(environment or project.environment)
+            return environment_name(project.environment if environment is None else environment)
         except ValueError:
             raise ConfigError(
                 f"{environment!r} is not the name of an environment",
@@ -322,11 +322,18 @@ def _evaluate(
     opened: SqlmeshProject, plan: Plan, manifest: Manifest, journal: RunJournal, now: datetime
 ) -> None:
     work: dict[str, IntervalSet] = {}
+    previews = opened.previews(manifest.environment)
     for model in plan.models:
-        if model.ready:
+        if model.ready and model.name in previews:
+            journal.leave_preview(model.name, model.ready)
+        elif model.ready:
             held = journal.claim(model.name, model.pieces, plan.standings[model.name].covered)
             work[model.name] = IntervalSet(held) & model.ready
+    # The plan was made before the claims were held: what another environment's run recorded meanwhile is done.
+    for name, done in journal.recorded_since().items():
+        work[name] -= done
     opened.execute(manifest.environment, work, journal, now=now)
+    journal.explain_the_rest()
 
 
 def _counts(outcome: Outcome, plan: Plan | None) -> dict[str, int]:

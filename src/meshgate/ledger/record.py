@@ -221,7 +221,9 @@ class RecordLedger:
     def sqlmesh_fingerprint(self, schema: str, environment: str) -> str | None:
         """A cheap sign of SQLMesh's own tables in this database, or None where they are not here."""
         try:
-            found = self.database.rows("sqlmesh_fingerprint", schema=schema, environment=environment, again=True)
+            found = self.database.rows(
+                "sqlmesh_fingerprint", schema=schema, environment=environment, again=True
+            )
         except (LedgerError, SchemaVersionError, ConfigError):  # in another database, or not for this role
             return None
         return str(found[0]["fingerprint"])

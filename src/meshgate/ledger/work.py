@@ -155,7 +155,7 @@ class WorkLedger:
         """End the run; the state in which it really ended (`lost` where it had been taken over)."""
         return str(
             self.database.one(
-                "finish_run", run_id=run_id, state=state, counts=json(dict(counts)), error=error
+                "finish_run", run_id=run_id, state=state, counts=json(dict(counts)), error=error, again=True
             )["state"]
         )
 
@@ -178,7 +178,11 @@ class WorkLedger:
             LeaseLostError: The run may not write any more.
         """
         rows = self.database.rows(
-            "open_claims", run_id=run_id, version_id=version_id, spans=[to_range(i) for i in intervals]
+            "open_claims",
+            run_id=run_id,
+            version_id=version_id,
+            spans=[to_range(i) for i in intervals],
+            again=True,
         )
         return tuple(
             ClaimAnswer(
@@ -283,6 +287,7 @@ class WorkLedger:
             version_id=version_id,
             span=to_range(interval),
             detail=json(dict(detail)),
+            again=True,
         )["recorded"]
         if not recorded:
             raise LeaseLostError(

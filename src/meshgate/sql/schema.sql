@@ -542,7 +542,8 @@ BEGIN
         reserved := CASE WHEN whole THEN '(,)'::tstzrange ELSE wanted END;
         -- An as-of table is claimed once, whatever the number of its intervals.
         SELECT k.claim_id INTO claim_id FROM meshgate.claim k
-        WHERE whole AND k.run_id = p_run_id AND k.version_id = p_version_id AND k.state IN ('open', 'begun');
+        WHERE (whole OR k.span = reserved) AND k.run_id = p_run_id AND k.version_id = p_version_id
+          AND k.state IN ('open', 'begun');
         IF claim_id IS NULL THEN
             SELECT k.run_id, k.quarantined_until INTO refused_by, free_at FROM meshgate.claim k
             WHERE k.version_id = p_version_id AND k.span && reserved
@@ -734,6 +735,11 @@ BEGIN
     END IF;
     piece := meshgate.claim_piece(p_run_id, p_version_id, p_span, '{begun}');
     IF piece IS NULL THEN
+        -- The answer to an earlier call may have been lost on its way.
+        IF EXISTS (SELECT FROM meshgate.claim c WHERE c.run_id = p_run_id AND c.version_id = p_version_id
+                   AND c.state = 'failed' AND c.span @> p_span) THEN
+            RETURN true;
+        END IF;
         RAISE EXCEPTION 'run % has not begun %', p_run_id, p_span USING ERRCODE = 'MG002';
     END IF;
     -- What failed is the interval; the mark names it, also where the claim is on the whole table.
