@@ -280,7 +280,7 @@ class Oracle:
             here = [c for c in self.claims if c.version == version and c.cells & cells]
             live = [c for c in here if c.lives]
             waiting = [c for c in here if c.state == "lost" and c.quarantine and c.quarantine > self.now]
-            if self.versions[version].as_of and any(c.run == run for c in live):
+            if any(c.run == run and (self.versions[version].as_of or c.cells == cells) for c in live):
                 answers.append(({None}, {None}))
             elif waiting:
                 last = max(c.quarantine for c in waiting if c.quarantine)
