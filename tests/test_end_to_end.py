@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meshgate.interval import IntervalSet
-from tiny_mesh import SILVER, TinyMesh, at, span
+from tiny_mesh import GOLD, SILVER, TinyMesh, at, span
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,3 +190,46 @@ def test_a_deploy_whose_backfill_fails_promotes_nothing(tiny: TinyMesh) -> None:
         assert report.committed[BRONZE_EVENTS] == IntervalSet([span(30, 35)])
         mesh.deploy("downstream", now=at(60))
     tiny.check(60)
+
+
+def test_a_new_model_of_which_nothing_is_ready_is_promoted_empty_and_filled_later(tiny: TinyMesh) -> None:
+    """Its table is made, the environment is whole, and no project is kept from running."""
+    tiny.feed(0, 300)
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(185))
+        mesh.deploy("downstream", now=at(185))
+        later = GOLD.replace("gold.hourly", "gold.later").replace("cron", "start '2026-01-05 03:00:00', cron")
+        tiny.write("downstream", "later", later)
+        report = mesh.deploy("downstream", now=at(240))
+        assert '"lake"."gold"."later"' not in report.committed
+        assert tiny.table("gold.later") == []
+        assert mesh.run("upstream", now=at(240)).state == "done"
+        mesh.run("downstream", now=at(240))
+    assert tiny.table("gold.later") == tiny.table("gold.hourly")[3:]
+
+
+def test_a_new_environment_leaves_what_is_merely_due_to_its_owner(tiny: TinyMesh) -> None:
+    """Deploying downstream to a new environment does not do upstream's last hour."""
+    tiny.feed(0, 300)
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(180))
+        mesh.deploy("downstream", now=at(180))
+        tiny.write("downstream", "gold", GOLD.replace("COUNT(*)", "1 * COUNT(*)"))
+        report = mesh.deploy("downstream", environment="dev", now=at(240))
+        assert report.committed == {GOLD_HOURLY: IntervalSet([span(0, 180)])}
+
+
+def test_an_outage_is_not_multiplied_by_halving(tiny: TinyMesh) -> None:
+    """A source that is gone fails all of ten hours after a few tries, and all of them are due again."""
+    tiny.feed(0, 700)
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+    tiny.sql(tiny.source_url, "ALTER TABLE events RENAME TO gone")
+    with tiny.mesh() as mesh:
+        report = mesh.run("upstream", now=at(660))
+        assert report.exit_code == 1
+        assert len(report.failed) < 15
+        assert IntervalSet(f.interval for f in report.failed) == IntervalSet([span(60, 660)])
+    tiny.sql(tiny.source_url, "ALTER TABLE gone RENAME TO events")
+    with tiny.mesh() as mesh:
+        assert mesh.run("upstream", now=at(660)).committed[BRONZE_EVENTS] == IntervalSet([span(60, 660)])
