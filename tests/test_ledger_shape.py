@@ -273,6 +273,7 @@ def test_no_hot_statement_reads_a_table_from_end_to_end(scene: Scene) -> None:
         (f"SELECT meshgate.fail_claim({run}, 4, {hour}, NULL)", {}),
         (f"SELECT meshgate.reconcile_version(9, ARRAY[{past}], '{{}}', true, '2020-01-01Z')", {}),
         (f"SELECT meshgate.abandon_claims({run}, NULL, NULL)", {}),
+        ("SELECT meshgate.prune(meshgate.clock() - '2020-01-03Z')", {}),
         ("SELECT meshgate.acquire_run('q', 'prod', 'run', '{}', '1m', '1m', NULL)", {}),
         *((queries()[name], some) for name in ("covered", "coverage_rows", "marks", "live_claims")),
         (queries()["runs"], {"project": None, "environment": None, "limit": 5}),

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ledger_scene import (
-    Scene,
-    cells,
-    span,
-)
+from ledger_scene import Scene, cells, locked, meanwhile, other_session, span, wait_until_blocked
 from meshgate.errors import LeaseLostError
 from meshgate.ledger import WHOLE, Ledger
 
@@ -284,3 +280,19 @@ def test_what_a_dead_run_left_unnoted_is_suspect_also_where_sqlmesh_has_it(scene
     scene.pass_time(1)
     assert scene.reconcile(version, [span(0, 1)]) == [("unmirrored", frozenset({0}))]
     assert scene.marks(version) == {("suspect", 0)}
+
+
+def test_noting_a_mirror_queues_behind_the_ledgers_lock(scene: Scene) -> None:
+    """Whoever holds the lock may be rewriting the same rows; in another order they would wait for each other."""
+    run, version = scene.run(), scene.version()
+    scene.record(run, version, span(0, 1))
+    with (
+        other_session(scene.ledger, scene.now) as other,
+        locked(scene.ledger) as blocker,
+        meanwhile(lambda: other.note_mirrored(run, version, span(0, 1))) as noted,
+    ):
+        wait_until_blocked(scene.ledger)
+        blocker.commit()
+        noted.result()
+    scene.pass_time(1)
+    assert scene.reconcile(version, []) == [("removed", frozenset({0}))]

@@ -182,6 +182,7 @@ CREATE TABLE meshgate.claim (
         int8range(version_id, version_id, '[]') WITH =, span WITH &&) WHERE (state IN ('open', 'begun'))
 );
 CREATE INDEX claim_of_run ON meshgate.claim (run_id) WHERE state IN ('open', 'begun', 'lost');
+CREATE INDEX claim_by_run ON meshgate.claim (run_id);  -- for prune, and for the foreign key of each run that it forgets
 CREATE INDEX claim_lost ON meshgate.claim (version_id) WHERE state = 'lost';
 CREATE INDEX claim_ended ON meshgate.claim (ended_at) WHERE ended_at IS NOT NULL;
 
@@ -225,6 +226,7 @@ CREATE TABLE meshgate.mark (
     made_at      timestamptz NOT NULL
 );
 CREATE INDEX mark_of_version ON meshgate.mark (version_id);
+CREATE INDEX mark_of_run ON meshgate.mark (run_id);
 CREATE INDEX mark_of_span ON meshgate.mark USING gist (int8range(version_id, version_id, '[]'), span);
 
 CREATE TABLE meshgate.dirty_span (
@@ -769,8 +771,10 @@ BEGIN
 END $$;
 
 -- SQLMesh's own record now holds what the run committed; with a refresh, also what earlier runs had committed of the
--- whole table. Informs reconciliation, decides nothing: no fence.
+-- whole table. Informs reconciliation, decides nothing: no fence. But the lock, for whoever holds it may be rewriting
+-- the same rows in another order.
 CREATE FUNCTION meshgate.note_mirrored(p_run_id bigint, p_version_id bigint, p_span tstzrange) RETURNS void LANGUAGE sql VOLATILE AS $$
+    SELECT meshgate.lock_ledger();
     UPDATE meshgate.coverage c SET mirrored_at = meshgate.clock()
     WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
       AND c.span && p_span AND c.mirrored_at IS NULL
