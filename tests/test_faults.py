@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -165,3 +166,19 @@ def test_a_second_run_is_skipped_while_the_first_one_works(tiny: TinyMesh) -> No
         out, errors = first.communicate(timeout=60)
         assert out.strip().endswith("done"), errors
         assert mesh.run("upstream", now=at(120)).state == "nothing_to_do"
+
+
+def test_a_killed_run_whose_lease_has_expired_keeps_nobody_waiting(
+    tmp_path: Path, postgres: LocalPostgres, extensions: None
+) -> None:
+    """Its process and its engine are gone, so the grace that a late write would be given is not waited out."""
+    tiny = TinyMesh(tmp_path, postgres, settings={"lease_ttl": "1s"})
+    tiny.feed(0, 240)
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+        assert start(tiny, "upstream", 120, BEFORE_THE_LEDGER).wait(60) == -signal.SIGKILL
+        wait_until(lambda: mesh.ledger.runs("upstream", limit=1)[0]["expired"], "the end of the lease")
+        mesh.ledger.acquire("elsewhere", "prod", "run", {}, ttl=timedelta(seconds=60), grace=timedelta(0))
+        assert mesh.ledger.quarantined()
+        report = mesh.run("upstream", now=at(120))
+        assert report.committed[BRONZE_EVENTS] == IntervalSet([span(60, 120)])

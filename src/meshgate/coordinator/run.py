@@ -193,6 +193,10 @@ def leased(
         yield answer
         return
     with LeaseKeeper(bench.ledger, answer, asked_at) as keeper:
+        # Runs that were lost by expiry: whose process and engine are gone cannot write any more, so nobody waits.
+        for run_id, holder in bench.ledger.quarantined().items():
+            if holder.get("engine_in_process") and proven_gone(holder):
+                bench.ledger.bury(run_id, engine_gone=True)
         yield answer, keeper
 
 

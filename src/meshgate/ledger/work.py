@@ -163,6 +163,10 @@ class WorkLedger:
         """Take over a run whose process is proven to be gone, without waiting for its lease to end."""
         self.database.rows("bury_run", run_id=run_id, engine_gone=engine_gone)
 
+    def quarantined(self) -> dict[int, dict[str, Any]]:
+        """The holders of lost runs that may still write to what they had begun, by run."""
+        return {row["run_id"]: row["holder"] for row in self.database.rows("quarantined", again=True)}
+
     def prune(self, keep: timedelta) -> None:
         """Forget ended claims, events and unnamed runs older than `keep`."""
         self.database.rows("prune", keep=keep)

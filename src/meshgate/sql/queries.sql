@@ -111,6 +111,10 @@ WHERE k.version_id = ANY (%(versions)s)
   AND (k.state IN ('open', 'begun') OR k.state = 'lost' AND k.quarantined_until > meshgate.clock())
 ORDER BY k.version_id, k.span;
 
+-- name: quarantined
+SELECT DISTINCT r.run_id, r.holder FROM meshgate.claim k JOIN meshgate.run r USING (run_id)
+WHERE k.state = 'lost' AND k.quarantined_until > meshgate.clock();
+
 -- name: runs
 SELECT r.run_id, p.name AS project, r.environment, r.purpose, r.state, r.holder, r.as_of, r.started_at, r.ended_at,
        r.expires_at, r.expires_at <= meshgate.clock() AS expired, r.counts, r.error
