@@ -222,10 +222,11 @@ class TestModels:
 
 
 @pytest.mark.slow
-def test_what_the_readme_shows_runs(tmp_path: Path) -> None:
+def test_what_the_readme_shows_runs(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Each command of the README ends well, in a fresh copy of the folder, and prints what is printed there."""
     folder = tmp_path / "portfolio"
     shutil.copytree(PORTFOLIO, folder, ignore=shutil.ignore_patterns(".*", "logs", "__pycache__"))
+    request.addfinalizer(lambda: Lakehouse.start(folder / ".meshgate").destroy())
     environment = {
         name: value
         for name, value in os.environ.items()
