@@ -1,4 +1,4 @@
-"""Wrong answers that were seen elsewhere, with meshgate in plain SQLMesh's place (`../shared` names: a, i, l, the hour).
+"""Wrong answers that were seen elsewhere, with meshgate in plain SQLMesh's place: overlap, a signal, a failing hour, an early hour.
 
 The tests marked `peers` drive plain SQLMesh and assert that it still shows the fault: when one of them fails, the fault
 is mended, and what is said of it must be taken back. `make test-peers` runs them too.
@@ -74,7 +74,7 @@ def test_plain_sqlmesh_records_the_hour_that_is_not_there(tiny: TinyMesh) -> Non
     assert hours[4][1] == EVENTS
 
 
-# a: two overlapping runs of one five-minute model
+# Two overlapping runs of one five-minute model
 
 
 @pytest.mark.peers
@@ -97,7 +97,7 @@ def test_plain_sqlmesh_evaluates_an_interval_twice(rowwise: TinyMesh) -> None:
 
 
 def test_two_overlapping_runs_evaluate_an_interval_once(rowwise: TinyMesh) -> None:
-    """a: with meshgate the second run is skipped while the first works, and the rows are there once."""
+    """With meshgate the second run is skipped while the first works, and the rows are there once."""
     rowwise.feed(0, 400)
     with rowwise.mesh() as mesh:
         mesh.deploy("upstream", now=at(60))
@@ -119,7 +119,7 @@ def test_two_overlapping_runs_evaluate_an_interval_once(rowwise: TinyMesh) -> No
     assert len(rowwise.table("bronze.events")) == 2 * EVENTS  # two hours, each event once
 
 
-# i: a breaking change upstream, and a signal that asks whether the parents are recorded
+# A breaking change upstream, and a signal that asks whether the parents are recorded
 
 
 @pytest.mark.peers
@@ -138,7 +138,7 @@ def test_plain_sqlmesh_promotes_an_empty_table_behind_a_signal(tiny: TinyMesh) -
 
 
 def test_a_breaking_change_promotes_full_tables(tiny: TinyMesh) -> None:
-    """i: meshgate's gate counts what the same plan makes for the parent, so the reader is backfilled behind it."""
+    """The gate counts what the same plan makes for the parent, so the reader is backfilled behind it."""
     tiny.feed(0, 400)
     with tiny.mesh() as mesh:
         mesh.deploy("upstream", now=at(180))
@@ -149,7 +149,7 @@ def test_a_breaking_change_promotes_full_tables(tiny: TinyMesh) -> None:
     tiny.check(180)
 
 
-# l: one failing hour of a parent
+# One failing hour of a parent
 
 
 @pytest.mark.peers
@@ -170,7 +170,7 @@ def test_plain_sqlmesh_skips_all_hours_of_the_child(tiny: TinyMesh) -> None:
 
 
 def test_one_failing_hour_of_a_parent_costs_the_child_one_hour(tiny: TinyMesh) -> None:
-    """l: with meshgate the child does every hour but the one that reads the failed interval."""
+    """With meshgate the child does every hour but the one that reads the failed interval."""
     tiny.feed(0, 400)
     with tiny.mesh() as mesh:
         mesh.deploy("upstream", now=at(60))
