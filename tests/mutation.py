@@ -8,6 +8,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 SMOKE = "test_ledger.py::test_a_batch_is_committed_in_parts_and_one_part_fails"
 SCHEMA = "sql/schema.sql"
+G = "test_guarantees.py::test_"
+L = "test_ledger.py::test_"
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,7 @@
 
 from __future__ import annotations
 
-from mutation import python
-
-G = "test_guarantees.py::test_"
-L = "test_ledger.py::test_"
-
-FENCE = """\
-    IF NOT meshgate.holds_lease(p_run_id) THEN
-        PERFORM meshgate.refuse_write(p_run_id, p_version_id, p_span);
-        RETURN {};
-    END IF;
-"""
-LEASE_OR_ERROR = """\
-    IF NOT meshgate.holds_lease(p_run_id) THEN
-        RAISE EXCEPTION 'run % has lost its lease', p_run_id USING ERRCODE = 'MG001';
-    END IF;
-"""
+from mutation import G, python
 
 OF_PYTHON = (
     python(

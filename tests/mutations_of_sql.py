@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from mutation import sql
-
-G = "test_guarantees.py::test_"
-L = "test_ledger.py::test_"
+from mutation import G, L, sql
 
 FENCE = """\
     IF NOT meshgate.holds_lease(p_run_id) THEN

@@ -9,7 +9,7 @@ import structlog
 from meshgate.coordinator.journal import Outcome, RunJournal
 from meshgate.coordinator.manifest import declared_edges
 from meshgate.coordinator.reconcile import Finding, graph_of, reconcile
-from meshgate.coordinator.run import RunReport, Workbench, _counts, _finish, _in_progress, leased
+from meshgate.coordinator.run import RunReport, Workbench, _counts, _finish, _in_progress, _report, leased
 from meshgate.errors import LeaseLostError, MeshgateError, ProjectError
 from meshgate.graph import MeshGraph
 from meshgate.ledger import Busy
@@ -129,12 +129,7 @@ def _apply(
     finally:
         state = _finish(bench, lease, state, outcome, None, error)
     log.info("deploy.finished", **_counts(outcome, None), state=state)
-    return RunReport(
-        project.name, target, now, state,
-        run_id=lease.run_id, committed=dict(outcome.committed), failed=tuple(outcome.failed),
-        blocked=tuple(outcome.blocked), warned=tuple(outcome.warned), findings=findings,
-        unmirrored=tuple(outcome.unmirrored), error=error,
-    )  # fmt: skip
+    return _report(project, target, now, state, lease, outcome, findings, None, error)
 
 
 def _state_facts(bench: Workbench, opened: SqlmeshProject, target: str) -> dict[str, Any]:

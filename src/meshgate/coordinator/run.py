@@ -306,18 +306,7 @@ def _work(
         raise
     finally:
         state = _finish(bench, lease, state, outcome, plan, error)
-    report = RunReport(
-        project.name, target, now, state,
-        run_id=lease.run_id,
-        committed=dict(outcome.committed),
-        failed=tuple(outcome.failed),
-        blocked=(*(plan.blocked if plan else ()), *outcome.blocked),
-        warned=tuple(outcome.warned),
-        findings=findings,
-        unmirrored=tuple(outcome.unmirrored),
-        plan=plan,
-        error=error,
-    )  # fmt: skip
+    report = _report(project, target, now, state, lease, outcome, findings, plan, error)
     log.info("run.finished", **_counts(outcome, plan), state=state)
     return report
 
@@ -338,6 +327,32 @@ def _evaluate(
         work[name] -= done
     opened.execute(manifest.environment, work, journal, now=now)
     journal.explain_the_rest()
+
+
+def _report(
+    project: ProjectConfig,
+    target: str,
+    now: datetime,
+    state: str,
+    lease: Lease,
+    outcome: Outcome,
+    findings: tuple[Finding, ...],
+    plan: Plan | None,
+    error: str | None,
+) -> RunReport:
+    """What a run or a deploy did, from what its journal kept."""
+    return RunReport(
+        project.name, target, now, state,
+        run_id=lease.run_id,
+        committed=dict(outcome.committed),
+        failed=tuple(outcome.failed),
+        blocked=(*(plan.blocked if plan else ()), *outcome.blocked),
+        warned=tuple(outcome.warned),
+        findings=findings,
+        unmirrored=tuple(outcome.unmirrored),
+        plan=plan,
+        error=error,
+    )  # fmt: skip
 
 
 def _counts(outcome: Outcome, plan: Plan | None) -> dict[str, int]:
