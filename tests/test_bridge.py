@@ -15,7 +15,7 @@ from sqlmesh.utils.errors import AuditError, NodeAuditsErrors, PythonModelEvalEr
 
 from duck_mesh import DuckMesh, copied, ranged
 from meshgate.bridge import contract
-from meshgate.bridge.scheduler import describe
+from meshgate.bridge.failures import describe
 from meshgate.bridge.settings import read_settings
 from meshgate.bridge.translate import instant, interval, interval_set, milliseconds, pairs, promoted
 from meshgate.errors import ProjectError

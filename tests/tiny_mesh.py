@@ -68,6 +68,8 @@ class TinyMesh:
         postgres: The server for source, lake catalog, state and ledger.
         engine: `ducklake`, or `postgres` where delete+insert must be seen to double rows.
         settings: Added to the `ledger:` part of meshgate.yaml.
+        policies: Added to each project's part of it. Failures are not left alone, unless it says so: tests run twice
+            for one instant.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class TinyMesh:
         *,
         engine: str = "ducklake",
         settings: dict[str, str] | None = None,
+        policies: dict[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.postgres = postgres
@@ -95,7 +98,7 @@ class TinyMesh:
             f"CREATE TABLE {schema}.events (id BIGINT PRIMARY KEY, ts TIMESTAMP NOT NULL, value BIGINT NOT NULL)",
         )
         self.schema = schema
-        self._write_projects(settings or {})
+        self._write_projects(settings or {}, {"retry": {"first": "0s"}, **(policies or {})})
 
     def _connection(self) -> dict[str, Any]:
         pg = self.postgres
@@ -117,7 +120,7 @@ class TinyMesh:
             },
         }
 
-    def _write_projects(self, settings: dict[str, str]) -> None:
+    def _write_projects(self, settings: dict[str, str], policies: dict[str, Any]) -> None:
         pg = self.postgres
         for project in ("upstream", "downstream"):
             config = {
@@ -148,8 +151,8 @@ class TinyMesh:
         mesh = {
             "ledger": {"url": self.state_url, **settings},
             "projects": [
-                {"name": "upstream", "path": "upstream", "schedule": "*/5 * * * *"},
-                {"name": "downstream", "path": "downstream", "schedule": "0 * * * *"},
+                {"name": "upstream", "path": "upstream", "schedule": "*/5 * * * *", **policies},
+                {"name": "downstream", "path": "downstream", "schedule": "0 * * * *", **policies},
             ],
         }
         (self.folder / "meshgate.yaml").write_text(json.dumps(mesh))

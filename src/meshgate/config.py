@@ -19,6 +19,9 @@ expected. What comes from the environment, and whatever stands below `ledger`, i
 from __future__ import annotations
 
 import re
+
+# At run time too: attrs' fields are read by whoever resolves annotations.
+from collections.abc import Mapping  # noqa: TC003
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, cast
@@ -31,8 +34,6 @@ from meshgate.graph import Window
 from meshgate.yaml_source import YamlSource, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from meshgate.yaml_source import Node
 
 FILE_NAME: Final = "meshgate.yaml"
@@ -40,6 +41,7 @@ _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w
 _ZERO: Final = timedelta(0)
 _A_DURATION: Final = "a duration such as 90s, 5m, 1h30m or 7d"
 _A_LENGTH: Final = f"{_A_DURATION}, more than 0"
+_A_COUNT: Final = "a whole number above 0"
 _A_URL: Final = "postgresql://user@host/database, host=... dbname=..., local, or local:FOLDER"
 _A_CRON: Final = "a cron expression such as '5 * * * *'"
 _AN_ENVIRONMENT: Final = "a name as SQLMesh keeps it: lower case letters, digits and underscores"
@@ -48,13 +50,17 @@ _HARMLESS: Final = ("host", "hostaddr", "port", "dbname", "user", "sslmode", "ap
 _TOP_KEYS: Final = ("ledger", "project", "projects")
 _LEDGER_KEYS: Final = ("url", "lease_ttl", "grace", "statement_timeout")
 _PROJECT_KEYS: Final = (
-    *("name", "path", "gateway", "environment", "schedule"),
-    *("overlap", "patience", "on_audit_warning", "edges"),
+    *("name", "path", "gateway", "environment", "schedule", "warehouse"),
+    *("overlap", "overlap_limit", "stop_grace", "retry", "limits", "exclusive"),
+    *("patience", "on_audit_warning", "edges"),
 )
+_RETRY_KEYS: Final = ("first", "longest")
+_LIMITS_KEYS: Final = ("warehouse", "models")
 _EDGE_KEYS: Final = ("reader", "parent", "window")
 _WINDOW_KEYS: Final = ("from", "to")
 
-Overlap = Literal["skip", "fail"]
+Overlap = Literal["skip", "wait", "share", "fail"]
+OVERLAPS: Final[tuple[Overlap, ...]] = ("skip", "wait", "share", "fail")
 OnAuditWarning = Literal["pass"]
 
 
@@ -127,7 +133,16 @@ class ProjectConfig:
         gateway: SQLMesh's gateway, or None for its default.
         environment: The environment that runs advance.
         schedule: When an orchestrator runs it, as a cron expression; for people, nothing is started by it.
-        overlap: What a run does when another run of the project lives.
+        warehouse: What its batches are counted against; projects that name the same one share its limit.
+        overlap: What a run does when another run of the project lives: `skip`, `wait` for its end, `share` the work,
+            or `fail`.
+        overlap_limit: How long `wait` waits before it skips.
+        stop_grace: How long a statement may still take when the run is told to stop.
+        retry_first: How long an interval is left alone after its first failure; each further one doubles it.
+        retry_longest: The longest such pause.
+        warehouse_limit: How many batches may be under way at once in its warehouse, all projects together.
+        model_limits: The same for single models of this project, by any name that the graph resolves.
+        exclusive: Time-range models that no two runs may write at once, whatever the ranges.
         patience: How long unsettled parents may hold up a child; None: two units of the child.
         on_audit_warning: A failed non-blocking audit is recorded, shown, and lets readers pass.
         edges: Windows other than the default, declared by this project's models.
@@ -138,7 +153,15 @@ class ProjectConfig:
     gateway: str | None = None
     environment: str = "prod"
     schedule: str | None = None
+    warehouse: str = "default"
     overlap: Overlap = "skip"
+    overlap_limit: timedelta = timedelta(minutes=15)
+    stop_grace: timedelta = timedelta(seconds=20)
+    retry_first: timedelta = timedelta(minutes=1)
+    retry_longest: timedelta = timedelta(hours=1)
+    warehouse_limit: int | None = None
+    model_limits: Mapping[str, int] = field(factory=dict)
+    exclusive: tuple[str, ...] = ()
     patience: timedelta | None = None
     on_audit_warning: OnAuditWarning = "pass"
     edges: tuple[EdgeConfig, ...] = ()
@@ -186,7 +209,9 @@ def load(path: Path | None = None) -> MeshConfig:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"{file} cannot be read: {reason}", file=str(file)) from None
     # The content of `ledger` itself is hidden too: people write the URL there.
-    homes = {"ledger": _LEDGER_KEYS, "project": _PROJECT_KEYS, "edges": _EDGE_KEYS}
+    homes = {
+        "ledger": _LEDGER_KEYS, "project": _PROJECT_KEYS, "edges": _EDGE_KEYS, "retry": _RETRY_KEYS, "limits": ("models",),
+    }  # fmt: skip
     source = YamlSource(file, text, hidden=("ledger", "ledger.url"), homes=homes)
     return _mesh(file, source)
 
@@ -328,7 +353,9 @@ def _project(file: Path, source: YamlSource, node: Node, key: str) -> ProjectCon
     found = source.mapping(node, key, _PROJECT_KEYS, "a mapping with name and path")
     name = source.required(node, found, key, "name", "the `project:` key of the SQLMesh project")
     path = source.text(found, key, "path", "a folder") or "."
-    overlap = source.choice(found, key, "overlap", ("skip", "fail"))
+    overlap = source.choice(found, key, "overlap", OVERLAPS)
+    retry_first, retry_longest = _retry(source, found, key)
+    warehouse_limit, model_limits = _limits(source, found, key)
     on_audit_warning = source.choice(found, key, "on_audit_warning", ("pass",))
     return ProjectConfig(
         name=name,
@@ -336,11 +363,76 @@ def _project(file: Path, source: YamlSource, node: Node, key: str) -> ProjectCon
         gateway=source.text(found, key, "gateway"),
         environment=source.converted(found, key, "environment", environment_name, _AN_ENVIRONMENT) or "prod",
         schedule=source.converted(found, key, "schedule", _parse_cron, _A_CRON),
+        warehouse=source.text(found, key, "warehouse") or "default",
         overlap=cast("Overlap", overlap),
+        overlap_limit=source.converted(found, key, "overlap_limit", _parse_length, _A_LENGTH)
+        or timedelta(minutes=15),
+        stop_grace=_given(
+            source.converted(found, key, "stop_grace", _parse_patience, f"{_A_DURATION}, not negative"),
+            timedelta(seconds=20),
+        ),
+        retry_first=retry_first,
+        retry_longest=retry_longest,
+        warehouse_limit=warehouse_limit,
+        model_limits=model_limits,
+        exclusive=_names(source, found, key, "exclusive"),
         patience=source.converted(found, key, "patience", _parse_patience, f"{_A_DURATION}, not negative"),
         on_audit_warning=cast("OnAuditWarning", on_audit_warning),
         edges=_edges(source, found, key),
     )
+
+
+def _given(found: timedelta | None, default: timedelta) -> timedelta:
+    return default if found is None else found
+
+
+def _retry(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[timedelta, timedelta]:
+    """How long what failed is left alone: first, and at most."""
+    first, longest = timedelta(minutes=1), timedelta(hours=1)
+    node = project.get("retry")
+    if node is None:
+        return first, longest
+    at = f"{key}.retry"
+    found = source.mapping(
+        node, at, _RETRY_KEYS, "a mapping with first and longest such as {first: 1m, longest: 1h}"
+    )
+    first = _given(
+        source.converted(found, at, "first", _parse_patience, f"{_A_DURATION}, not negative"), first
+    )
+    given = source.converted(found, at, "longest", _parse_patience, f"{_A_DURATION}, not negative")
+    if given is not None and given < first:
+        source.fail(found["longest"], f"{at}.longest", f"is {given}, shorter than {at}.first, {first}")
+    return first, max(first, longest) if given is None else given
+
+
+def _limits(
+    source: YamlSource, project: Mapping[str, Node], key: str
+) -> tuple[int | None, Mapping[str, int]]:
+    """How many batches may be under way at once: in the warehouse, and of single models."""
+    node = project.get("limits")
+    if node is None:
+        return None, {}
+    at = f"{key}.limits"
+    found = source.mapping(node, at, _LIMITS_KEYS, "a mapping with warehouse and models")
+    models: dict[str, int] = {}
+    if "models" in found:
+        listed = found["models"]
+        if listed.kind != "mapping":
+            source.unexpected(listed, f"{at}.models", "a mapping of models' names to numbers")
+        entries = source.mapping(listed, f"{at}.models", tuple(name.text for name, _ in listed.entries))
+        for name in entries:
+            limit = source.converted(entries, f"{at}.models", name, _parse_count, _A_COUNT)
+            models[name] = 1 if limit is None else limit
+    return source.converted(found, at, "warehouse", _parse_count, _A_COUNT), models
+
+
+def _names(source: YamlSource, project: Mapping[str, Node], key: str, name: str) -> tuple[str, ...]:
+    listed = project.get(name)
+    if listed is None:
+        return ()
+    if listed.kind != "sequence" or any(item.kind != "scalar" for item in listed.items):
+        source.unexpected(listed, f"{key}.{name}", "a list of models' names")
+    return tuple(item.text for item in listed.items)
 
 
 def _edges(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[EdgeConfig, ...]:
@@ -386,6 +478,12 @@ def _parse_patience(text: str) -> timedelta:
     if found < _ZERO:
         raise ConfigError(f"{text!r} is negative")
     return found
+
+
+def _parse_count(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
+        raise ConfigError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def _parse_cron(text: str) -> str:

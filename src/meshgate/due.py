@@ -130,8 +130,11 @@ def due(
     span = IntervalSet.of(unit.floor(begin), upto)
     if not span or begin >= tick or not node.kind.recorded or (node.kind is Kind.SEED and recorded):
         return Due(IntervalSet.empty(), IntervalSet.empty(), upto)
+    missing = span - recorded
+    if not missing:
+        return Due(missing, missing, upto)
     # A unit of which a part is missing is missing as a whole.
-    fresh = unit.outward(span - recorded) & span
+    fresh = unit.outward(missing) & span
     if node.kind.reads_everything:
         first = fresh.first
         return Due(IntervalSet.of(first.start, upto) if first else fresh, IntervalSet.empty(), upto)

@@ -116,5 +116,9 @@ class LeaseLostError(LedgerError):
     """The run's lease ended or was taken over: it may not record anything any more."""
 
 
+class StoppedError(MeshgateError):
+    """The run was asked to end, and began no further batch."""
+
+
 class ClaimConflictError(LedgerError):
     """Another live run holds a claim on an overlapping interval of the same model version."""

@@ -16,6 +16,7 @@ import graphlib
 import re
 from datetime import datetime, timedelta
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from attrs import Attribute, converters, evolve, field, frozen, validators
@@ -158,7 +159,7 @@ class ModelNode:
         """Whether an interval may only be evaluated once all earlier ones are."""
         return self.depends_on_past or (self.kind.as_of and not self.kind.reads_everything)
 
-    @property
+    @cached_property
     def life(self) -> Interval:
         """The time that it can ever cover: all units that [start, end) touches, as SQLMesh has it.
 

@@ -20,7 +20,7 @@ from attrs import field, frozen
 from meshgate.errors import IntervalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
 MIN_INSTANT: Final = datetime(1, 1, 1, tzinfo=UTC)
 """The beginning of time: stands for "no start". A boundary of every unit."""
@@ -332,6 +332,8 @@ class IntervalSet:
         if not self._pieces or not other._pieces:
             return self
         cuts = other._touching(self._pieces[0].start, self._pieces[-1].end)
+        if not cuts:
+            return self
         rest: list[Interval] = []
         j = 0
         for piece in self._pieces:
@@ -379,6 +381,17 @@ _EMPTY: Final = IntervalSet()
 _EVERYTHING: Final = IntervalSet((Interval(MIN_INSTANT, MAX_INSTANT),))
 
 
+_LENGTH: Final = {
+    "year": timedelta(days=365),
+    "month": timedelta(days=28),
+    "day": timedelta(days=1),
+    "hour": timedelta(hours=1),
+    "half_hour": timedelta(minutes=30),
+    "quarter_hour": timedelta(minutes=15),
+    "five_minute": timedelta(minutes=5),
+}
+
+
 class IntervalUnit(Enum):
     """The grid of a model: its intervals are whole units, on the UTC calendar. Values as in SQLMesh.
 
@@ -394,14 +407,22 @@ class IntervalUnit(Enum):
     QUARTER_HOUR = "quarter_hour"
     FIVE_MINUTE = "five_minute"
 
+    def __init__(self, value: str) -> None:
+        # Kept by the member: every decision asks hundreds of times, and a dictionary would hash the member in Python.
+        self._length = _LENGTH[value]
+        self._months = {"year": 12, "month": 1}.get(value, 0)
+        self._last = self._index(MAX_INSTANT)
+
     @property
     def approximate(self) -> timedelta:
         """How long a unit is, as SQLMesh counts: exact up to a day, 28 days a month, 365 a year."""
-        return _LENGTH[self]
+        return self._length
 
     def floor(self, instant: datetime) -> datetime:
         """The last boundary at or before an instant (UTC)."""
-        return self._boundary(self._index(instant))
+        if self._months or instant > MAX_INSTANT:
+            return self._boundary(self._index(instant))
+        return instant - (instant - MIN_INSTANT) % self._length
 
     def ceil(self, instant: datetime) -> datetime:
         """The first boundary at or after an instant (UTC)."""
@@ -461,37 +482,17 @@ class IntervalUnit(Enum):
 
     def _index(self, instant: datetime) -> int:
         """The number of the unit that holds an instant, counted from `MIN_INSTANT`."""
-        return _INDEX[self](instant)
+        if self._months:
+            return (instant.year * 12 + instant.month - 13) // self._months
+        return (instant - MIN_INSTANT) // self._length
 
     def _boundary(self, index: int) -> datetime:
         """Where the unit of that number begins, kept between `MIN_INSTANT` and `MAX_INSTANT`."""
         if index <= 0:
             return MIN_INSTANT
-        if index >= _LAST[self]:
+        if index >= self._last:
             return MAX_INSTANT
-        if self is IntervalUnit.YEAR:
-            return datetime(index + 1, 1, 1, tzinfo=UTC)
-        if self is IntervalUnit.MONTH:
-            return datetime(index // 12 + 1, index % 12 + 1, 1, tzinfo=UTC)
-        return MIN_INSTANT + index * _LENGTH[self]
-
-
-_LENGTH: Final = {
-    IntervalUnit.YEAR: timedelta(days=365),
-    IntervalUnit.MONTH: timedelta(days=28),
-    IntervalUnit.DAY: timedelta(days=1),
-    IntervalUnit.HOUR: timedelta(hours=1),
-    IntervalUnit.HALF_HOUR: timedelta(minutes=30),
-    IntervalUnit.QUARTER_HOUR: timedelta(minutes=15),
-    IntervalUnit.FIVE_MINUTE: timedelta(minutes=5),
-}
-
-
-_INDEX: Final[dict[IntervalUnit, Callable[[datetime], int]]] = {
-    unit: lambda instant, length=length: (instant - MIN_INSTANT) // length  # type: ignore[misc]
-    for unit, length in _LENGTH.items()
-}
-_INDEX[IntervalUnit.MONTH] = lambda instant: (instant.year - 1) * 12 + instant.month - 1
-_INDEX[IntervalUnit.YEAR] = lambda instant: instant.year - 1
-
-_LAST: Final = {unit: index(MAX_INSTANT) for unit, index in _INDEX.items()}
+        if self._months:
+            years, months = divmod(index * self._months, 12)
+            return datetime(years + 1, months + 1, 1, tzinfo=UTC)
+        return MIN_INSTANT + index * self._length

@@ -10,17 +10,21 @@ from meshgate.config import load
 from meshgate.coordinator import RunReport, Workbench
 from meshgate.db import Database, migrate
 from meshgate.ledger import Ledger
+from meshgate.stop import Stop
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from collections.abc import Callable
+    from datetime import datetime, timedelta
     from pathlib import Path
 
     from meshgate.bridge.project import SqlmeshProject
     from meshgate.config import MeshConfig, ProjectConfig
     from meshgate.coordinator.doctor import Diagnosis
     from meshgate.coordinator.explain import GateAnswer, Why
+    from meshgate.coordinator.progress import Progress
     from meshgate.coordinator.status import Status, Wait
     from meshgate.interval import Interval
+    from meshgate.ledger import LiveRun
     from meshgate.local_postgres import LocalPostgres
 
 
@@ -36,9 +40,15 @@ class Mesh:
     Args:
         config: As loaded from `meshgate.yaml`.
         check: Whether to refuse a ledger whose schema is not this version's (all verbs but `migrate` need it).
+        tell: Is told what happens while a run works and waits, from whichever thread it happens in.
+
+    Attributes:
+        stop: Ask it to end whatever runs, from any thread: no further batch begins.
     """
 
-    def __init__(self, config: MeshConfig, *, check: bool = True) -> None:
+    def __init__(
+        self, config: MeshConfig, *, check: bool = True, tell: Callable[[Progress], None] | None = None
+    ) -> None:
         _log_nothing_to_stdout()
         self.config = config
         self._local: LocalPostgres | None = None
@@ -51,15 +61,23 @@ class Mesh:
         except BaseException:
             self.close()
             raise
-        self._bench = Workbench(config, self.ledger, self._open_project)
+        self.stop = Stop()
+        self._bench = Workbench(config, self.ledger, self._open_project, self.stop, tell or _nobody)
 
     @classmethod
-    def open(cls, path: str | Path | None = None, *, check: bool = True) -> Self:
+    def open(
+        cls,
+        path: str | Path | None = None,
+        *,
+        check: bool = True,
+        tell: Callable[[Progress], None] | None = None,
+    ) -> Self:
         """Open a mesh.
 
         Args:
             path: `meshgate.yaml` or its folder; by default it is looked for here and in the parents.
             check: Whether to refuse a ledger of another version.
+            tell: As in the constructor.
 
         Raises:
             ConfigError: The file is missing or wrong.
@@ -68,7 +86,12 @@ class Mesh:
         """
         from pathlib import Path
 
-        return cls(load(Path(path) if path is not None else None), check=check)
+        return cls(load(Path(path) if path is not None else None), check=check, tell=tell)
+
+    def interrupt(self) -> None:
+        """Interrupt the statements under way, where the engine can; from another thread than theirs."""
+        for project in list(self._projects.values()):
+            project.interrupt()
 
     def _ledger_url(self) -> str:
         folder = self.config.ledger.local_folder
@@ -128,11 +151,27 @@ class Mesh:
         now: datetime | None = None,
         dry_run: bool = False,
         overlap: str | None = None,
+        wait: timedelta | None = None,
     ) -> RunReport:
         """Evaluate whatever of a project is due and ready. See `coordinator.run`."""
         return coordinator.run(
-            self._bench, project, environment=environment, now=now, dry_run=dry_run, overlap=overlap
-        )
+            self._bench, project,
+            environment=environment, now=now, dry_run=dry_run, overlap=overlap, wait=wait,
+        )  # fmt: skip
+
+    def retry(
+        self, model: str, interval: Interval | None = None, *, environment: str | None = None
+    ) -> tuple[str, int]:
+        """Let what failed be tried again by the next run, without its pause. See `coordinator.retry`."""
+        return coordinator.retry(self._bench, model, interval, environment=environment)
+
+    def leases(self) -> tuple[LiveRun, ...]:
+        """Every run that lives, oldest first; also one whose lease ended and that nobody has taken over yet."""
+        return self.ledger.live_runs()
+
+    def break_lease(self, run_id: int, by: str) -> LiveRun:
+        """Take a lease away by hand. See `coordinator.break_lease`."""
+        return coordinator.break_lease(self._bench, run_id, by)
 
     def status(self, *, environment: str | None = None, now: datetime | None = None) -> Status:
         """Where every project and model is, and every root cause of what does not move.
@@ -209,6 +248,10 @@ class Mesh:
         finally:
             for mesh in opened:
                 mesh.close()
+
+
+def _nobody(_: Progress) -> None:
+    """Whom progress is told where nobody asked."""
 
 
 def _log_nothing_to_stdout() -> None:

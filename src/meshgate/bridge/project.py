@@ -19,7 +19,9 @@ from sqlmesh.core.snapshot import DeployabilityIndex, SnapshotChangeCategory  # 
 from sqlmesh.utils.concurrency import NodeExecutionFailedError  # noqa: E402
 from sqlmesh.utils.errors import SignalEvalError  # noqa: E402
 
-from meshgate.bridge.scheduler import GatedContext, Journal, describe  # noqa: E402
+from meshgate.bridge.engine import interrupt  # noqa: E402
+from meshgate.bridge.failures import describe  # noqa: E402
+from meshgate.bridge.scheduler import GatedContext, Journal  # noqa: E402
 from meshgate.bridge.translate import Promoted, milliseconds, pairs, promoted  # noqa: E402
 from meshgate.db import redact  # noqa: E402
 
@@ -209,6 +211,10 @@ class SqlmeshProject:
         if found is None:
             raise ProjectError(f"SQLMesh has no environment {environment!r}")
         snapshots = {s.name: s for s in self._snapshots(found)}
+        # A deploy may have replaced what the run planned for, in the moment between.
+        for name in [n for n in work if n not in snapshots or snapshots[n].version != journal.version(n)]:
+            journal.superseded(name)
+            work = {n: pieces for n, pieces in work.items() if n != name}
         naming: EnvironmentNamingInfo = found.naming_info
         index = (
             DeployabilityIndex.all_deployable()
@@ -287,6 +293,10 @@ class SqlmeshProject:
                     f"the plan of {self.project!r} for {environment!r} was not applied: {said}", hint=hint
                 ) from error
         return True
+
+    def interrupt(self) -> None:
+        """Interrupt the statements under way, where the driver can; from another thread than theirs."""
+        interrupt(self._context.engine_adapters.values())
 
     def close(self) -> None:
         """Close the connections to state and warehouse."""

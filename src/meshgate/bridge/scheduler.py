@@ -10,6 +10,7 @@ SQLMesh keeps doing what it does well (rendering, DDL, order, threads, audits). 
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from contextlib import contextmanager
@@ -20,18 +21,12 @@ from sqlmesh.core.context import Context
 from sqlmesh.core.scheduler import Scheduler
 from sqlmesh.core.snapshot import SnapshotIdBatch
 from sqlmesh.core.state_sync.base import DelegatingStateSync
-from sqlmesh.utils.concurrency import NodeExecutionFailedError
-from sqlmesh.utils.errors import (
-    CircuitBreakerError,
-    NodeAuditsErrors,
-    PythonModelEvalError,
-    SignalEvalError,
-    SQLMeshError,
-)
+from sqlmesh.utils.errors import CircuitBreakerError
 
 from meshgate.bridge.audits import Verdict, each_interval_needs_its_own, verdict
+from meshgate.bridge.engine import limit_statements
+from meshgate.bridge.failures import describe, first_line, is_conflict, is_outage
 from meshgate.bridge.translate import Promoted, interval, milliseconds, pairs, promoted
-from meshgate.db import redact
 from meshgate.errors import LeaseLostError
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
 
@@ -40,10 +35,7 @@ if TYPE_CHECKING:
 
     from sqlmesh.core.snapshot import Snapshot
 
-_MESSAGE_LIMIT = 500
-
-
-_SAME_FAILURES = 3
+_CONFLICTS = 8  # how often a batch is tried that other writers of its table got in the way of
 
 
 class Journal(Protocol):
@@ -87,7 +79,23 @@ class Journal(Protocol):
         """Whether a further piece of a model may be tried after a failure."""
 
     def alive(self) -> bool:
-        """Whether the run still holds its lease."""
+        """Whether the run may go on."""
+
+    def ended(self) -> Exception:
+        """Why it may not."""
+
+    def version(self, name: str) -> str:
+        """The version of a model that the run planned for."""
+
+    def superseded(self, name: str) -> None:
+        """A model has another version by now: nothing of it is evaluated."""
+
+    def promoting(self) -> None:
+        """A plan is about to replace what the environment promotes (deploys only). Raises to stop it."""
+
+    @property
+    def longest_statement_s(self) -> float:
+        """After how many seconds the engine is to give up a statement."""
 
     @property
     def planning(self) -> bool:
@@ -126,10 +134,31 @@ class HeldState(DelegatingStateSync):  # type: ignore[misc]
         return [s for s in found if s.project == self._project]
 
 
+class AskingState(DelegatingStateSync):  # type: ignore[misc]
+    """SQLMesh's state, which asks before an environment is made to promote something else."""
+
+    def __init__(self, state_sync: Any, journal: Journal) -> None:
+        super().__init__(state_sync)
+        self._journal = journal
+
+    def promote(self, *args: Any, **kwargs: Any) -> Any:
+        """Replace what an environment promotes."""
+        self._journal.promoting()
+        return self.state_sync.promote(*args, **kwargs)
+
+
 class GatedContext(Context):  # type: ignore[misc]
     """A SQLMesh context whose scheduler works under a journal while there is one."""
 
     journal: Journal | None = None
+
+    @property
+    def state_sync(self) -> Any:
+        """SQLMesh's hook: the state that plans are applied to."""
+        found = super().state_sync
+        return (
+            AskingState(found, self.journal) if self.journal is not None and self.journal.planning else found
+        )
 
     def create_scheduler(self, snapshots: Iterable[Snapshot], snapshot_evaluator: Any) -> Scheduler:
         """SQLMesh's hook: the scheduler of runs and of plan backfills."""
@@ -173,7 +202,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         except CircuitBreakerError:
             if self._journal.alive():
                 raise
-            raise LeaseLostError("the run has lost its lease, and stopped before its next batch") from None
+            raise self._journal.ended() from None
 
     def _admitted(self, kwargs: dict[str, Any]) -> dict[Snapshot, list[tuple[int, int]]]:
         index = kwargs["deployability_index"]
@@ -243,14 +272,18 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         batch_index: int,
         kwargs: dict[str, Any],
         failures: list[Exception],
+        conflicts: int = 0,
     ) -> list[Any]:
         """Evaluate, audit and record one piece, or its halves."""
         if not self._journal.alive():
             raise CircuitBreakerError
-        if _is_outage(failures):
+        if is_outage(failures):
             # Halving is for finding bad intervals; here it would only multiply what is broken for all of them.
             self._journal.fail(snapshot.name, piece, {**describe(failures[-1]), "tried": False})
             return []
+        limit_statements(
+            self.snapshot_evaluator.get_adapter(snapshot.model_gateway), self._journal.longest_statement_s
+        )
         started = time.monotonic()
         unit = IntervalUnit(snapshot.node.interval_unit.value)
         with self.state_sync.hold() as additions:
@@ -265,8 +298,13 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
                 verdicts = self._judge(snapshot, piece, unit, audits, kwargs)
             except (CircuitBreakerError, LeaseLostError):
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever an engine, a driver or a user's Python model raises
+            except Exception as error:
                 additions.clear()
+                if not self._journal.alive():
+                    # Nobody knows what of it was written, nor whether it failed by itself: it stays begun.
+                    raise CircuitBreakerError from error
+                if is_conflict(error) and conflicts < _CONFLICTS:
+                    return self._attempt_again(snapshot, piece, batch_index, kwargs, failures, conflicts + 1)
                 return self._isolate(snapshot, piece, unit, batch_index, kwargs, failures, error)
         duration = timedelta(seconds=time.monotonic() - started)
         # Shares of one count would be invented numbers.
@@ -279,6 +317,23 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
                 failures.append(bad.error)
                 self._journal.fail(snapshot.name, bad.time, describe(bad.error))
         return list(audits)
+
+    def _attempt_again(
+        self,
+        snapshot: Snapshot,
+        piece: Interval,
+        batch_index: int,
+        kwargs: dict[str, Any],
+        failures: list[Exception],
+        conflicts: int,
+    ) -> list[Any]:
+        """After somebody else's write to the same table got in the way: nothing is wrong with the interval."""
+        time.sleep(random.uniform(0.02, 0.05) * 2**conflicts)  # noqa: S311 - so that two do not meet again
+        results: list[Any] = []
+        # Begun anew, as it reads anew.
+        for ready in self._begun(snapshot, piece, failures):
+            results += self._attempt(snapshot, ready, batch_index, kwargs, failures, conflicts)
+        return results
 
     def _isolate(
         self,
@@ -345,7 +400,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
                 [a.copy(update={"intervals": pairs([piece])}) if a.intervals else a for a in additions]
             )
         except Exception as error:  # noqa: BLE001 - the ledger has it; reconciliation repairs SQLMesh's record
-            self._journal.mirrored(snapshot.name, piece, _first_line(error))
+            self._journal.mirrored(snapshot.name, piece, first_line(error))
         else:
             self._journal.mirrored(snapshot.name, piece, None)
 
@@ -355,14 +410,6 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
             SnapshotIdBatch(snapshot_id=snapshot.snapshot_id, batch_id=batch_index)
         )
         return getattr(stats, "total_rows_processed", None)
-
-
-def _is_outage(failures: list[Exception]) -> bool:
-    """Whether the last intervals that were tried alone failed for one and the same reason, which is not an audit's."""
-    last = failures[-_SAME_FAILURES:]
-    if len(last) < _SAME_FAILURES or any(isinstance(e, NodeAuditsErrors) for e in last):
-        return False
-    return len({str(describe(e)) for e in last}) == 1
 
 
 def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, int]:
@@ -380,29 +427,3 @@ def _gated(snapshot: Snapshot, index: Any) -> bool:
     to a table of its own, which nobody gates on.
     """
     return snapshot.is_model and not snapshot.is_symbolic and index.is_deployable(snapshot)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()] or [
-        type(error).__name__
-    ]
-    # A line that ends like this one does announces what comes next: a statement, and then the reason.
-    said = " ".join(lines[:3]) if lines[0].endswith(":") else lines[0]
-    return said[:_MESSAGE_LIMIT]
-
-
-def describe(error: BaseException) -> dict[str, Any]:
-    """A failure as data: the audits with their counts, or the error's first line. Never a password."""
-    if isinstance(error, NodeExecutionFailedError) and error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, NodeAuditsErrors):
-        return {"audits": [{"audit": e.audit_name, "count": e.count} for e in error.errors]}
-    cause = error.__cause__ if isinstance(error, SQLMeshError) and error.__cause__ is not None else error
-    # SQLMesh tells where in the user's code it happened first, and what happened last.
-    while isinstance(cause, (PythonModelEvalError, SignalEvalError)) and cause.__context__ is not None:
-        cause = cause.__context__
-    mark = getattr(cause, "problem_mark", None)
-    if mark is not None:  # a YAML parser's own words may quote what stands there: a password, for all we know
-        said = f"it is not well-formed YAML: line {mark.line + 1}, column {mark.column + 1}"
-        return {"error": type(cause).__name__, "message": said}
-    return {"error": type(cause).__name__, "message": _first_line(cause)}

@@ -36,7 +36,7 @@ def read_settings(path: Path) -> ProjectSettings:
     from sqlmesh.core.config import load_configs
     from sqlmesh.core.config.root import Config
 
-    from meshgate.bridge.scheduler import describe
+    from meshgate.bridge.failures import describe
 
     if not path.is_dir():
         raise ProjectError(

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from meshgate.coordinator.allowance import check_names, declared_allowance
 from meshgate.coordinator.journal import Outcome, RunJournal
 from meshgate.coordinator.manifest import declared_edges
 from meshgate.coordinator.reconcile import Finding, graph_of, reconcile
 from meshgate.coordinator.run import RunReport, Workbench, _counts, _finish, _in_progress, _report, leased
-from meshgate.errors import LeaseLostError, MeshgateError, ProjectError
+from meshgate.errors import LeaseLostError, MeshgateError, ProjectError, StoppedError
 from meshgate.graph import MeshGraph
 from meshgate.ledger import Busy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from meshgate.bridge.project import SqlmeshProject
@@ -107,8 +109,8 @@ def _apply(
             # What was there before the first deploy is the baseline; later, foreign work is looked at as ever.
             findings = reconcile(ledger, opened, target, now, baseline=True, deploying={})
         journal = RunJournal(
-            ledger, lease.run_id, project.name, keeper, MeshGraph({}, []), {},
-            environment=None, now=now, build=lambda plan: graph_of(ledger, target, plan, deploying),
+            bench, lease.run_id, project.name, keeper, MeshGraph({}, []), {},
+            environment=None, now=now, build=lambda plan: _build(bench, project, target, plan, deploying),
             promoted=_versions(current or opened.promoted("prod", now)),
         )  # fmt: skip
         outcome = journal.outcome
@@ -120,6 +122,8 @@ def _apply(
         state = "failed" if outcome.failed else ("done" if changed else "nothing_to_do")
     except LeaseLostError as lost:
         state, error = "lost", lost.message
+    except StoppedError as stopped:
+        state, error = "stopped", stopped.message
     except MeshgateError as problem:
         error = problem.message
         raise
@@ -130,6 +134,19 @@ def _apply(
         state = _finish(bench, lease, state, outcome, None, error)
     log.info("deploy.finished", **_counts(outcome, None), state=state)
     return _report(project, target, now, state, lease, outcome, findings, None, error)
+
+
+def _build(
+    bench: Workbench,
+    project: ProjectConfig,
+    target: str,
+    plan: Promoted,
+    deploying: Mapping[str, Mapping[str, Any]],
+) -> MeshGraph:
+    """The graph of what the plan holds, and whatever the project declares about its models is about models of it."""
+    graph = graph_of(bench.ledger, target, plan, deploying)
+    check_names(graph, project)
+    return graph
 
 
 def _state_facts(bench: Workbench, opened: SqlmeshProject, target: str) -> dict[str, Any]:
@@ -150,6 +167,7 @@ def _declared(project: ProjectConfig) -> dict[str, Any]:
     """What `meshgate.yaml` says of a project, for the runs of the others."""
     return {
         "edges": declared_edges(project),
+        **declared_allowance(project),
         "schedule": project.schedule,
         "overlap": project.overlap,
         "patience_s": project.patience.total_seconds() if project.patience is not None else None,

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from meshgate.coordinator.allowance import Allowance
+from meshgate.coordinator.progress import Batch
 from meshgate.coordinator.standing import standings
-from meshgate.errors import LeaseLostError
+from meshgate.errors import EvaluationError, LeaseLostError, MeshgateError, StoppedError
 from meshgate.gate import Blocked, decide
 from meshgate.graph import readers_of, window_of
 from meshgate.interval import Interval, IntervalSet
@@ -18,9 +20,13 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from meshgate.bridge.translate import Promoted
+    from meshgate.coordinator.run import Workbench
     from meshgate.graph import MeshGraph, ModelNode
     from meshgate.lease import LeaseKeeper
-    from meshgate.ledger import Ledger, Refusal
+    from meshgate.ledger import Refusal
+
+_SHORTEST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 1.0
 
 
 @attrs.frozen
@@ -56,7 +62,7 @@ class RunJournal:
     """The journal of one run; the bridge's `Journal`. Called from several threads.
 
     Args:
-        ledger: The ledger.
+        bench: The ledger, whom to tell, and whether to stop.
         run_id: The fence.
         project: Whose run it is.
         keeper: The lease's keeper.
@@ -65,12 +71,13 @@ class RunJournal:
         environment: Where versions must be promoted when a batch begins; None for a deploy.
         build: For a deploy: the graph of what its plan holds.
         promoted: For a deploy: the version that each model has in the environment so far.
+        allowed: What the manifests allow; a deploy gets its own in `admit`.
         now: The instant that counts, UTC.
     """
 
     def __init__(
         self,
-        ledger: Ledger,
+        bench: Workbench,
         run_id: int,
         project: str,
         keeper: LeaseKeeper,
@@ -81,10 +88,14 @@ class RunJournal:
         now: datetime,
         build: Callable[[Promoted], MeshGraph] | None = None,
         promoted: Mapping[str, str] | None = None,
+        allowed: Allowance | None = None,
     ) -> None:
         self.project = project
         self.outcome = Outcome()
-        self._ledger = ledger
+        self._ledger = bench.ledger
+        self._stop = bench.stop
+        self._tell = bench.tell
+        self._allowed = allowed or Allowance()
         self._run_id = run_id
         self._keeper = keeper
         self._graph = graph
@@ -96,15 +107,41 @@ class RunJournal:
         self._claimed: dict[str, list[Interval]] = {}
         self._covered: dict[str, IntervalSet] = {}
         self._lock = threading.Lock()
+        self._longest_s = bench.config.ledger.statement_timeout_s
 
     @property
     def planning(self) -> bool:
         """Whether this is a deploy."""
         return self._build is not None
 
+    @property
+    def longest_statement_s(self) -> float:
+        """After how many seconds the engine is to give up a statement: before a late write is not waited for any more."""
+        return self._longest_s
+
     def alive(self) -> bool:
-        """Whether the run still holds its lease."""
-        return self._keeper.alive()
+        """Whether the run still holds its lease, and was not asked to stop."""
+        return self._keeper.alive() and not self._stop.requested
+
+    def ended(self) -> MeshgateError:
+        """Why it is not alive any more."""
+        if self._keeper.alive():
+            return StoppedError(f"stopped by {self._stop.reason}; the next run goes on", run_id=self._run_id)
+        return LeaseLostError(
+            "the run has lost its lease, and stopped before its next batch", run_id=self._run_id
+        )
+
+    def version(self, name: str) -> str:
+        """The version of a model that this run plans for."""
+        return self._graph[name].version
+
+    def superseded(self, name: str) -> None:
+        """A deploy has replaced a model since the run planned: give it back, and say so."""
+        node = self._graph[name]
+        for piece in self._claimed.pop(name, []):
+            cause = "a deploy has replaced the model since this run planned"
+            self._block(node, piece, node, piece, "missing", {"cause": cause})
+        self._ledger.abandon(self._run_id, self._ids[name])
 
     def may_continue(self, name: str) -> bool:
         """Whether a further interval of a model may be tried after one failed."""
@@ -122,9 +159,9 @@ class RunJournal:
         """
         node = self._graph[name]
         held: list[Interval] = []
-        for piece, answer in zip(
-            pieces, self._ledger.open_claims(self._run_id, self._ids[name], pieces), strict=True
-        ):
+        whole = name in self._allowed.exclusive
+        answers = self._ledger.open_claims(self._run_id, self._ids[name], pieces, whole=whole)
+        for piece, answer in zip(pieces, answers, strict=True):
             if answer.refused_by is None:
                 held.append(piece)
             else:
@@ -168,7 +205,7 @@ class RunJournal:
             ConfigError: A window that a project declares does not fit what the plan holds.
         """
         assert self._build is not None  # noqa: S101 - only deploys ask
-        self._build(plan)
+        self._graph = self._build(plan)
 
     def admit(self, plan: Promoted, wanted: Mapping[str, IntervalSet]) -> Mapping[str, IntervalSet]:
         """A deploy's gate: what its plan wants, as far as parents are there or are made by the same plan.
@@ -197,6 +234,37 @@ class RunJournal:
             if held:
                 produced[name] = held | known[name].covered if node.kind.as_of else held
         return {n: s & IntervalSet(self._claimed.get(n, [])) for n, s in produced.items()}
+
+    def promoting(self) -> None:
+        """A deploy is about to replace models: nothing of them begins any more, and what was begun is waited for.
+
+        Raises:
+            LeaseLostError: The deploy may not go on.
+            StoppedError: It was asked to stop.
+            EvaluationError: A batch takes longer than the longest statement may. Nothing has been replaced.
+        """
+        changed = {n for n, node in self._graph.nodes.items() if node.version != self._promoted.get(n)}
+        changed |= set(self._promoted) - set(self._graph.nodes)
+        waited, pause = 0.0, _SHORTEST_PAUSE_S
+        while True:
+            with self._lost_is_lost():
+                writing = self._ledger.pause(self._run_id, changed)
+            if not writing:
+                return
+            run_id, model, piece = writing[0]
+            if waited > self._longest_s:
+                raise EvaluationError(
+                    f"run {run_id} has been writing {piece} of {model.replace(chr(34), '')} for {waited:.0f} s: "
+                    "the models were not replaced",
+                    hint="deploy again when it has ended; `meshgate lease` shows it",
+                )
+            if model in self._graph:
+                self._say(self._graph[model], piece, "waiting", f"for run {run_id} to end its batch")
+            self._stop.sleep(pause)
+            waited += pause
+            pause = min(pause * 2, _LONGEST_PAUSE_S)
+            if not self.alive():
+                raise self.ended()
 
     def begin(self, name: str, batch: Interval) -> Iterator[Interval]:
         """The pieces of a batch that may be read now, each begun when it is taken.
@@ -242,15 +310,24 @@ class RunJournal:
             else:
                 window = window_of(node, self._graph[gate.parent], gate.window, piece)
                 needs += [(self._ids[gate.parent], read) for read in window]
-        with self._lost_is_lost():
-            return self._ledger.begin(
-                self._run_id,
-                self._ids[node.name],
-                piece,
-                needs=needs,
-                loaded=loaded,
-                environment=self._environment,
-            ).refused
+        pause = _SHORTEST_PAUSE_S
+        while True:
+            with self._lost_is_lost():
+                answer = self._ledger.begin(
+                    self._run_id, self._ids[node.name], piece,
+                    needs=needs, loaded=loaded, environment=self._environment, limits=self._allowed.limits(node.name),
+                )  # fmt: skip
+            if answer.wait is None:
+                self._say(node, piece, "refused" if answer.refused else "begun")
+                return answer.refused
+            self._say(node, piece, "waiting", _wait_in_words(answer.wait))
+            self._stop.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE_S)
+            if not self.alive():
+                raise self.ended()
+
+    def _say(self, node: ModelNode, piece: Interval, what: str, detail: str = "") -> None:
+        self._tell(Batch(self.project, node.name, piece, node.unit.count(IntervalSet([piece])), what, detail))
 
     def _explain(self, node: ModelNode, piece: Interval, refused: tuple[Refusal, ...]) -> IntervalSet:
         """The units of a piece that the refusals close, each with its cause."""
@@ -319,6 +396,7 @@ class RunJournal:
                 self._run_id, self._ids[name], piece, verdict="warned" if warned else "passed", audits=audits,
                 duration=duration, rows=rows, lookback=lookback,
             )  # fmt: skip
+        self._say(node, piece, "committed")
         with self._lock:
             self.outcome.committed[name] = self.outcome.committed.get(name, IntervalSet()) | IntervalSet(
                 [piece]
@@ -353,6 +431,7 @@ class RunJournal:
         Raises:
             LeaseLostError: It is suspect instead.
         """
+        self._say(self._graph[name], piece, "failed")
         with self._lock:
             self.outcome.failed.append(Failure(name, self._graph[name].project, piece, detail))
         with self._lost_is_lost():
@@ -386,3 +465,10 @@ class _LossGuard:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, LeaseLostError):
             self.keeper.lose()
+
+
+def _wait_in_words(wait: Mapping[str, Any]) -> str:
+    if wait["for"] == "promotion":
+        return f"for deploy {wait['run_id']} to replace it"
+    what = f"warehouse {wait['name']!r}" if wait["of"] == "warehouse" else "the model"
+    return f"as {what} is at its limit of {wait['most']} batches at once"

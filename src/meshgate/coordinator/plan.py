@@ -10,6 +10,7 @@ from meshgate.coordinator.standing import standings
 from meshgate.due import due, next_due
 from meshgate.gate import Blocked, ParentState, decide
 from meshgate.interval import Interval, IntervalSet
+from meshgate.ledger import WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -94,6 +95,7 @@ def make_plan(
     environment: str,
     now: datetime,
     patience: Callable[[ModelNode], timedelta | None],
+    present: datetime | None = None,
 ) -> Plan:
     """Decide, parents first, what may be evaluated now.
 
@@ -105,6 +107,7 @@ def make_plan(
         environment: SQLMesh's environment.
         now: The instant that counts, UTC.
         patience: How long a model waits for stale and marked parents; None for two of its units.
+        present: When what failed may be tried again is judged by this instant, UTC; by `now` by default.
     """
     known = standings(graph, version_ids, states, now)
     produced: dict[str, dict[str, IntervalSet]] = {}
@@ -115,7 +118,9 @@ def make_plan(
             continue
         # What a run produces counts for its own project's models only.
         made = produced.setdefault(node.project, {})
-        planned = _model(graph, node, states[version_ids[name]], known, made, now, patience(node))
+        planned = _model(
+            graph, node, states[version_ids[name]], known, made, now, patience(node), present or now
+        )
         models.append(planned)
         if planned.ready:
             # A refresh makes a whole table good again.
@@ -131,12 +136,15 @@ def _model(
     produced: Mapping[str, IntervalSet],
     now: datetime,
     patience: timedelta | None,
+    present: datetime,
 ) -> ModelPlan:
     answer = due(node, state.covered, now)
     redo, refused = _redo(node, state, answer.fresh, answer.upto)
     lookback = (answer.lookback | _marked(state.marks, ("lookback",))) & state.covered
     lookback = node.unit.outward(lookback.clip(node.life.start, answer.upto)) - answer.fresh - redo
     taken, claimed = _claimed(node, state.claims, answer.fresh | redo | lookback)
+    paused, backed_off = _backed_off(node, state.marks, (answer.fresh | redo | lookback) - taken, present)
+    taken |= paused
     view = dict(known)
     if node.kind.as_of:
         # Its whole table may be in doubt; whether its history has a hole is another question.
@@ -150,7 +158,7 @@ def _model(
         fresh=answer.fresh & decision.ready,
         redo=redo & decision.ready,
         lookback=lookback & decision.ready,
-        blocked=(*refused, *claimed, *decision.blocked),
+        blocked=(*refused, *claimed, *backed_off, *decision.blocked),
         upto=answer.upto,
         next_due=next_due(node, now),
     )
@@ -180,14 +188,40 @@ def _redo(
         inside = _marked(state.marks, _REDONE) & state.covered
         return node.unit.outward(inside.clip(node.life.start, upto)) - fresh, ()
     if not node.kind.reads_everything:
-        # Merging again is done interval by interval, where somebody named one.
+        # Merging again is done interval by interval: those that somebody named, and those that went wrong.
         named = _marked(state.marks, ("removed", "requested")) & state.covered
+        wrong = [m.batch for m in marks if m.kind in ("failed", "suspect") and m.batch not in (None, WHOLE)]
+        named |= IntervalSet(b for b in wrong if b is not None) & state.covered
         if named:
             return node.unit.outward(named.clip(node.life.start, upto)) - fresh, ()
     if fresh or state.covered.last is None:
         return IntervalSet(), ()  # the next refresh discharges the marks anyway
     end = state.covered.last.end
     return IntervalSet.of(max(node.unit.previous(end), state.covered.last.start), end), ()
+
+
+def _backed_off(
+    node: ModelNode, marks: tuple[Mark, ...], wanted: IntervalSet, present: datetime
+) -> tuple[IntervalSet, tuple[Blocked, ...]]:
+    """What failed not long ago, and is left alone for a while: it would burn every tick."""
+    paused: list[Interval] = []
+    blocked: list[Blocked] = []
+    for mark in marks:
+        if mark.retry_at is None or mark.retry_at <= present:
+            continue
+        facts = {
+            **mark.detail,
+            "attempts": mark.attempts,
+            "since": mark.made_at,
+            "run_id": mark.run_id,
+            "retry_at": mark.retry_at,
+        }
+        for piece in wanted & IntervalSet([mark.interval]):
+            paused.append(piece)
+            blocked.append(
+                Blocked(node.name, node.project, piece, node.name, node.project, piece, mark.kind, facts)  # type: ignore[arg-type]
+            )
+    return IntervalSet(paused), tuple(blocked)
 
 
 def _claimed(

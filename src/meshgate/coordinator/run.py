@@ -10,19 +10,24 @@ import attrs
 import structlog
 
 from meshgate.config import environment_name
+from meshgate.coordinator.allowance import allowance
 from meshgate.coordinator.journal import Failure, Outcome, RunJournal
 from meshgate.coordinator.plan import Plan, make_plan
+from meshgate.coordinator.progress import Planned
 from meshgate.coordinator.reconcile import Finding, reconcile, unchanged
+from meshgate.coordinator.waiting import until_free, until_ready
 from meshgate.errors import (
     ConfigError,
     LeaseLostError,
     MeshgateError,
     RunInProgressError,
+    StoppedError,
     UnknownProjectError,
 )
 from meshgate.interval import IntervalSet
 from meshgate.lease import LeaseKeeper, identify, proven_gone
-from meshgate.ledger import Busy
+from meshgate.ledger import BackOff, Busy
+from meshgate.stop import Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 
     from meshgate.bridge.project import SqlmeshProject
     from meshgate.config import MeshConfig, ProjectConfig
+    from meshgate.coordinator.progress import Progress
     from meshgate.gate import Blocked
     from meshgate.graph import ModelNode
     from meshgate.ledger import Lease, Ledger, Manifest
@@ -48,7 +54,7 @@ class RunReport:
         project: Whose run.
         environment: SQLMesh's environment.
         now: The instant that counted, UTC.
-        state: `done`, `nothing_to_do`, `failed`, `lost`, `skipped` or `planned` (a dry run).
+        state: `done`, `nothing_to_do`, `failed`, `lost`, `stopped`, `skipped` or `planned` (a dry run).
         run_id: The ledger's key, None where no run was started.
         committed: Recorded, by model.
         failed: Intervals that failed, with the facts.
@@ -78,8 +84,8 @@ class RunReport:
 
     @property
     def exit_code(self) -> int:
-        """0 done, 1 something failed, 4 skipped."""
-        return {"failed": 1, "lost": 1, "skipped": 4}.get(self.state, 0)
+        """0 done, 1 something failed or the run was stopped, 4 skipped."""
+        return {"failed": 1, "lost": 1, "stopped": 1, "skipped": 4}.get(self.state, 0)
 
 
 class ProjectOpener(Protocol):
@@ -97,11 +103,15 @@ class Workbench:
         config: Of `meshgate.yaml`.
         ledger: Opened, its schema checked.
         open_project: Opens the SQLMesh project of a project; keeps it open where the caller is a long-lived process.
+        stop: Whether work was asked to end.
+        tell: Is told what happens while a run works and waits; called from several threads.
     """
 
     config: MeshConfig
     ledger: Ledger
     open_project: ProjectOpener
+    stop: Stop = attrs.field(factory=Stop)
+    tell: Callable[[Progress], None] = lambda _: None
 
     def project(self, name: str) -> ProjectConfig:
         """The configuration of a project.
@@ -147,6 +157,20 @@ class Workbench:
                 hint="write it as SQLMesh keeps it: lower case letters, digits and underscores",
             ) from None
 
+    def bury_the_gone(self) -> None:
+        """Take over runs whose process is proven to be gone, before their leases end.
+
+        Also those that were lost by expiry: if their engine is gone with them, nobody waits for their late writes.
+        """
+        for run_id, holder in self.ledger.watched().items():
+            if proven_gone(holder):
+                log.warning("run.buried", run_id=run_id, pid=holder.get("pid"))
+                self.ledger.bury(run_id, engine_gone=bool(holder.get("engine_in_process")))
+
+    def manifests(self) -> dict[str, Mapping[str, Any]]:
+        """What each project declared at its last deploy, by name."""
+        return {name: row["manifest"] or {} for name, row in self.ledger.projects().items()}
+
     def patience(self) -> Callable[[ModelNode], timedelta | None]:
         """How long each model waits for unsettled parents, as its project deployed it; None for the default."""
         known = {
@@ -157,12 +181,18 @@ class Workbench:
         return lambda node: known.get(node.project)
 
 
-def plan_of(bench: Workbench, manifest: Manifest, projects: set[str] | None, now: datetime) -> Plan:
-    """What a run of these projects would do now, by the ledger alone."""
+def plan_of(
+    bench: Workbench,
+    manifest: Manifest,
+    projects: set[str] | None,
+    now: datetime,
+    present: datetime | None = None,
+) -> Plan:
+    """What a run of these projects would do now, by the ledger alone. `present`: as in `make_plan`."""
     states = bench.ledger.states(manifest.version_ids.values())
     return make_plan(
         manifest.graph, manifest.version_ids, states, projects,
-        environment=manifest.environment, now=now, patience=bench.patience(),
+        environment=manifest.environment, now=now, patience=bench.patience(), present=present,
     )  # fmt: skip
 
 
@@ -175,28 +205,25 @@ def leased(
     now: datetime | None,
     *,
     engine_in_process: bool,
+    share: bool = False,
 ) -> Iterator[tuple[Lease, LeaseKeeper] | Busy]:
     """A lease that is kept alive while the block runs, or the run that is in the way. The block finishes the run."""
     settings = bench.config.ledger
-    answer: Lease | Busy
-    for _ in range(2):
-        asked_at = LeaseKeeper.now()
-        answer = bench.ledger.acquire(
-            project.name, environment, purpose, identify(engine_in_process=engine_in_process),
-            ttl=timedelta(seconds=settings.lease_ttl_s), grace=timedelta(seconds=settings.grace_s), as_of=now,
-        )  # fmt: skip
-        if not isinstance(answer, Busy) or not proven_gone(answer.holder):
-            break
-        log.warning("run.buried", run_id=answer.run_id, pid=answer.holder.get("pid"))
-        bench.ledger.bury(answer.run_id, engine_gone=bool(answer.holder.get("engine_in_process")))
+    bench.bury_the_gone()
+    asked_at = LeaseKeeper.now()
+    answer = bench.ledger.acquire(
+        project.name, environment, purpose, identify(engine_in_process=engine_in_process),
+        ttl=timedelta(seconds=settings.lease_ttl_s), grace=timedelta(seconds=settings.grace_s), as_of=now,
+        share=share, warehouse=project.warehouse, back_off=BackOff(project.retry_first, project.retry_longest),
+    )  # fmt: skip
     if isinstance(answer, Busy):
         yield answer
         return
-    with LeaseKeeper(bench.ledger, answer, asked_at) as keeper:
-        # Runs that were lost by expiry: whose process and engine are gone cannot write any more, so nobody waits.
-        for run_id, holder in bench.ledger.quarantined().items():
-            if holder.get("engine_in_process") and proven_gone(holder):
-                bench.ledger.bury(run_id, engine_gone=True)
+
+    def end() -> None:
+        bench.ledger.finish(answer.run_id, "stopped", {}, f"ended by {bench.stop.reason}")
+
+    with LeaseKeeper(bench.ledger, answer, asked_at) as keeper, bench.stop.ending(end):
         yield answer, keeper
 
 
@@ -208,6 +235,7 @@ def run(
     now: datetime | None = None,
     dry_run: bool = False,
     overlap: str | None = None,
+    wait: timedelta | None = None,
 ) -> RunReport:
     """Run a project: evaluate whatever of its own models is due and ready.
 
@@ -217,7 +245,8 @@ def run(
         environment: SQLMesh's environment; the project's own by default.
         now: An instant in the past to stand for the present, UTC; the database's clock by default.
         dry_run: Decide and do nothing; what plain SQLMesh did since the last run is not looked at.
-        overlap: `skip` or `fail`, instead of the project's policy.
+        overlap: `skip`, `wait`, `share` or `fail`, instead of the project's policy.
+        wait: How long to wait for what is due when the run starts and not ready yet.
 
     Raises:
         UnknownProjectError: No such project.
@@ -227,36 +256,68 @@ def run(
     """
     project = bench.project(name)
     target = bench.target(project, environment)
-    instant = bench.instant(now)
+    if dry_run:
+        instant = bench.instant(now)
+        manifest, _ = _promoted(bench, name, target)
+        plan = plan_of(bench, manifest, {name}, instant)
+        return RunReport(name, target, instant, "planned", blocked=plan.blocked, plan=plan)
+    policy = overlap or project.overlap
+
+    def once(instant: datetime | None = None) -> RunReport:
+        return _once(bench, project, target, now, instant or bench.instant(now), policy)
+
+    report = once()
+    if policy == "wait":
+        report = until_free(bench, report, project.overlap_limit, once)
+    if wait:
+        report = until_ready(bench, report, wait, simulated=now is not None, again=once)
+    return report
+
+
+def _promoted(bench: Workbench, name: str, target: str) -> tuple[Manifest, Mapping[str, Any]]:
+    """What the environment promotes, and what the project declared when it was deployed."""
     manifest = bench.ledger.manifest(target)
-    facts = bench.ledger.projects().get(name, {}).get("manifest") or {}
     if name not in {n.project for n in manifest.graph.nodes.values()}:
         raise UnknownProjectError(
             f"project {name!r} has no models in environment {target!r}",
             hint=f"run `meshgate deploy {name}`",
             project=name,
         )
-    if dry_run:
-        plan = plan_of(bench, manifest, {name}, instant)
-        return RunReport(name, target, instant, "planned", blocked=plan.blocked, plan=plan)
+    return manifest, bench.manifests().get(name, {})
+
+
+def _once(
+    bench: Workbench,
+    project: ProjectConfig,
+    target: str,
+    now: datetime | None,
+    instant: datetime,
+    policy: str,
+) -> RunReport:
+    """One lease, one plan, and what comes of it."""
+    name = project.name
+    manifest, facts = _promoted(bench, name, target)
     with leased(
-        bench, project, target, "run", now, engine_in_process=bool(facts.get("engine_in_process"))
-    ) as held:
+        bench, project, target, "run", now,
+        engine_in_process=bool(facts.get("engine_in_process")), share=policy == "share",
+    ) as held:  # fmt: skip
         if isinstance(held, Busy):
-            if (overlap or project.overlap) == "fail":
+            if policy == "fail":
                 raise _in_progress(name, held)
             return RunReport(name, target, instant, "skipped", busy=held)
         lease, keeper = held
+        present = instant if now is not None else lease.started_at
         with structlog.contextvars.bound_contextvars(run_id=lease.run_id, project=name):
-            return _work(bench, project, manifest, facts, lease, keeper, instant)
+            return _work(bench, project, manifest, facts, lease, keeper, instant, present)
 
 
 def _in_progress(name: str, busy: Busy) -> RunInProgressError:
     holder = busy.holder
+    what = f"{busy.purpose} {busy.run_id} of {busy.project!r}"
     return RunInProgressError(
-        f"run {busy.run_id} of {name!r} lives: pid {holder.get('pid')} on {holder.get('host')}, since "
+        f"{what} keeps {name!r} out: pid {holder.get('pid')} on {holder.get('host')}, since "
         f"{busy.started_at:%Y-%m-%d %H:%M:%SZ}, its lease until {busy.expires_at:%H:%M:%SZ} unless it is renewed",
-        hint="wait for it, or use `--overlap skip`",
+        hint="wait for it, or see `meshgate lease`",
         run_id=busy.run_id,
     )
 
@@ -269,6 +330,7 @@ def _work(
     lease: Lease,
     keeper: LeaseKeeper,
     now: datetime,
+    present: datetime,
 ) -> RunReport:
     target = manifest.environment
     findings: tuple[Finding, ...] = ()
@@ -282,22 +344,25 @@ def _work(
             opened = bench.open_project(project, load=False)
             findings = reconcile(bench.ledger, opened, target, now)
             manifest = bench.ledger.manifest(target)
-        plan = plan_of(bench, manifest, {project.name}, now)
+        plan = plan_of(bench, manifest, {project.name}, now, present)
         if plan.is_empty:
             state = "nothing_to_do"
         else:
             opened = opened or bench.open_project(project, load=False)
             journal = RunJournal(
-                bench.ledger, lease.run_id, project.name, keeper, manifest.graph, manifest.version_ids,
+                bench, lease.run_id, project.name, keeper, manifest.graph, manifest.version_ids,
                 environment=target, now=now,
+                allowed=allowance(manifest.graph, bench.manifests(), project.name),
             )  # fmt: skip
             outcome = journal.outcome
-            _evaluate(opened, plan, manifest, journal, now)
+            _evaluate(bench, opened, plan, manifest, journal, now)
             findings += reconcile(bench.ledger, opened, target, now)
             state = "failed" if outcome.failed else "done"
             bench.ledger.prune(_HISTORY)
     except LeaseLostError as lost:
         state, error = "lost", lost.message
+    except StoppedError as stopped:
+        state, error = "stopped", stopped.message
     except MeshgateError as problem:
         error = problem.message
         raise
@@ -312,7 +377,12 @@ def _work(
 
 
 def _evaluate(
-    opened: SqlmeshProject, plan: Plan, manifest: Manifest, journal: RunJournal, now: datetime
+    bench: Workbench,
+    opened: SqlmeshProject,
+    plan: Plan,
+    manifest: Manifest,
+    journal: RunJournal,
+    now: datetime,
 ) -> None:
     work: dict[str, IntervalSet] = {}
     previews = opened.previews(manifest.environment)
@@ -325,6 +395,8 @@ def _evaluate(
     # The plan was made before the claims were held: what another environment's run recorded meanwhile is done.
     for name, done in journal.recorded_since().items():
         work[name] -= done
+    units = ((name, manifest.graph[name].unit.count(pieces)) for name, pieces in work.items())
+    bench.tell(Planned(journal.project, tuple((name, count) for name, count in units if count)))
     opened.execute(manifest.environment, work, journal, now=now)
     journal.explain_the_rest()
 

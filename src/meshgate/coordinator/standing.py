@@ -51,6 +51,7 @@ def _of_mark(mark: Mark) -> Obstacle:
         **mark.detail,
         "attempts": mark.attempts,
         "since": mark.made_at,
+        **({"retry_at": mark.retry_at} if mark.retry_at else {}),
         **({"run_id": mark.run_id} if mark.run_id else {}),
     }
     if mark.kind in _UNSETTLED_MARKS:
@@ -60,7 +61,7 @@ def _of_mark(mark: Mark) -> Obstacle:
 
 def _of_claim(claim: LiveClaim) -> Obstacle:
     return Obstacle(
-        claim.interval,
+        claim.written or claim.interval,
         "begun",
         {"run_id": claim.run_id, "project": claim.project, "lease_until": claim.until},
     )

@@ -7,7 +7,17 @@ has the interval `[MIN_INSTANT, MAX_INSTANT)`.
 
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
 from meshgate.ledger.record import CoverageRow, LiveClaim, Manifest, Mark, RecordLedger, VersionState
-from meshgate.ledger.work import Begun, Busy, ClaimAnswer, Lease, Refusal, WorkLedger
+from meshgate.ledger.work import (
+    BackOff,
+    Begun,
+    Busy,
+    ClaimAnswer,
+    Lease,
+    Limits,
+    LiveRun,
+    Refusal,
+    WorkLedger,
+)
 
 WHOLE = Interval(MIN_INSTANT, MAX_INSTANT)
 """The claim or mark of an as-of table: all of time."""
@@ -19,13 +29,16 @@ class Ledger(WorkLedger, RecordLedger):
 
 __all__ = [
     "WHOLE",
+    "BackOff",
     "Begun",
     "Busy",
     "ClaimAnswer",
     "CoverageRow",
     "Lease",
     "Ledger",
+    "Limits",
     "LiveClaim",
+    "LiveRun",
     "Manifest",
     "Mark",
     "Refusal",

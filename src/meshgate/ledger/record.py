@@ -31,11 +31,18 @@ class Mark:
     attempts: int
     detail: Mapping[str, Any]
     made_at: datetime
+    retry_at: datetime | None = None
+    batch: Interval | None = None
+    """Of a mark on a whole table: what was being written when it went wrong."""
 
 
 @attrs.frozen
 class LiveClaim:
-    """A range that a run has reserved (`open`), is writing (`begun`), or may still be writing to (`lost`)."""
+    """A range that a run has reserved (`open`), is writing (`begun`), or may still be writing to (`lost`).
+
+    `written` is the time whose rows a begun one may have changed: less than `interval` where the table is claimed
+    whole although its rows stand by time.
+    """
 
     version_id: int
     interval: Interval
@@ -44,6 +51,7 @@ class LiveClaim:
     project: str
     holder: Mapping[str, Any]
     until: datetime
+    written: Interval | None = None
 
 
 @attrs.frozen
@@ -246,6 +254,8 @@ class RecordLedger:
                 Mark(
                     row["version_id"], to_interval(row["span"]), row["kind"], row["revision"], row["run_id"],
                     row["attempts"], row["detail"], to_utc(row["made_at"]),
+                    to_utc(row["retry_at"]) if row["retry_at"] else None,
+                    to_interval(row["batch"]) if row["batch"] is not None else None,
                 )
             )  # fmt: skip
         claims: dict[int, list[LiveClaim]] = {}
@@ -254,6 +264,7 @@ class RecordLedger:
                 LiveClaim(
                     row["version_id"], to_interval(row["span"]), row["state"], row["run_id"], row["project"],
                     row["holder"], to_utc(row["quarantined_until"] or row["expires_at"]),
+                    to_interval(row["written"]) if row["written"] is not None else None,
                 )
             )  # fmt: skip
         return {

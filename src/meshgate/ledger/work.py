@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from meshgate.db import Database, json
+from meshgate.db import Database, Listener, json
 from meshgate.errors import LeaseLostError
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
 from meshgate.ledger.ranges import to_instant, to_interval, to_range, to_utc
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
 
 @attrs.frozen
@@ -38,10 +39,56 @@ class Busy:
     """Another run of the project lives, so this one may not start."""
 
     run_id: int
+    project: str
     purpose: str
     holder: Mapping[str, Any]
     started_at: datetime
     expires_at: datetime
+
+
+@attrs.frozen
+class LiveRun:
+    """A run whose row says that it lives; its lease may have ended, and nobody taken it over yet.
+
+    Attributes:
+        run_id: The run's id.
+        project: Whose run.
+        environment: SQLMesh's environment.
+        purpose: `run` or `deploy`.
+        holder: Who it is.
+        started_at: By the database's clock, UTC.
+        expires_at: By the database's clock, UTC.
+        promoting: Whether it is a deploy that is about to replace models.
+        open: How many ranges it has reserved.
+        begun: How many batches it is writing.
+    """
+
+    run_id: int
+    project: str
+    environment: str
+    purpose: str
+    holder: Mapping[str, Any]
+    started_at: datetime
+    expires_at: datetime
+    promoting: bool
+    open: int
+    begun: int
+
+
+@attrs.frozen
+class BackOff:
+    """How long what failed is left alone: `first` after the first failure, doubled by each further one."""
+
+    first: timedelta = timedelta(minutes=1)
+    longest: timedelta = timedelta(hours=1)
+
+
+@attrs.frozen
+class Limits:
+    """How many batches may be under way at once: of the model, and of the run's warehouse; None: any number."""
+
+    model: int | None = None
+    warehouse: int | None = None
 
 
 @attrs.frozen
@@ -71,10 +118,18 @@ class Refusal:
 
 @attrs.frozen
 class Begun:
-    """The answer to `begin`: the revision read, or what stands in the way."""
+    """The answer to `begin`: the revision read, or what stands in the way, or what will pass by itself.
+
+    Attributes:
+        read_revision: Up to where the ledger's changes are read; None where it did not begin.
+        refused: What of the parents is not clean.
+        wait: Why it has to be asked for again later: `for` is `promotion` (and the deploy's `run_id`) or `limit`
+            (`of` the `model` or the `warehouse`, at `most` so many).
+    """
 
     read_revision: int | None
     refused: tuple[Refusal, ...] = ()
+    wait: Mapping[str, Any] | None = None
 
 
 class WorkLedger:
@@ -96,6 +151,10 @@ class WorkLedger:
         """The database's present instant, UTC: the only clock that decides."""
         return to_utc(self.database.one("clock", again=True)["now"])
 
+    def listen(self) -> Listener:
+        """Something that wakes when a run commits, fails or ends."""
+        return Listener(self.database)
+
     def revision(self) -> int:
         """The ledger's present revision."""
         return int(self.database.one("revision", again=True)["revision"])
@@ -112,8 +171,11 @@ class WorkLedger:
         ttl: timedelta,
         grace: timedelta,
         as_of: datetime | None = None,
+        share: bool = False,
+        warehouse: str = "default",
+        back_off: BackOff = BackOff(),
     ) -> Lease | Busy:
-        """Start a run of the project, or say which other one lives. Takes over what has expired.
+        """Start a run of the project, or say which other one is in its way. Takes over what has expired.
 
         Args:
             project: The `project:` key.
@@ -123,14 +185,19 @@ class WorkLedger:
             ttl: How long the lease lasts without a renewal.
             grace: How long after expiry a write of this run may still land.
             as_of: The `--now` of the run, UTC.
+            share: Whether other runs of the project may live beside it; never beside a deploy.
+            warehouse: What its batches are counted against.
+            back_off: How long what fails in it is left alone.
         """
         answer = self.database.one(
             "acquire_run", project=project, environment=environment, purpose=purpose, holder=json(dict(holder)),
-            ttl=ttl, grace=grace, as_of=as_of,
+            ttl=ttl, grace=grace, as_of=as_of, share=share, warehouse=warehouse,
+            retry_first=back_off.first, retry_longest=back_off.longest,
         )["answer"]  # fmt: skip
         if busy := answer.get("busy"):
             return Busy(
                 run_id=busy["run_id"],
+                project=busy["project"],
                 purpose=busy["purpose"],
                 holder=busy["holder"],
                 started_at=to_instant(busy["started_at"], MIN_INSTANT),
@@ -163,9 +230,47 @@ class WorkLedger:
         """Take over a run whose process is proven to be gone, without waiting for its lease to end."""
         self.database.rows("bury_run", run_id=run_id, engine_gone=engine_gone)
 
-    def quarantined(self) -> dict[int, dict[str, Any]]:
-        """The holders of lost runs that may still write to what they had begun, by run."""
-        return {row["run_id"]: row["holder"] for row in self.database.rows("quarantined", again=True)}
+    def watched(self) -> dict[int, dict[str, Any]]:
+        """The holders of live runs, and of lost ones that may still write to what they had begun, by run."""
+        return {row["run_id"]: row["holder"] for row in self.database.rows("watched", again=True)}
+
+    def take_over(self) -> tuple[int, ...]:
+        """Take over every run whose lease has expired; which those were."""
+        return tuple(row["run_id"] for row in self.database.rows("take_over", again=True))
+
+    def break_lease(self, run_id: int, by: str) -> bool:
+        """Take a lease away by hand; False where the run had ended already.
+
+        Args:
+            run_id: The run.
+            by: Who did it: for the history.
+        """
+        return bool(self.database.one("break_run", run_id=run_id, by=by, again=True)["lived"])
+
+    def live_runs(self) -> tuple[LiveRun, ...]:
+        """Every run that lives, or that nobody has taken over yet, oldest first."""
+        return tuple(
+            LiveRun(
+                **{**row, "started_at": to_utc(row["started_at"]), "expires_at": to_utc(row["expires_at"])}
+            )
+            for row in self.database.rows("live_runs", again=True)
+        )
+
+    def pause(self, run_id: int, models: Iterable[str]) -> tuple[tuple[int, str, Interval], ...]:
+        """Let nothing of these models begin until the deploy ends; what others are still writing: run, model, time.
+
+        Raises:
+            LeaseLostError: The deploy may not go on.
+        """
+        rows = self.database.rows("pause_models", run_id=run_id, models=sorted(models), again=True)
+        return tuple((row["run_id"], row["model"], to_interval(row["span"])) for row in rows)
+
+    def retry(self, version_ids: Iterable[int], interval: Interval) -> int:
+        """Let what failed be tried again at once; how many marks that concerned."""
+        rows = self.database.rows(
+            "retry_marks", versions=list(version_ids), span=to_range(interval), again=True
+        )
+        return int(rows[0]["ended"])
 
     def prune(self, keep: timedelta) -> None:
         """Forget ended claims, events and unnamed runs older than `keep`."""
@@ -174,9 +279,9 @@ class WorkLedger:
     # Claims
 
     def open_claims(
-        self, run_id: int, version_id: int, intervals: Iterable[Interval]
+        self, run_id: int, version_id: int, intervals: Iterable[Interval], *, whole: bool = False
     ) -> tuple[ClaimAnswer, ...]:
-        """Reserve ranges of one version (the whole of it, for as-of models).
+        """Reserve ranges of one version (the whole of it for as-of models, or where `whole` says so).
 
         Raises:
             LeaseLostError: The run may not write any more.
@@ -186,6 +291,7 @@ class WorkLedger:
             run_id=run_id,
             version_id=version_id,
             spans=[to_range(i) for i in intervals],
+            whole=whole,
             again=True,
         )
         return tuple(
@@ -206,6 +312,7 @@ class WorkLedger:
         needs: Sequence[tuple[int, Interval]],
         loaded: Sequence[int],
         environment: str | None,
+        limits: Limits = Limits(),
     ) -> Begun:
         """Before a batch reads anything: check fence, promotion and gate once more, and note what it will have read.
 
@@ -216,6 +323,7 @@ class WorkLedger:
             needs: The parents' versions and the time of them that the batch reads.
             loaded: Versions that only need to have been loaded (seeds).
             environment: Where all of them must still be promoted; None for a deploy.
+            limits: How many batches may be under way at once.
 
         Raises:
             LeaseLostError: The run may not write any more.
@@ -224,7 +332,7 @@ class WorkLedger:
         answer = self.database.one(
             "begin_claim", run_id=run_id, version_id=version_id, span=to_range(interval),
             parents=[v for v, _ in needs], spans=[to_range(i) for _, i in needs], loaded=list(loaded),
-            environment=environment, again=True,
+            environment=environment, of_model=limits.model, of_warehouse=limits.warehouse, again=True,
         )["answer"]  # fmt: skip
         return Begun(
             answer.get("read_revision"),
@@ -237,6 +345,7 @@ class WorkLedger:
                 )
                 for r in answer.get("refused", ())
             ),
+            answer.get("wait"),
         )
 
     def commit(

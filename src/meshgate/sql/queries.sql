@@ -15,7 +15,20 @@ SELECT meshgate.clock() AS now;
 SELECT revision FROM meshgate.ledger;
 
 -- name: acquire_run
-SELECT meshgate.acquire_run(%(project)s, %(environment)s, %(purpose)s, %(holder)s, %(ttl)s, %(grace)s, %(as_of)s) AS answer;
+SELECT meshgate.acquire_run(%(project)s, %(environment)s, %(purpose)s, %(holder)s, %(ttl)s, %(grace)s, %(as_of)s,
+                            %(share)s, %(warehouse)s, %(retry_first)s, %(retry_longest)s) AS answer;
+
+-- name: take_over
+SELECT meshgate.take_over() AS run_id;
+
+-- name: break_run
+SELECT meshgate.break_run(%(run_id)s, %(by)s) AS lived;
+
+-- name: pause_models
+SELECT run_id, model, span FROM meshgate.pause_models(%(run_id)s, %(models)s);
+
+-- name: retry_marks
+SELECT meshgate.retry_marks(%(versions)s, %(span)s::tstzrange) AS ended;
 
 -- name: renew_run
 SELECT meshgate.renew_run(%(run_id)s) AS expires_at;
@@ -31,11 +44,11 @@ SELECT meshgate.prune(%(keep)s);
 
 -- name: open_claims
 SELECT span, claim_id, refused_by, free_at
-FROM meshgate.open_claims(%(run_id)s, %(version_id)s, %(spans)s::tstzrange[]);
+FROM meshgate.open_claims(%(run_id)s, %(version_id)s, %(spans)s::tstzrange[], %(whole)s);
 
 -- name: begin_claim
 SELECT meshgate.begin_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(parents)s::bigint[], %(spans)s::tstzrange[],
-                            %(loaded)s::bigint[], %(environment)s) AS answer;
+                            %(loaded)s::bigint[], %(environment)s, %(of_model)s, %(of_warehouse)s) AS answer;
 
 -- name: commit_claim
 SELECT meshgate.commit_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(verdict)s, %(audits)s, %(duration)s,
@@ -101,19 +114,32 @@ WHERE int8range(c.version_id, c.version_id, '[]') = int8range(%(version_id)s, %(
 ORDER BY c.span;
 
 -- name: marks
-SELECT m.version_id, m.span, m.kind, m.revision, m.run_id, m.attempts, m.detail, m.made_at
+SELECT m.version_id, m.span, m.kind, m.revision, m.run_id, m.attempts, m.detail, m.made_at, m.retry_at, m.batch
 FROM meshgate.mark m WHERE m.version_id = ANY (%(versions)s) ORDER BY m.version_id, m.span, m.mark_id;
 
 -- name: live_claims
-SELECT k.version_id, k.span, k.state, k.run_id, k.quarantined_until, r.expires_at, p.name AS project, r.holder
+SELECT k.version_id, k.span, k.state, k.run_id, k.quarantined_until, r.expires_at, p.name AS project, r.holder,
+       CASE WHEN k.state = 'begun' THEN meshgate.written(k) END AS written
 FROM meshgate.claim k JOIN meshgate.run r USING (run_id) JOIN meshgate.project p USING (project_id)
 WHERE k.version_id = ANY (%(versions)s)
   AND (k.state IN ('open', 'begun') OR k.state = 'lost' AND k.quarantined_until > meshgate.clock())
 ORDER BY k.version_id, k.span;
 
--- name: quarantined
-SELECT DISTINCT r.run_id, r.holder FROM meshgate.claim k JOIN meshgate.run r USING (run_id)
-WHERE k.state = 'lost' AND k.quarantined_until > meshgate.clock();
+-- name: watched
+-- Runs that live, or that were lost and may still write: whoever can prove that they are gone need not wait for them.
+SELECT r.run_id, r.holder FROM meshgate.run r WHERE r.state = 'running'
+UNION
+SELECT r.run_id, r.holder FROM meshgate.claim k JOIN meshgate.run r USING (run_id)
+WHERE k.state = 'lost' AND k.quarantined_until > meshgate.clock()
+ORDER BY run_id;
+
+-- name: live_runs
+SELECT r.run_id, p.name AS project, r.environment, r.purpose, r.holder, r.started_at, r.expires_at, r.promoting IS NOT NULL AS promoting,
+       count(k.claim_id) FILTER (WHERE k.state = 'open') AS open, count(k.claim_id) FILTER (WHERE k.state = 'begun') AS begun
+FROM meshgate.run r JOIN meshgate.project p USING (project_id)
+LEFT JOIN meshgate.claim k ON k.run_id = r.run_id AND k.state IN ('open', 'begun')
+WHERE r.state = 'running'
+GROUP BY r.run_id, p.name ORDER BY r.run_id;
 
 -- name: runs
 SELECT r.run_id, p.name AS project, r.environment, r.purpose, r.state, r.holder, r.as_of, r.started_at, r.ended_at,

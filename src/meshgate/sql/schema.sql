@@ -152,11 +152,15 @@ CREATE TABLE meshgate.run (
     ttl          interval    NOT NULL,
     grace        interval    NOT NULL,               -- how long a late write of this run may take to land
     state        text        NOT NULL DEFAULT 'running' CONSTRAINT "a run has a known state"
-        CHECK (state IN ('running', 'done', 'failed', 'lost', 'nothing_to_do')),
+        CHECK (state IN ('running', 'done', 'failed', 'lost', 'stopped', 'nothing_to_do')),
     ended_at     timestamptz,
     plan_id      text,
     counts       jsonb       NOT NULL DEFAULT '{}',
     error        text,
+    warehouse    text        NOT NULL DEFAULT 'default',  -- what its batches are counted against
+    retry_first  interval    NOT NULL DEFAULT '1 minute', -- the pause after a first failure; each further one doubles it
+    retry_longest interval   NOT NULL DEFAULT '1 hour',
+    promoting    bigint[],                           -- the models that a deploy is about to replace
     CONSTRAINT "a run that ended says when" CHECK ((state = 'running') = (ended_at IS NULL))
 );
 CREATE INDEX run_live ON meshgate.run (project_id, environment) WHERE state = 'running';
@@ -173,6 +177,7 @@ CREATE TABLE meshgate.claim (
     opened_at    timestamptz NOT NULL,
     read_revision bigint,
     begun_at     timestamptz,
+    batch        tstzrange,                          -- what was begun: of an as-of table, some part of its time
     ended_at     timestamptz,
     -- A lost claim may still be written to until this instant; nobody claims its range before.
     quarantined_until timestamptz,
@@ -223,7 +228,9 @@ CREATE TABLE meshgate.mark (
     run_id       bigint      REFERENCES meshgate.run,
     attempts     integer     NOT NULL DEFAULT 1,
     detail       jsonb       NOT NULL DEFAULT '{}',  -- audit, count, error, cause
-    made_at      timestamptz NOT NULL
+    made_at      timestamptz NOT NULL,
+    retry_at     timestamptz,                        -- not to be tried again before
+    batch        tstzrange                           -- of a mark on a whole table: what was being written
 );
 CREATE INDEX mark_of_version ON meshgate.mark (version_id);
 CREATE INDEX mark_of_run ON meshgate.mark (run_id);
@@ -283,59 +290,83 @@ RETURNS void LANGUAGE sql VOLATILE AS $$
         WHERE int8range(m.version_id, m.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
           AND m.span && p_span AND m.revision <= p_upto AND (p_kind IS NULL OR m.kind = p_kind)
         RETURNING m.*)
-    INSERT INTO meshgate.mark (version_id, span, kind, revision, run_id, attempts, detail, made_at)
-    SELECT cut.version_id, piece, cut.kind, cut.revision, cut.run_id, cut.attempts, cut.detail, cut.made_at
+    INSERT INTO meshgate.mark (version_id, span, kind, revision, run_id, attempts, detail, made_at, retry_at, batch)
+    SELECT cut.version_id, piece, cut.kind, cut.revision, cut.run_id, cut.attempts, cut.detail, cut.made_at, cut.retry_at,
+           cut.batch
     FROM cut, unnest(tstzmultirange(cut.span) - tstzmultirange(p_span)) AS piece;
 $$;
 
-CREATE FUNCTION meshgate.put_mark(p_version_id bigint, p_span tstzrange, p_kind text, p_run_id bigint, p_detail jsonb)
+-- A reason to compute a range again. p_tried: a run has tried to, and the next one should not at once: each failure
+-- in a row doubles the pause. A run that died may have died for reasons of its own: its second death counts.
+-- The pause is counted from the instant that the run stands for.
+CREATE FUNCTION meshgate.put_mark(p_version_id bigint, p_span tstzrange, p_kind text, p_run_id bigint, p_detail jsonb,
+                                  p_tried boolean DEFAULT false)
 RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     revision bigint := meshgate.next_revision();
     whole boolean;
     before integer;
+    doublings integer;
+    written tstzrange := p_span;
+    again timestamptz;
 BEGIN
     SELECT v.as_of INTO whole FROM meshgate.version v WHERE v.version_id = p_version_id;
     -- Nobody knows which rows of a whole table went bad; what was asked for or removed has its own range.
     IF whole AND p_kind IN ('failed', 'suspect') THEN
         p_span := '(,)';
     END IF;
-    SELECT max(m.attempts) INTO before FROM meshgate.mark m
+    SELECT max(m.attempts), max(m.retry_at),
+           CASE WHEN whole THEN range_merge(coalesce(range_agg(m.batch), '{}') + tstzmultirange(written)) END
+    INTO before, again, written
+    FROM meshgate.mark m
     WHERE int8range(m.version_id, m.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
       AND m.span && p_span AND m.kind = p_kind;
+    IF p_tried THEN
+        before := coalesce(before, 0) + 1;
+        doublings := least(before - CASE p_kind WHEN 'suspect' THEN 2 ELSE 1 END, 30);
+        SELECT CASE WHEN doublings >= 0 THEN
+                   coalesce(r.as_of, meshgate.clock()) + least(r.retry_first * 2 ^ doublings, r.retry_longest) END
+        INTO again FROM meshgate.run r WHERE r.run_id = p_run_id;
+    END IF;
     -- The newer mark says all that an older one of its kind said.
     PERFORM meshgate.carve_marks(p_version_id, p_span, revision, p_kind);
-    INSERT INTO meshgate.mark (version_id, span, kind, revision, run_id, attempts, detail, made_at)
-    VALUES (p_version_id, p_span, p_kind, revision, p_run_id, coalesce(before, 0) + 1, coalesce(p_detail, '{}'),
-            meshgate.clock());
+    INSERT INTO meshgate.mark (version_id, span, kind, revision, run_id, attempts, detail, made_at, retry_at, batch)
+    VALUES (p_version_id, p_span, p_kind, revision, p_run_id, greatest(before, 1), coalesce(p_detail, '{}'),
+            meshgate.clock(), again, CASE WHEN whole THEN written END);
     PERFORM meshgate.note('interval.' || p_kind, p_run_id, p_version_id, p_span, p_detail);
     RETURN revision;
 END $$;
 
--- The part of a run's live claims that is exactly span: the row is split where it is wider.
--- An as-of claim is never split. Returns null where the run holds no such claim.
+-- The part of a run's live claims that is exactly span: the row is split where it is wider. The claim on an as-of table
+-- is one whole, and only what was begun of it can end. Returns null where the run holds no such claim.
 CREATE FUNCTION meshgate.claim_piece(p_run_id bigint, p_version_id bigint, p_span tstzrange, p_states text[])
 RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     held meshgate.claim;
-    whole boolean;
 BEGIN
     SELECT c.* INTO held FROM meshgate.claim c
-    WHERE c.run_id = p_run_id AND c.version_id = p_version_id AND c.state = ANY (p_states) AND c.span @> p_span;
+    WHERE c.run_id = p_run_id AND c.version_id = p_version_id AND c.state = ANY (p_states) AND c.span @> p_span
+      AND (p_states <> '{begun}' OR c.batch @> p_span);
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    SELECT v.as_of INTO whole FROM meshgate.version v WHERE v.version_id = p_version_id;
-    IF whole OR held.span = p_span THEN
+    IF held.span = p_span OR (SELECT v.as_of FROM meshgate.version v WHERE v.version_id = p_version_id) THEN
         RETURN held.claim_id;
     END IF;
-    UPDATE meshgate.claim SET span = p_span WHERE claim_id = held.claim_id;
-    INSERT INTO meshgate.claim (run_id, version_id, span, state, opened_revision, opened_at, read_revision, begun_at)
+    UPDATE meshgate.claim SET span = p_span, batch = held.batch * p_span WHERE claim_id = held.claim_id;
+    INSERT INTO meshgate.claim (run_id, version_id, span, state, opened_revision, opened_at, read_revision, begun_at, batch)
     SELECT held.run_id, held.version_id, piece, held.state, held.opened_revision, held.opened_at, held.read_revision,
-           held.begun_at
+           held.begun_at, held.batch * piece
     FROM unnest(tstzmultirange(held.span) - tstzmultirange(p_span)) AS piece;
     RETURN held.claim_id;
 END $$;
+
+-- The time whose rows a begun claim may have changed: a table that is claimed whole because two writers would be in
+-- each other's way still has rows by time; an as-of table is one whole.
+CREATE FUNCTION meshgate.written(c meshgate.claim) RETURNS tstzrange LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN v.as_of THEN c.span ELSE coalesce(c.batch, c.span) END
+    FROM meshgate.version v WHERE v.version_id = c.version_id;
+$$;
 
 -- What a range of a version holds that nobody may read: reason, where, and the facts. Empty: cleanly covered.
 CREATE FUNCTION meshgate.unclean(p_version_id bigint, p_span tstzrange)
@@ -352,11 +383,12 @@ RETURNS TABLE (reason text, span tstzrange, detail jsonb) LANGUAGE sql STABLE AS
       AND m.span && p_span AND m.kind IN ('failed', 'suspect', 'removed')
     UNION ALL
     -- A re-evaluation overwrites rows before anybody has judged them.
-    SELECT 'begun', c.span * p_span, jsonb_build_object('run_id', c.run_id)
+    SELECT 'begun', meshgate.written(c) * p_span, jsonb_build_object('run_id', c.run_id)
     FROM meshgate.claim c
     WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
-      AND c.span && p_span AND c.state = 'begun';
+      AND c.span && p_span AND c.state = 'begun' AND meshgate.written(c) && p_span;
 $$;
+
 
 -- What remains of a claim that was begun and will never be committed: a suspicion, and for an as-of table
 -- the revisions between which readers may have met its unchecked rows.
@@ -365,7 +397,7 @@ DECLARE
     held meshgate.claim;
 BEGIN
     SELECT c.* INTO held FROM meshgate.claim c WHERE c.claim_id = p_claim_id;
-    PERFORM meshgate.put_mark(held.version_id, held.span, p_kind, held.run_id, p_detail);
+    PERFORM meshgate.put_mark(held.version_id, coalesce(held.batch, held.span), p_kind, held.run_id, p_detail, true);
     INSERT INTO meshgate.dirty_span (version_id, from_revision)
     SELECT held.version_id, held.read_revision FROM meshgate.version v
     WHERE v.version_id = held.version_id AND v.as_of
@@ -395,6 +427,7 @@ BEGIN
     -- A claim that never began has written nothing.
     UPDATE meshgate.claim SET state = 'abandoned', ended_at = present WHERE run_id = p_run_id AND state = 'open';
     PERFORM meshgate.note('run.lost', p_run_id, NULL, NULL, jsonb_build_object('cause', p_why, 'gone', p_gone));
+    PERFORM pg_notify('meshgate', p_run_id::text);
 END $$;
 
 -- Is the run still its own master? Locks its row, so that a renewal cannot pass in between.
@@ -418,10 +451,30 @@ CREATE FUNCTION meshgate.project_id(p_name text) RETURNS integer LANGUAGE sql VO
     SELECT project_id FROM meshgate.project WHERE name = p_name;
 $$;
 
--- A new run, or {"busy": ...} where another one of the project lives in this environment. Expired runs of any
--- project are taken over first: their claims would close gates and refuse claims for nothing.
+-- Takes over every run whose lease has expired, of whichever project: its claims would close gates and refuse claims
+-- for nothing. The runs that were lost by it.
+CREATE FUNCTION meshgate.take_over() RETURNS SETOF bigint LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    present timestamptz;
+    r meshgate.run;
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    present := meshgate.clock();
+    FOR r IN SELECT x.* FROM meshgate.run x WHERE x.state = 'running' AND x.expires_at <= present
+             ORDER BY x.run_id FOR UPDATE LOOP
+        -- Read again under the lock of the row: a renewal may just have been waited out.
+        IF r.expires_at <= present THEN
+            PERFORM meshgate.lose_run(r.run_id, false, 'its lease expired');
+            RETURN NEXT r.run_id;
+        END IF;
+    END LOOP;
+END $$;
+
+-- A new run, or {"busy": ...} with the one that is in its way: to a deploy, another deploy in the environment; to a
+-- run, a deploy of its project and, unless it shares, another run of its project. Expired ones are taken over first.
 CREATE FUNCTION meshgate.acquire_run(p_project text, p_environment text, p_purpose text, p_holder jsonb,
-                                     p_ttl interval, p_grace interval, p_as_of timestamptz)
+                                     p_ttl interval, p_grace interval, p_as_of timestamptz, p_share boolean,
+                                     p_warehouse text, p_retry_first interval, p_retry_longest interval)
 RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     present timestamptz;
@@ -430,6 +483,7 @@ DECLARE
     owner integer;
 BEGIN
     PERFORM meshgate.lock_ledger();
+    PERFORM meshgate.take_over();
     present := meshgate.clock();
     IF p_ttl <= '0' OR p_grace < '0' THEN
         RAISE EXCEPTION 'a lease needs a positive ttl and a grace that is not negative' USING ERRCODE = 'MG003';
@@ -438,22 +492,21 @@ BEGIN
         RAISE EXCEPTION 'a run cannot be given an instant in the future: % is after %', p_as_of, present
             USING ERRCODE = 'MG003';
     END IF;
-    FOR r IN SELECT x.* FROM meshgate.run x WHERE x.state = 'running' AND x.expires_at <= present
-             ORDER BY x.run_id FOR UPDATE LOOP
-        -- Read again under the lock of the row: a renewal may just have been waited out.
-        IF r.expires_at <= present THEN
-            PERFORM meshgate.lose_run(r.run_id, false, 'its lease expired');
-        END IF;
-    END LOOP;
     owner := meshgate.project_id(p_project);
     SELECT x.* INTO r FROM meshgate.run x
-    WHERE x.project_id = owner AND x.environment = p_environment AND x.state = 'running' ORDER BY x.run_id LIMIT 1;
+    WHERE x.environment = p_environment AND x.state = 'running'
+      AND CASE WHEN p_purpose = 'deploy' THEN x.purpose = 'deploy'
+               ELSE x.project_id = owner AND (x.purpose = 'deploy' OR NOT p_share) END
+    ORDER BY x.purpose, x.run_id LIMIT 1;
     IF FOUND THEN
         RETURN jsonb_build_object('busy', jsonb_build_object('run_id', r.run_id, 'holder', r.holder, 'purpose', r.purpose,
+            'project', (SELECT name FROM meshgate.project WHERE project_id = r.project_id),
             'started_at', r.started_at, 'expires_at', r.expires_at));
     END IF;
-    INSERT INTO meshgate.run (project_id, environment, purpose, holder, as_of, started_at, expires_at, ttl, grace)
-    VALUES (owner, p_environment, p_purpose, p_holder, p_as_of, present, present + p_ttl, p_ttl, p_grace)
+    INSERT INTO meshgate.run (project_id, environment, purpose, holder, as_of, started_at, expires_at, ttl, grace,
+                              warehouse, retry_first, retry_longest)
+    VALUES (owner, p_environment, p_purpose, p_holder, p_as_of, present, present + p_ttl, p_ttl, p_grace,
+            p_warehouse, p_retry_first, p_retry_longest)
     RETURNING run_id INTO made;
     RETURN jsonb_build_object('run_id', made, 'started_at', present, 'expires_at', present + p_ttl);
 END $$;
@@ -515,15 +568,73 @@ BEGIN
     IF p_engine_gone THEN
         UPDATE meshgate.claim SET quarantined_until = least(quarantined_until, meshgate.clock())
         WHERE run_id = p_run_id AND state = 'lost';
+        PERFORM pg_notify('meshgate', p_run_id::text);
     END IF;
+END $$;
+
+-- Takes a lease away by hand. False where the run had ended already. Its process may live: what it had begun is
+-- waited out as after an expiry.
+CREATE FUNCTION meshgate.break_run(p_run_id bigint, p_by text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    lived boolean;
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    SELECT x.state = 'running' INTO lived FROM meshgate.run x WHERE x.run_id = p_run_id FOR UPDATE;
+    IF lived IS NULL THEN
+        RAISE EXCEPTION 'run % is not in the ledger', p_run_id USING ERRCODE = 'MG003';
+    END IF;
+    PERFORM meshgate.lose_run(p_run_id, false, 'its lease was broken by ' || p_by);
+    RETURN lived;
+END $$;
+
+-- Before a deploy replaces models: from now on nothing of them begins, and what is being written of them by others is
+-- told: an empty answer is the moment to promote. Ends with the run.
+CREATE FUNCTION meshgate.pause_models(p_run_id bigint, p_models text[])
+RETURNS TABLE (run_id bigint, model text, span tstzrange) LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    present timestamptz;
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    present := meshgate.clock();
+    IF NOT meshgate.holds_lease(p_run_id) THEN
+        RAISE EXCEPTION 'run % has lost its lease', p_run_id USING ERRCODE = 'MG001';
+    END IF;
+    UPDATE meshgate.run r
+    SET promoting = ARRAY(SELECT m.model_id FROM meshgate.model m WHERE m.name = ANY (p_models) ORDER BY m.model_id)
+    WHERE r.run_id = p_run_id;
+    RETURN QUERY
+    SELECT k.run_id, m.name, meshgate.written(k)
+    FROM meshgate.claim k JOIN meshgate.run r USING (run_id) JOIN meshgate.version v USING (version_id)
+    JOIN meshgate.model m USING (model_id)
+    WHERE k.state = 'begun' AND k.run_id <> p_run_id AND m.name = ANY (p_models)
+      AND r.state = 'running' AND r.expires_at > present
+    ORDER BY k.run_id, m.name, k.span;
+END $$;
+
+-- Ends the pause of what failed, and of what runs died of: how many marks that were.
+CREATE FUNCTION meshgate.retry_marks(p_versions bigint[], p_span tstzrange) RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    found record;
+    ended integer := 0;
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    FOR found IN UPDATE meshgate.mark m SET retry_at = NULL
+                 WHERE m.version_id = ANY (p_versions) AND m.retry_at IS NOT NULL AND m.span && p_span
+                 RETURNING m.version_id, m.span, m.kind LOOP
+        PERFORM meshgate.note('interval.retried', NULL, found.version_id, found.span, jsonb_build_object('mark', found.kind));
+        ended := ended + 1;
+    END LOOP;
+    PERFORM pg_notify('meshgate', '') WHERE ended > 0;
+    RETURN ended;
 END $$;
 
 ---------------------------------------------------------------------------------------------------------------
 -- Claims: open, begin, commit, fail, abandon
 ---------------------------------------------------------------------------------------------------------------
 
--- Reserves ranges of one version. One row per asked range: its claim, or who has it (null run: in quarantine).
-CREATE FUNCTION meshgate.open_claims(p_run_id bigint, p_version_id bigint, p_spans tstzrange[])
+-- Reserves ranges of one version. One row per asked range: its claim, or who has it.
+-- p_whole: claim all of its time, as an as-of table's, because its writers would be in each other's way.
+CREATE FUNCTION meshgate.open_claims(p_run_id bigint, p_version_id bigint, p_spans tstzrange[], p_whole boolean)
 RETURNS TABLE (span tstzrange, claim_id bigint, refused_by bigint, free_at timestamptz) LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     present timestamptz;
@@ -537,7 +648,7 @@ BEGIN
     IF NOT meshgate.holds_lease(p_run_id) THEN
         RAISE EXCEPTION 'run % has lost its lease', p_run_id USING ERRCODE = 'MG001';
     END IF;
-    SELECT v.as_of INTO whole FROM meshgate.version v WHERE v.version_id = p_version_id;
+    SELECT v.as_of OR p_whole INTO whole FROM meshgate.version v WHERE v.version_id = p_version_id;
     FOREACH wanted IN ARRAY p_spans LOOP
         span := wanted;
         claim_id := NULL; refused_by := NULL; free_at := NULL;
@@ -566,18 +677,23 @@ BEGIN
     END LOOP;
 END $$;
 
--- Before the first read of a batch: fence, promoted version, gate anew, read_revision. {"read_revision": n}, or
--- {"refused": [{"version_id", "reason", "start", "end", "detail"}]}, and the claim stays open.
+-- Before the first read of a batch: fence, promoted version, gate anew, limits, read_revision. {"read_revision": n}, or
+-- {"refused": [{"version_id", "reason", "start", "end", "detail"}]}, or {"wait": {"for", ...}} for what will pass by
+-- itself: a deploy that is about to replace the model, as many batches at once as are allowed. The claim stays open.
 -- p_parents/p_spans: what the batch reads. p_loaded: versions that must only have been loaded.
 -- p_environment: where the version must still be promoted; null for a deploy, which promotes it afterwards.
+-- p_of_model, p_of_warehouse: how many batches may be under way at once, of the model and of the run's warehouse. The
+-- begun claims of live runs are counted, so nothing leaks and nothing drifts.
 CREATE FUNCTION meshgate.begin_claim(p_run_id bigint, p_version_id bigint, p_span tstzrange, p_parents bigint[],
-                                     p_spans tstzrange[], p_loaded bigint[], p_environment text)
+                                     p_spans tstzrange[], p_loaded bigint[], p_environment text,
+                                     p_of_model integer, p_of_warehouse integer)
 RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     known bigint;
     present timestamptz;
     piece bigint;
     refused jsonb;
+    waits jsonb;
 BEGIN
     known := meshgate.lock_ledger();
     present := meshgate.clock();
@@ -614,9 +730,44 @@ BEGIN
     IF piece IS NULL THEN
         RAISE EXCEPTION 'run % holds no claim on %', p_run_id, p_span USING ERRCODE = 'MG002';
     END IF;
-    UPDATE meshgate.claim SET state = 'begun', begun_at = present, read_revision = known WHERE claim_id = piece;
+    -- Who has begun already must be able to go on, or those would wait for it who wait for the end of what it began.
+    IF (SELECT state = 'open' FROM meshgate.claim WHERE claim_id = piece) THEN
+        waits := meshgate.must_wait(p_run_id, p_version_id, p_environment, p_of_model, p_of_warehouse, present);
+        IF waits IS NOT NULL THEN
+            RETURN jsonb_build_object('wait', waits);
+        END IF;
+    END IF;
+    -- What was begun of a whole table and did not end may have been written, from the first begin on.
+    UPDATE meshgate.claim c
+    SET state = 'begun', begun_at = present,
+        read_revision = CASE WHEN c.state = 'begun' AND c.span = '(,)' THEN c.read_revision ELSE known END,
+        batch = CASE WHEN c.state = 'begun' THEN range_merge(c.batch, p_span) ELSE p_span END
+    WHERE c.claim_id = piece RETURNING c.read_revision INTO known;
     RETURN jsonb_build_object('read_revision', known);
 END $$;
+
+-- What a batch has to wait for although it is ready; null: nothing.
+CREATE FUNCTION meshgate.must_wait(p_run_id bigint, p_version_id bigint, p_environment text, p_of_model integer,
+                                   p_of_warehouse integer, p_present timestamptz) RETURNS jsonb LANGUAGE sql STABLE AS $$
+    WITH under_way AS (
+        SELECT v.model_id, r.warehouse FROM meshgate.claim k JOIN meshgate.run r USING (run_id)
+        JOIN meshgate.version v USING (version_id)
+        WHERE k.state = 'begun' AND r.state = 'running' AND r.expires_at > p_present),
+    ours AS (
+        SELECT v.model_id, r.warehouse FROM meshgate.version v, meshgate.run r
+        WHERE v.version_id = p_version_id AND r.run_id = p_run_id)
+    SELECT jsonb_build_object('for', 'promotion', 'run_id', d.run_id)
+    FROM meshgate.run d, ours
+    WHERE d.state = 'running' AND d.purpose = 'deploy' AND d.expires_at > p_present AND d.run_id <> p_run_id
+      AND d.environment = p_environment AND ours.model_id = ANY (d.promoting)
+    UNION ALL
+    SELECT jsonb_build_object('for', 'limit', 'of', 'model', 'most', p_of_model)
+    FROM ours WHERE (SELECT count(*) FROM under_way u WHERE u.model_id = ours.model_id) >= p_of_model
+    UNION ALL
+    SELECT jsonb_build_object('for', 'limit', 'of', 'warehouse', 'name', ours.warehouse, 'most', p_of_warehouse)
+    FROM ours WHERE (SELECT count(*) FROM under_way u WHERE u.warehouse = ours.warehouse) >= p_of_warehouse
+    LIMIT 1;
+$$;
 
 -- A write that arrives after the lease was lost. Whoever computed the range since cannot know what it overwrote, so
 -- the suspicion is newer than any of their reads; and the write has landed, so the quarantine is over.
@@ -694,20 +845,33 @@ BEGIN
     INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, run_id, verdict, audits, duration, rows, committed_at)
     VALUES (p_version_id, stamped, made, held.read_revision, p_run_id, p_verdict, coalesce(p_audits, '[]'), p_duration, p_rows, present);
     IF whole THEN
-        -- A refresh makes the whole table anew. Merging writes what the interval has once more, and leaves the ranges
-        -- that were asked for elsewhere. Appending mends nothing: whether rows are doubled, a person must say.
-        DELETE FROM meshgate.mark m
-        WHERE m.version_id = p_version_id AND m.revision <= held.read_revision
-          AND (refreshed OR m.kind IN ('failed', 'suspect') AND kind_of <> 'incremental_unmanaged');
-        PERFORM meshgate.carve_marks(p_version_id, p_span, held.read_revision)
-        WHERE kind_of <> 'incremental_unmanaged';
+        -- A refresh makes the whole table anew. Merging writes what the interval has once more, and leaves what was
+        -- asked for or went wrong elsewhere. Appending mends nothing: whether rows are doubled, a person must say.
+        IF kind_of <> 'incremental_unmanaged' THEN
+            -- Of a table that merges, the doubt is over when all that was being written has been written once more.
+            UPDATE meshgate.mark m SET batch = range_merge(tstzmultirange(m.batch) - tstzmultirange(p_span))
+            WHERE m.version_id = p_version_id AND m.revision <= held.read_revision AND m.kind IN ('failed', 'suspect')
+              AND NOT refreshed AND NOT m.batch <@ p_span AND NOT lower_inf(m.batch);
+            DELETE FROM meshgate.mark m
+            WHERE m.version_id = p_version_id AND m.revision <= held.read_revision
+              AND (refreshed OR m.kind IN ('failed', 'suspect')
+                                AND (m.batch IS NULL OR m.batch <@ p_span OR lower_inf(m.batch)));
+            PERFORM meshgate.carve_marks(p_version_id, p_span, held.read_revision, named)
+            FROM unnest('{removed,requested,lookback}'::text[]) AS named;
+        END IF;
         UPDATE meshgate.dirty_span SET to_revision = made
         WHERE version_id = p_version_id AND to_revision IS NULL
           AND NOT EXISTS (SELECT FROM meshgate.mark m WHERE m.version_id = p_version_id AND m.kind IN ('failed', 'suspect'));
-        -- The table is whole again, and stays reserved for the next batch of the run.
-        UPDATE meshgate.claim SET state = 'open' WHERE claim_id = held.claim_id;
     ELSE
         PERFORM meshgate.carve_marks(p_version_id, p_span, held.read_revision);
+    END IF;
+    IF whole THEN
+        -- The table stays reserved for the next batch of the run; or for the rest of this one.
+        UPDATE meshgate.claim c SET state = CASE WHEN refreshed OR c.batch <@ p_span THEN 'open' ELSE 'begun' END,
+               batch = CASE WHEN NOT refreshed AND NOT c.batch <@ p_span
+                            THEN range_merge(tstzmultirange(c.batch) - tstzmultirange(p_span)) END
+        WHERE c.claim_id = held.claim_id;
+    ELSE
         UPDATE meshgate.claim SET state = 'committed', ended_at = present WHERE claim_id = held.claim_id;
     END IF;
     -- The obligation is made in the transaction that makes it necessary: units that were read since the claim was

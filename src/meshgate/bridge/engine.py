@@ -1,0 +1,52 @@
+"""What SQLMesh does not do with its connections to the engine: limit statements, and interrupt them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sqlmesh.core.engine_adapter import EngineAdapter
+
+_LIMIT = "meshgate_limit"
+
+
+def limit_statements(adapter: EngineAdapter, longest_s: float) -> None:
+    """Let the engine give up statements of this thread's session that take longer.
+
+    A lost run's last statement is over when the grace is, which is no shorter. Where the engine is in the process,
+    there is nothing to limit: it ends with it.
+    """
+    statement = {
+        "postgres": f"SET statement_timeout = {int(longest_s * 1000)}",
+        "redshift": f"SET statement_timeout = {int(longest_s * 1000)}",
+        "databricks": f"SET STATEMENT_TIMEOUT = {int(longest_s)}",
+        "snowflake": f"ALTER SESSION SET STATEMENT_TIMEOUT_IN_SECONDS = {int(longest_s)}",
+    }.get(adapter.dialect)
+    pool = getattr(adapter, "_connection_pool", None)
+    if statement is None or pool is None or getattr(adapter, "is_spark_session_connection", False):
+        return
+    if pool.get_attribute(_LIMIT) != longest_s:
+        adapter.cursor.execute(statement)
+        pool.set_attribute(_LIMIT, longest_s)
+
+
+def interrupt(adapters: Iterable[EngineAdapter]) -> None:
+    """Interrupt the statements under way in all threads, where the driver has a way to."""
+    for adapter in adapters:
+        for thing in _open(getattr(adapter, "_connection_pool", None)):
+            for way in ("interrupt", "cancel"):  # DuckDB's word; Postgres's and Databricks's
+                if callable(stop := getattr(thing, way, None)):
+                    with suppress(Exception):  # it may have ended by itself
+                        stop()
+                    break
+
+
+def _open(pool: Any) -> Iterator[Any]:
+    for one in ("_cursor", "_connection"):
+        if (found := getattr(pool, one, None)) is not None:
+            yield found
+    for several in ("_thread_cursors", "_thread_connections"):
+        yield from list(getattr(pool, several, {}).values())

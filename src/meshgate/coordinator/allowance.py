@@ -1,0 +1,95 @@
+"""What a project's manifest allows its runs: batches at once, back-off, models that one run writes at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from meshgate.errors import ConfigError, UnknownModelError
+from meshgate.ledger import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meshgate.config import ProjectConfig
+    from meshgate.graph import MeshGraph
+
+
+@frozen
+class Allowance:
+    """What holds for the batches of one run.
+
+    Attributes:
+        warehouse: How many may be under way at once in its warehouse, all projects together; None: any number.
+        models: The same for single models, by name.
+        exclusive: Time-range models that are claimed whole.
+    """
+
+    warehouse: int | None = None
+    models: Mapping[str, int] = field(factory=dict)
+    exclusive: frozenset[str] = frozenset()
+
+    def limits(self, model: str) -> Limits:
+        """What the ledger has to count when a batch of this model begins."""
+        return Limits(self.models.get(model), self.warehouse)
+
+
+def declared_allowance(project: ProjectConfig) -> dict[str, Any]:
+    """A project's share of it as plain data, for the ledger's copy of its manifest."""
+    return {
+        "warehouse": project.warehouse,
+        "warehouse_limit": project.warehouse_limit,
+        "model_limits": dict(project.model_limits),
+        "exclusive": list(project.exclusive),
+    }
+
+
+def allowance(graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]], project: str) -> Allowance:
+    """What the manifests of all projects allow the runs of one: of several limits of one warehouse, the smallest.
+
+    Names that the graph does not have are passed over: another environment may promote less.
+    """
+    ours = manifests.get(project, {}).get("warehouse", "default")
+    of_warehouse = [
+        m["warehouse_limit"]
+        for m in manifests.values()
+        if m.get("warehouse_limit") and m.get("warehouse", "default") == ours
+    ]
+    models: dict[str, int] = {}
+    exclusive: set[str] = set()
+    for manifest in manifests.values():
+        for name, limit in manifest.get("model_limits", {}).items():
+            for model in _resolved(graph, name):
+                models[model] = min(limit, models.get(model, limit))
+        exclusive.update(model for name in manifest.get("exclusive", ()) for model in _resolved(graph, name))
+    return Allowance(min(of_warehouse, default=None), models, frozenset(exclusive))
+
+
+def check_names(graph: MeshGraph, project: ProjectConfig) -> None:
+    """Refuse limits on models that do not exist.
+
+    Raises:
+        ConfigError: Names the entry and the nearest model.
+    """
+    for key, names in (("limits.models", project.model_limits), ("exclusive", project.exclusive)):
+        for name in names:
+            try:
+                model = graph.resolve(name)
+            except UnknownModelError as error:
+                raise ConfigError(
+                    f"{key} of project {project.name!r} names a model that does not exist: {error.message}",
+                    hint=error.hint,
+                ) from None
+            if graph[model].project != project.name:
+                raise ConfigError(
+                    f"{key} of project {project.name!r} names {name}, a model of project {graph[model].project!r}",
+                    hint="declare it in the meshgate.yaml of the project that owns the model",
+                )
+
+
+def _resolved(graph: MeshGraph, name: str) -> tuple[str, ...]:
+    try:
+        return (graph.resolve(name),)
+    except UnknownModelError:
+        return ()

@@ -1,0 +1,191 @@
+"""Waiting for another run to end, or for data to be there: a notification wakes, the ledger decides.
+
+No lease is held while a run waits: it keeps nobody out, and nothing has to be taken over if it dies.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+from statistics import median
+from typing import TYPE_CHECKING
+
+from attrs import evolve
+
+from meshgate.coordinator.progress import Waiting
+from meshgate.coordinator.reconcile import unchanged
+from meshgate.due import cron_next
+from meshgate.interval import IntervalSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+
+    from meshgate.coordinator.run import RunReport, Workbench
+    from meshgate.db import Listener
+    from meshgate.ledger import Busy
+
+_UNENDING = ("held",)
+"""What no waiting ends: a person has to decide."""
+_OVER = ("lost", "stopped", "skipped")
+
+
+class Patience:
+    """How long a run may wait, by this machine's clock: it may end the waiting earlier, and decides nothing.
+
+    Args:
+        limit: How long from now on.
+    """
+
+    def __init__(self, limit: timedelta) -> None:
+        self._ends = time.monotonic() + limit.total_seconds()
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left."""
+        return max(0.0, self._ends - time.monotonic())
+
+
+@contextmanager
+def _listening(bench: Workbench) -> Iterator[Listener]:
+    """Open only while nothing is evaluated: who listens and does not read holds up the server's queue."""
+    with bench.ledger.listen() as bell, bench.stop.waking(bell.wake):
+        yield bell
+
+
+def until_free(
+    bench: Workbench, report: RunReport, limit: timedelta, again: Callable[[], RunReport]
+) -> RunReport:
+    """Try again when the run that is in the way has ended; the last report says `skipped` where it did not in time.
+
+    Args:
+        bench: Configuration and ledger.
+        report: Says that another run lives.
+        limit: How long to wait.
+        again: Tries to run.
+    """
+    patience = Patience(limit)
+    while report.busy is not None and patience.left_s and not bench.stop.requested:
+        with _listening(bench) as bell:
+            while (busy := _in_the_way(bench, report.busy)) and patience.left_s and not bench.stop.requested:
+                bench.tell(
+                    Waiting(
+                        report.project, None, busy.project, IntervalSet(), "busy", busy.run_id, None,
+                        bench.ledger.clock() + timedelta(seconds=patience.left_s), bell.listening,
+                    )
+                )  # fmt: skip
+                bell.wait(patience.left_s)
+        if patience.left_s and not bench.stop.requested:
+            report = again()
+    return report
+
+
+def _in_the_way(bench: Workbench, busy: Busy) -> Busy | None:
+    """The run, if it still is in the way; one whose lease has ended is not."""
+    bench.bury_the_gone()
+    bench.ledger.take_over()
+    return busy if any(r.run_id == busy.run_id for r in bench.ledger.live_runs()) else None
+
+
+def until_ready(
+    bench: Workbench,
+    report: RunReport,
+    limit: timedelta,
+    *,
+    simulated: bool,
+    again: Callable[[datetime], RunReport],
+) -> RunReport:
+    """Evaluate what was due when the run started as soon as it gets ready; everything that was done, as one report.
+
+    Args:
+        bench: Configuration and ledger.
+        report: What was done at once.
+        limit: How long to wait.
+        simulated: Whether the run's instant stands for the present.
+        again: Runs once more for the same instant.
+    """
+    patience = Patience(limit)
+    horizon = report.now
+    while report.state not in _OVER and patience.left_s and not bench.stop.requested:
+        if not any(b.reason not in _UNENDING for b in report.blocked):
+            break
+        with _listening(bench) as bell:
+            while not (work := _may_work(bench, report, simulated=simulated)):
+                if not patience.left_s or bench.stop.requested:
+                    break
+                bench.tell(_what_for(bench, report, patience, bell, simulated=simulated))
+                bell.wait(patience.left_s)
+        if work and not bench.stop.requested:
+            report = together(report, again(horizon))
+    return report
+
+
+def _may_work(bench: Workbench, report: RunReport, *, simulated: bool) -> bool:
+    """Whether a run would find something to do: by the ledger, or because somebody worked without it."""
+    from meshgate.coordinator.run import plan_of
+
+    bench.bury_the_gone()
+    bench.ledger.take_over()
+    manifest = bench.ledger.manifest(report.environment)
+    present = None if simulated else bench.ledger.clock()
+    if not plan_of(bench, manifest, {report.project}, report.now, present).is_empty:
+        return True
+    facts = bench.ledger.projects().get(report.project, {}).get("manifest") or {}
+    # Where SQLMesh's tables are elsewhere, looking at them needs a lease and SQLMesh itself: the next run does that.
+    return isinstance(facts.get("state_schema"), str) and not unchanged(bench.ledger, manifest, facts)
+
+
+def together(before: RunReport, then: RunReport) -> RunReport:
+    """Two runs for one instant, as one."""
+    if then.state == "skipped":
+        return evolve(before, blocked=before.blocked or ())
+    committed = dict(before.committed)
+    for name, done in then.committed.items():
+        committed[name] = committed.get(name, IntervalSet()) | done
+    mended = [
+        f for f in before.failed if not IntervalSet([f.interval]) - committed.get(f.model, IntervalSet())
+    ]
+    failed = (*(f for f in before.failed if f not in mended), *then.failed)
+    state = then.state
+    if state in ("done", "nothing_to_do"):
+        state = "failed" if failed else ("done" if committed else "nothing_to_do")
+    return evolve(
+        then, state=state, committed=committed, failed=failed, warned=(*before.warned, *then.warned),
+        findings=(*before.findings, *then.findings), unmirrored=(*before.unmirrored, *then.unmirrored),
+        run_id=then.run_id or before.run_id,
+    )  # fmt: skip
+
+
+def _what_for(
+    bench: Workbench, report: RunReport, patience: Patience, bell: Listener, *, simulated: bool
+) -> Waiting:
+    """The first root of what is waited for."""
+    from meshgate.coordinator.status import waits
+
+    until = bench.ledger.clock() + timedelta(seconds=patience.left_s)
+    roots = [w.causes[0] for w in waits(bench, report.project, report.environment, report.now) if w.causes]
+    roots = [r for r in roots if r.reason not in _UNENDING] or roots
+    if roots:
+        root = roots[0]
+        found = (root.model, root.project, root.time, root.reason, root.detail.get("run_id"))
+    else:
+        entry = report.blocked[0]
+        found = (entry.parent, entry.parent_project, IntervalSet([entry.span]), entry.reason, None)
+    expected = None if simulated else _expected(bench, found[1], report.environment)
+    return Waiting(report.project, *found, expected, until, bell.listening)
+
+
+def _expected(bench: Workbench, project: str, environment: str) -> datetime | None:
+    """When the project's next run is likely to have ended: by its schedule and by how long its runs took."""
+    runs = [r for r in bench.ledger.runs(project, environment, limit=20) if r["purpose"] == "run"]
+    took = [r["ended_at"] - r["started_at"] for r in runs if r["state"] == "done"]
+    if not took:
+        return None
+    usual = timedelta(seconds=median(d.total_seconds() for d in took))
+    live = [r for r in runs if r["state"] == "running" and not r["expired"]]
+    if live:
+        expected: datetime = live[0]["started_at"] + usual
+        return expected
+    schedule = (bench.ledger.projects().get(project, {}).get("manifest") or {}).get("schedule")
+    return cron_next(schedule, "UTC", bench.ledger.clock()) + usual if schedule else None
