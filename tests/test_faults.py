@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +19,6 @@ from tiny_mesh import TinyMesh, at, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from meshgate.local_postgres import LocalPostgres
 
@@ -182,3 +182,50 @@ def test_a_killed_run_whose_lease_has_expired_keeps_nobody_waiting(
         assert len(mesh.ledger.watched()) > 1
         report = mesh.run("upstream", now=at(120))
         assert report.committed[BRONZE_EVENTS] == IntervalSet([span(60, 120)])
+
+
+PAUSED_AT_COMMIT = """
+import os, signal
+from meshgate.coordinator.journal import RunJournal
+commit = RunJournal.commit
+def paused(self, *args, **kwargs):
+    if not hasattr(self, "paused"):
+        self.paused = True
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return commit(self, *args, **kwargs)
+RunJournal.commit = paused
+"""
+
+
+def test_a_worker_that_wakes_up_after_its_work_was_done_elsewhere_records_nothing(
+    tmp_path: Path, postgres: LocalPostgres, extensions: None
+) -> None:
+    """Wrong answer h (River, procrastinate): the paused first worker's completion is refused, and told, and mended."""
+    tiny = TinyMesh(
+        tmp_path, postgres, settings={"lease_ttl": "1s", "grace": "1s", "statement_timeout": "1s"}
+    )
+    tiny.feed(0, 240)
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+        zombie = start(tiny, "upstream", 120, PAUSED_AT_COMMIT)
+        try:
+            wait_until(lambda: _is_stopped(zombie.pid), "the pause before the commit")
+            # Somebody else does the work: when the lease has ended, and the grace for what may still be written.
+            wait_until(lambda: mesh.run("upstream", now=at(120)).state == "done", "the takeover")
+            done = mesh.ledger.runs("upstream", limit=1)[0]["run_id"]
+            assert mesh.run("upstream", now=at(120)).state == "nothing_to_do"
+        finally:
+            os.kill(zombie.pid, signal.SIGCONT)
+        out, errors = zombie.communicate(timeout=60)
+        assert out.strip() == "lost", errors
+        (refused,) = [e for e in mesh.ledger.events(limit=1000) if e["kind"] == "commit.refused"]
+        assert refused["run_id"] < done
+        # What it wrote may have come after the other's rows: evaluated once more, and then all is well.
+        again = mesh.run("upstream", now=at(120))
+        assert again.committed[BRONZE_EVENTS] == IntervalSet([span(60, 120)])
+        assert mesh.run("upstream", now=at(120)).state == "nothing_to_do"
+    assert tiny.table("silver.events") == tiny.expected(120)["silver.events"]
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"

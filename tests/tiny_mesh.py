@@ -178,6 +178,17 @@ class TinyMesh:
         finally:
             connection.close()
 
+    @staticmethod
+    def sql_outside(url: str, statement: str) -> None:
+        """Run a statement that must not be in a transaction."""
+        connection = psycopg2.connect(url)
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+        finally:
+            connection.close()
+
     def feed(self, start: float, end: float, *, every: float = 1.0) -> None:
         """Write one event a minute (by default) between two instants, in minutes; doing it twice changes nothing."""
         count = int((end - start) / every)

@@ -528,15 +528,17 @@ END $$;
 CREATE FUNCTION meshgate.finish_run(p_run_id bigint, p_state text, p_counts jsonb, p_error text) RETURNS text LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     present timestamptz;
+    holds boolean;
     over boolean;
     c record;
     ended text;
 BEGIN
     PERFORM meshgate.lock_ledger();
+    holds := meshgate.holds_lease(p_run_id);  -- which may wait for a renewal: the grace is counted from afterwards
     present := meshgate.clock();
     -- An engine elsewhere may go on with a statement whose client has given up: that is waited out.
     SELECT coalesce(r.holder ->> 'engine_in_process' = 'true', false) INTO over FROM meshgate.run r WHERE r.run_id = p_run_id;
-    IF NOT meshgate.holds_lease(p_run_id) THEN
+    IF NOT holds THEN
         PERFORM meshgate.lose_run(p_run_id, over, 'its lease expired');
         UPDATE meshgate.claim SET quarantined_until = least(quarantined_until, present)
         WHERE run_id = p_run_id AND state = 'lost' AND over;
