@@ -13,8 +13,9 @@ import pytest
 
 from ledger_scene import eventually, meanwhile
 from meshgate.coordinator.progress import Waiting
-from meshgate.errors import RunInProgressError
+from meshgate.errors import EvaluationError, RunInProgressError
 from meshgate.interval import IntervalSet
+from meshgate.ledger import Lease
 from meshgate.mesh import Mesh
 from tiny_mesh import BRONZE, SILVER, TinyMesh, at, span
 
@@ -288,3 +289,63 @@ def test_only_so_many_batches_are_under_way_at_once(
             assert not future.done()
         waiting.__exit__(None, None, None)
         assert future.result().committed == {GOLD_HOURLY: IntervalSet([span(0, 60)])}
+
+
+def test_deploys_of_two_projects_wait_for_each_other(tiny: TinyMesh) -> None:
+    """Two continuous integrations deploy at once: one after the other, and neither has to be repeated by hand."""
+    tiny.feed(0, 240)
+    told: list[Any] = []
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+        other = mesh.ledger.acquire("elsewhere", "prod", "deploy", {}, ttl=LONG, grace=LONG)
+        assert isinstance(other, Lease)
+        with Mesh.open(tiny.folder, tell=told.append) as second:
+            with meanwhile(lambda: second.deploy("downstream", now=at(60))) as future:
+                eventually(lambda: any(isinstance(t, Waiting) for t in told), "it waits")
+                assert (told[0].reason, told[0].of) == ("busy", "elsewhere")
+                assert mesh.run("upstream", now=at(70)).state == "done"  # runs of other projects go on
+                mesh.ledger.finish(other.run_id, "done", {})
+            assert future.result().state == "done"
+
+
+def test_a_deploy_that_died_while_it_replaced_models_is_finished_by_the_next(tiny: TinyMesh) -> None:
+    """SQLMesh's environment is half changed: runs say so and touch nothing, and deploying again makes it whole."""
+    tiny.feed(0, 240)
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+        mesh.deploy("downstream", now=at(60))
+        tiny.write(
+            "upstream",
+            "bronze",
+            BRONZE.format(source=tiny.source).replace("SELECT id", "SELECT id + 0 AS id"),
+        )
+        die = (
+            "import os, signal\nfrom meshgate.bridge.scheduler import AskingState\n"
+            "AskingState.finalize = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        assert (
+            tiny.cli("deploy", "upstream", "--now", f"{at(60):%FT%TZ}", python=die, check=False).returncode
+            == -9
+        )
+        with pytest.raises(EvaluationError, match="that plan died") as refused:
+            mesh.run("upstream", now=at(120))
+        assert "meshgate deploy upstream" in str(refused.value)
+        assert mesh.deploy("upstream", now=at(60)).state == "done"
+        assert mesh.run("upstream", now=at(120)).state == "done"
+        assert mesh.run("downstream", now=at(120)).state == "done"
+    tiny.check(120)
+
+
+def test_statements_are_limited_where_the_engine_outlives_the_process(
+    tmp_path: Path, postgres: LocalPostgres
+) -> None:
+    """A lost run's last statement is over when its grace is: the limit is set on the sessions that evaluate."""
+    tiny = TinyMesh(tmp_path, postgres, engine="postgres", settings={"statement_timeout": "7m"})
+    tiny.feed(0, 60)
+    limited = BRONZE.format(source=tiny.source).replace(
+        "value FROM", "length(current_setting('statement_timeout')) AS value FROM"
+    )
+    tiny.write("upstream", "bronze", limited)
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+    assert {value for *_, value in tiny.table("bronze.events")} == {len("7min")}

@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen
 from meshgate.coordinator.plan import make_plan
 from meshgate.due import cron_floor, cron_next
 from meshgate.gate import ParentState, decide
-from meshgate.graph import Kind, readers_of, window_of
+from meshgate.graph import Kind, name_parts, readers_of, window_of
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval, IntervalSet
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Cause:
         project: Its project.
         time: Which time, UTC; all of it has the same cause.
         reason: As in `gate.Obstacle`.
-        detail: The facts: audits with counts, error, attempts, run_id, since, due_at.
+        detail: The facts: audits with counts, error, attempts, run_id, since, due_at; retry_at while it is left alone.
         ready: Whether a run of its project that started now would evaluate it, by the ledger alone.
         because: What keeps it back; empty for a root.
         remedy: For a root: what would end it.
@@ -89,7 +89,8 @@ class Cause:
         told = self.detail
         audits = ",".join(sorted(a["audit"] for a in told.get("audits", ())))
         run = str(told.get("run_id")) if self.reason == "begun" else ""
-        facts = (told.get("error"), told.get("cause"), told.get("mark"), told.get("claim"))
+        pause = "paused" if told.get("retry_at") else ""
+        facts = (told.get("error"), told.get("cause"), told.get("mark"), told.get("claim"), pause)
         return (self.model, self.reason, audits, run, *(str(f or "") for f in facts))
 
 
@@ -112,7 +113,7 @@ def _merge(group: list[Cause]) -> Cause:
 
 
 def _merge_details(details: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """The newest facts; counts of audits summed, the most attempts, the earliest due."""
+    """The newest facts; counts of audits summed, the most attempts, the earliest due and the next try."""
     newest = max(details, key=lambda d: str(d.get("since") or ""))
     merged_detail = dict(newest)
     counts: dict[str, int] = {}
@@ -123,9 +124,17 @@ def _merge_details(details: list[Mapping[str, Any]]) -> dict[str, Any]:
         merged_detail["audits"] = [{"audit": name, "count": count} for name, count in counts.items()]
     if any("attempts" in d for d in details):
         merged_detail["attempts"] = max(d.get("attempts") or 1 for d in details)
-    if any(d.get("due_at") for d in details):
-        merged_detail["due_at"] = min(d["due_at"] for d in details if d.get("due_at"))
+    for key in ("due_at", "retry_at"):
+        if any(d.get(key) for d in details):
+            merged_detail[key] = min(d[key] for d in details if d.get(key))
     return merged_detail
+
+
+def paused(detail: Mapping[str, Any], now: datetime) -> Mapping[str, Any]:
+    """The facts of what went wrong; when it is tried again only where that is still to come."""
+    if detail.get("retry_at") and detail["retry_at"] <= now:
+        return {key: value for key, value in detail.items() if key != "retry_at"}
+    return detail
 
 
 class Scene:
@@ -135,6 +144,11 @@ class Scene:
         bench: Configuration and ledger.
         environment: SQLMesh's environment.
         now: An instant in the past to stand for the present, UTC; the ledger's clock by default.
+
+    Attributes:
+        now: The instant that counts, UTC.
+        clock: What the ledger's clock says, UTC: leases end by it, whatever instant counts.
+        live_runs: Every run that lives in the environment, oldest first.
 
     Raises:
         NotDeployedError: Nothing was deployed in the environment.
@@ -154,7 +168,8 @@ class Scene:
             environment=environment, now=self.now, patience=self._patience,
         )  # fmt: skip
         self._planned = {planned.name: planned for planned in self.plan.models}
-        self._clock = bench.ledger.clock()
+        self.clock = bench.ledger.clock()
+        self.live_runs = [run for run in bench.ledger.live_runs() if run.environment == environment]
         self._depth = 0
         self._told: dict[tuple[str, IntervalSet], tuple[Cause, ...]] = {}
 
@@ -241,12 +256,12 @@ class Scene:
                 yield self._root(node, taken, "begun", {
                     "claim": claim.state, "run_id": claim.run_id, "project": claim.project,
                     "host": claim.holder.get("host"), "pid": claim.holder.get("pid"), "lease_until": claim.until,
-                        "expired": claim.until <= self._clock,
+                        "expired": claim.until <= self.clock,
                 })  # fmt: skip
                 rest -= taken
         for obstacle in sorted(state.obstacles, key=_telling):
             if obstacle.reason in _TELLING and (spoilt := rest & IntervalSet((obstacle.span,))):
-                yield self._spoilt(node, spoilt, obstacle.reason, obstacle.detail)
+                yield self._spoilt(node, spoilt, obstacle.reason, paused(obstacle.detail, self.now))
                 rest -= spoilt
         frontier = state.covered.last.end if state.covered.last else MIN_INSTANT
         yield from self._unrecorded(node, "missing", rest.clip(MIN_INSTANT, frontier))
@@ -264,7 +279,7 @@ class Scene:
         blocks = tuple(cause for _, cause in self._blocks(node, again)) if again else ()
         # What its own run brings up to date before is no reason why it is as it is.
         because = tuple(c for c in blocks if not (c.project == node.project and c.in_order))
-        ready = bool(again) and not because
+        ready = bool(again) and not because and not detail.get("retry_at")
         return self._cause(Cause(node.name, node.project, time, reason, detail, ready, because))
 
     def _unrecorded(self, node: ModelNode, reason: str, time: IntervalSet) -> Iterator[Cause]:
@@ -346,13 +361,16 @@ def _remedy(cause: Cause) -> str:
     run, told = f"`meshgate run {cause.project}`", cause.detail
     mend = "repair the rows that the audit rejects" if told.get("audits") else "mend what the error names"
     again = f"the next {run} evaluates it again"
+    retry = f"`meshgate retry {'.'.join(name_parts(cause.model)[-2:])}`"
+    if told.get("retry_at"):
+        again = f"{run} evaluates it again after the pause, or at once after {retry}"
     wait = f"wait for run {told.get('run_id')} to end"
     if told.get("expired"):
         wait = f"{run} takes over"
     elif told.get("claim") == "lost":
         wait = f"a statement of the lost run may still write until then; afterwards {run} evaluates it again"
     remedies = {
-        "failed": f"{mend}, then {run} evaluates it again",
+        "failed": f"{mend}; {again}" if told.get("retry_at") else f"{mend}, then {run} evaluates it again",
         "held": "meshgate does not evaluate it by itself: check its rows, and repair them by hand",
         "begun": wait,
         "not_due": "give the model an earlier start or a later end"

@@ -11,6 +11,7 @@ from meshgate.coordinator.journal import Outcome, RunJournal
 from meshgate.coordinator.manifest import declared_edges
 from meshgate.coordinator.reconcile import Finding, graph_of, reconcile
 from meshgate.coordinator.run import RunReport, Workbench, _counts, _finish, _in_progress, _report, leased
+from meshgate.coordinator.waiting import until_free
 from meshgate.errors import LeaseLostError, MeshgateError, ProjectError, StoppedError
 from meshgate.graph import MeshGraph
 from meshgate.ledger import Busy
@@ -43,8 +44,10 @@ def deploy(
         environment: SQLMesh's environment; the project's own by default.
         now: An instant in the past to stand for the present, UTC.
 
+    Another deploy in the environment is waited for; runs work on beside it until it replaces what they write.
+
     Raises:
-        RunInProgressError: Another run or deploy of the project lives.
+        RunInProgressError: Another deploy lived for longer than the project's `overlap_limit`.
         EvaluationError: The plan failed.
         ProjectError: The project cannot be loaded, or owns a model of another one.
         MeshgateError: The ledger or the configuration is unusable.
@@ -54,12 +57,21 @@ def deploy(
     instant = bench.instant(now)
     opened = bench.open_project(project, load=True)
     _refuse_double_owners(bench, opened, target, instant)
-    with leased(bench, project, target, "deploy", now, engine_in_process=opened.engine_in_process) as held:
-        if isinstance(held, Busy):
-            raise _in_progress(name, held)
-        lease, keeper = held
-        with structlog.contextvars.bound_contextvars(run_id=lease.run_id, project=name):
-            return _apply(bench, project, opened, lease, keeper, target, instant)
+
+    def once() -> RunReport:
+        with leased(
+            bench, project, target, "deploy", now, engine_in_process=opened.engine_in_process
+        ) as held:
+            if isinstance(held, Busy):
+                return RunReport(name, target, instant, "skipped", busy=held)
+            lease, keeper = held
+            with structlog.contextvars.bound_contextvars(run_id=lease.run_id, project=name):
+                return _apply(bench, project, opened, lease, keeper, target, instant)
+
+    report = until_free(bench, once(), project.overlap_limit, once)
+    if report.busy is not None:
+        raise _in_progress(name, report.busy)
+    return report
 
 
 def _refuse_double_owners(bench: Workbench, opened: SqlmeshProject, target: str, now: datetime) -> None:

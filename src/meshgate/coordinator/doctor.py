@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from meshgate.bridge.contract import TESTED_RANGE, check_hooks, check_version, installed_versions, minor
 from meshgate.config import load
+from meshgate.coordinator.allowance import check_names, declared_allowance
 from meshgate.coordinator.manifest import declared_edges
 from meshgate.errors import MeshgateError, NotDeployedError
 
@@ -23,6 +25,14 @@ Outcome = Literal["ok", "warn", "fail"]
 
 _OLDEST_POSTGRES: Final = 140000
 _SKEW_WORTH_TELLING: Final = timedelta(seconds=5)
+_RUNS: Final = 200
+# What the copy of a project that declared nothing means, and what the file calls what the copy keeps.
+_UNDECLARED: Final[Mapping[str, Any]] = {"warehouse": "default", "model_limits": {}, "exclusive": []}
+_KEYS: Final = {
+    "patience_s": "patience",
+    "warehouse_limit": "limits.warehouse",
+    "model_limits": "limits.models",
+}
 
 
 @frozen
@@ -30,8 +40,8 @@ class Check:
     """One thing that was looked at.
 
     Attributes:
-        name: What kind of thing: `config`, `sqlmesh`, `ledger`, `clock`, `project`, `versions`, `manifest`,
-            `environment`, `runs`.
+        name: What kind of thing: `config`, `sqlmesh`, `ledger`, `clock`, `notifications`, `project`, `versions`,
+            `manifest`, `limits`, `environment`, `runs`.
         subject: Which one of them: a project, an environment; empty where there is only one.
         outcome: `ok`, `warn` or `fail`.
         message: What was found.
@@ -97,6 +107,7 @@ def examine(path: Path | None, connect: Callable[[MeshConfig], Workbench]) -> Di
         checks += _guarded("versions", "", _versions, known)
         for project in config.projects:
             checks += _guarded("manifest", project.name, _manifest, project, known)
+            checks += _guarded("limits", project.name, _limits, bench, project)
         for environment in sorted({project.environment for project in config.projects}):
             checks += _guarded("runs", environment, _runs, bench, environment)
     return Diagnosis(tuple(checks))
@@ -134,6 +145,7 @@ def _ledger(bench: Workbench, config: MeshConfig) -> list[Check]:
     checks = _guarded("ledger", "", _server, bench, config)
     if not any(check.outcome == "fail" for check in checks):
         checks += _guarded("ledger", "", _schema, bench)
+        checks += _guarded("notifications", "", _notifications, bench)
     return checks
 
 
@@ -164,6 +176,20 @@ def _server(bench: Workbench, config: MeshConfig) -> Iterator[Check]:
 def _schema(bench: Workbench) -> Iterator[Check]:
     bench.ledger.database.check_schema()
     yield Check("ledger", "", "ok", "its schema is this meshgate's")
+
+
+def _notifications(bench: Workbench) -> Iterator[Check]:
+    with bench.ledger.listen() as bell:
+        heard = bell.listening
+    if heard:
+        yield Check("notifications", "", "ok", "they get through: a run that waits is woken at once")
+    else:
+        message = "they do not get through: a run that waits asks the ledger every 5 s instead"
+        hint = (
+            "nothing goes wrong by it; a pooler in transaction mode swallows LISTEN, so let ledger.url "
+            "name the server itself, or a pool of sessions"
+        )
+        yield Check("notifications", "", "warn", message, hint)
 
 
 # Projects
@@ -198,12 +224,30 @@ def _environment(bench: Workbench, project: ProjectConfig) -> Iterator[Check]:
     if promoted is None:
         yield Check("environment", project.name, "warn", f"SQLMesh's state has no {where}", deploy)
     elif not promoted.finalized:
-        message = f"{where} is in the middle of a plan that did not end"
-        yield Check(
-            "environment", project.name, "warn", message, f"wait for the plan that works on it, or {deploy}"
-        )
+        yield _half_changed(bench, project, where, deploy)
     else:
         yield Check("environment", project.name, "ok", f"SQLMesh's state answers, and {where} is finalized")
+
+
+def _half_changed(bench: Workbench, project: ProjectConfig, where: str, deploy: str) -> Check:
+    """Of an environment that SQLMesh began to change and did not finish: who is at it, or was."""
+    rows = bench.ledger.runs(None, project.environment, limit=_RUNS)
+    since = list(takewhile(lambda r: r["state"] != "done", (r for r in rows if r["purpose"] == "deploy")))
+    live = [r for r in since if r["state"] == "running" and not r["expired"]]
+    died = [r for r in since if r["state"] in ("lost", "running")]
+    row = next(iter(live or died or since), None)
+    if row is None:
+        message = f"{where} is in the middle of a plan that did not end"
+        return Check(
+            "environment", project.name, "warn", message, f"wait for the plan that works on it, or {deploy}"
+        )
+    name = f"deploy {row['run_id']} of {row['project']!r}"
+    if live:
+        return Check("environment", project.name, "ok", f"{where} is being changed by {name}, which is live")
+    how = {"failed": "failed", "stopped": "was stopped"}.get(row["state"], "died")
+    message = f"{where} is half changed: {name} {how} while it replaced models"
+    again = f"run `meshgate deploy {row['project']} --environment {project.environment}`: it goes on where that one ended"
+    return Check("environment", project.name, "warn", message, again)
 
 
 def _versions(known: Mapping[str, Mapping[str, Any]]) -> Iterator[Check]:
@@ -249,9 +293,11 @@ def _manifest(project: ProjectConfig, known: Mapping[str, Mapping[str, Any]]) ->
 def manifest_differences(project: ProjectConfig, copy: Mapping[str, Any]) -> list[str]:
     """Where a project's configuration is not what the ledger keeps of it, in words."""
     found: list[str] = []
-    for key, here in (("schedule", project.schedule), ("overlap", project.overlap)):
-        if copy.get(key) != here:
-            found.append(f"{key} is {here or 'not given'}, was {copy.get(key) or 'not given'}")
+    declared = {**declared_settings(project), **declared_allowance(project)}
+    for key, here in declared.items():
+        there = copy.get(key, _UNDECLARED.get(key))
+        if there != here:
+            found.append(f"{_KEYS.get(key, key)} is {_value(key, here)}, was {_value(key, there)}")
     here_edges = {(e["reader"], e["parent"]): e for e in declared_edges(project)}
     copied_edges = {(e["reader"], e["parent"]): e for e in copy.get("edges", ())}
     for pair in sorted(here_edges.keys() | copied_edges.keys()):
@@ -264,6 +310,47 @@ def manifest_differences(project: ProjectConfig, copy: Mapping[str, Any]) -> lis
     return found
 
 
+def declared_settings(project: ProjectConfig) -> dict[str, Any]:
+    """What else a deploy copies, as the ledger keeps it."""
+    return {
+        "schedule": project.schedule,
+        "overlap": project.overlap,
+        "patience_s": project.patience.total_seconds() if project.patience is not None else None,
+    }
+
+
+def _value(key: str, value: Any) -> str:
+    """A value of `meshgate.yaml` as a person writes it."""
+    if value in (None, {}, []):
+        return "not given"
+    if key == "patience_s":
+        return f"{value:g}s"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {limit}" for name, limit in sorted(value.items()))
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _limits(bench: Workbench, project: ProjectConfig) -> Iterator[Check]:
+    """What limits and exclusive name has to be there; a deploy would refuse it."""
+    if not project.model_limits and not project.exclusive:
+        return
+    if project.environment not in bench.ledger.environments():
+        return
+    graph = bench.ledger.manifest(project.environment).graph
+    single = [evolve(project, model_limits={name: 1}, exclusive=()) for name in project.model_limits]
+    single += [evolve(project, model_limits={}, exclusive=(name,)) for name in project.exclusive]
+    wrong = False
+    for one in single:
+        try:
+            check_names(graph, one)
+        except MeshgateError as error:
+            wrong = True
+            hint = f"{error.hint}; if it is new, deploy it" if error.hint else "if it is new, deploy it"
+            yield Check("limits", project.name, "warn", error.message, hint)
+    if not wrong:
+        yield Check("limits", project.name, "ok", "every model that limits and exclusive name is there")
+
+
 # What goes on
 
 
@@ -274,15 +361,16 @@ def _runs(bench: Workbench, environment: str) -> Iterator[Check]:
         yield Check("runs", environment, "warn", error.message, error.hint)
         return
     quiet = True
-    for row in bench.ledger.runs(None, environment, limit=200):
-        if row["state"] != "running":
+    clock = bench.ledger.clock()
+    for run in bench.ledger.live_runs():
+        if run.environment != environment:
             continue
-        holder = row["holder"] or {}
-        who = f"run {row['run_id']} of {row['project']!r} (pid {holder.get('pid')} on {holder.get('host')})"
+        who = f"{run.purpose} {run.run_id} of {run.project!r} (pid {run.holder.get('pid')} on {run.holder.get('host')})"
         quiet = False
-        if row["expired"]:
-            message = f"{who} lost its lease at {row['expires_at'].astimezone(UTC):%Y-%m-%d %H:%M:%SZ} and did not end"
-            yield Check("runs", environment, "warn", message, "the next run takes over what it had begun")
+        if run.expires_at <= clock:
+            message = f"{who} lost its lease at {run.expires_at:%Y-%m-%d %H:%M:%SZ}, and nobody took over yet"
+            hint = "the next run of any project takes over what it had begun"
+            yield Check("runs", environment, "warn", message, hint)
         else:
             yield Check("runs", environment, "ok", f"{who} is live")
     states = bench.ledger.states(manifest.version_ids.values())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import evolve, field, frozen
 
-from meshgate.coordinator.causes import Cause, Scene, merged, pruned
+from meshgate.coordinator.causes import Cause, Scene, merged, paused, pruned
 from meshgate.errors import ConfigError, IntervalError
 from meshgate.interval import Interval, IntervalSet
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from meshgate.coordinator.run import Workbench
     from meshgate.gate import Blocked
     from meshgate.graph import ModelNode
-    from meshgate.ledger import CoverageRow
+    from meshgate.ledger import CoverageRow, LiveRun
 
 ORDINARY: Final = ("late", "missing")
 """The reasons of time that was simply not evaluated yet."""
@@ -34,16 +34,19 @@ class RunFacts:
         run_id: Its id.
         project: Whose.
         purpose: `run` or `deploy`.
-        state: `running`, `done`, `failed`, `lost` or `nothing_to_do`.
+        state: `running`, `done`, `failed`, `lost`, `stopped` or `nothing_to_do`.
         host: Where it runs or ran.
         pid: As which process.
         as_of: Its `--now`, if that was given.
         started_at: When it started.
         ended_at: When it ended, or None.
         lease_until: When its lease ends or ended unless it is renewed.
-        live: Whether it holds a lease now.
+        live: Whether it holds a lease now. One that runs and does not is taken over by the next run of any project.
         counts: Intervals committed, failed, blocked.
         error: Why it stopped as a whole, if it did.
+        promoting: Whether it is a deploy that is about to replace models.
+        open: How many ranges it has reserved.
+        begun: How many batches it is writing.
     """
 
     run_id: int
@@ -59,6 +62,9 @@ class RunFacts:
     live: bool
     counts: Mapping[str, int]
     error: str | None
+    promoting: bool = False
+    open: int = 0
+    begun: int = 0
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> RunFacts:
@@ -72,6 +78,16 @@ class RunFacts:
             counts=row["counts"] or {}, error=row["error"],
         )  # fmt: skip
 
+    @classmethod
+    def of_live(cls, run: LiveRun, now: datetime, as_of: datetime | None) -> RunFacts:
+        """From what the ledger says of a run that lives; `now` is the ledger's."""
+        return cls(
+            run_id=run.run_id, project=run.project, purpose=run.purpose, state="running",
+            host=run.holder.get("host"), pid=run.holder.get("pid"), as_of=_utc(as_of),
+            started_at=run.started_at, ended_at=None, lease_until=run.expires_at, live=run.expires_at > now,
+            counts={}, error=None, promoting=run.promoting, open=run.open, begun=run.begun,
+        )  # fmt: skip
+
 
 def _utc(instant: datetime | None) -> datetime | None:
     return instant.astimezone(UTC) if instant else None
@@ -83,13 +99,18 @@ class ProjectRuns:
 
     Attributes:
         project: Its name.
-        live: The run that works now.
-        last: The newest run that does not.
+        live_runs: Every run that works now, oldest first; also one whose lease ended and that nobody took over yet.
+        last: The newest run that has ended.
     """
 
     project: str
-    live: RunFacts | None
+    live_runs: tuple[RunFacts, ...]
     last: RunFacts | None
+
+    @property
+    def live(self) -> RunFacts | None:
+        """The oldest run that holds a lease."""
+        return next((run for run in self.live_runs if run.live), None)
 
 
 # Why
@@ -115,7 +136,7 @@ class Why:
         recorded_upto: Up to where something is recorded, UTC.
         due_upto: Up to where it should be recorded, UTC.
         next_due: When its next interval comes due, UTC.
-        runs: The live and the newest run of its project, and of those where the roots are.
+        runs: The live runs and the last one of its project, and of those where the roots are.
     """
 
     environment: str
@@ -241,10 +262,14 @@ def _state_of(cause: Cause) -> str:
 
 
 def runs_of(scene: Scene, project: str) -> ProjectRuns:
-    """The live run of a project, and its newest that is not."""
-    found = [RunFacts.of(row) for row in scene.bench.ledger.runs(project, scene.environment, limit=2)]
-    live = next((run for run in found if run.live), None)
-    return ProjectRuns(project, live, next((run for run in found if not run.live), None))
+    """Every live run of a project, and the newest one that has ended."""
+    live = [run for run in scene.live_runs if run.project == project]
+    # As many may be newer than the last one that ended, and another one may have started since.
+    rows = scene.bench.ledger.runs(project, scene.environment, limit=len(live) + 2)
+    as_of = {row["run_id"]: row["as_of"] for row in rows}
+    last = next((RunFacts.of(row) for row in rows if row["state"] != "running"), None)
+    facts = (RunFacts.of_live(run, scene.clock, as_of.get(run.run_id)) for run in live)
+    return ProjectRuns(project, tuple(facts), last)
 
 
 # Gate
@@ -311,7 +336,7 @@ def gate(
         node.project,
         interval,
         decision.ready,
-        _telling(decision.blocked),
+        tuple(evolve(b, detail=paused(b.detail, scene.now)) for b in _telling(decision.blocked)),
     )
 
 

@@ -35,7 +35,7 @@ class ModelStatus:
         next_due: When its next interval comes due.
         late: How long ago the oldest interval that is missing became due; None if none is.
         missing: Due and never recorded.
-        ready: What the next run of its project evaluates.
+        ready: What the next run of its project evaluates; not what failed and is left alone for a while.
         blocked: What waits for something else than that run.
         failing: What failed when it was evaluated last.
         suspect: What has to be evaluated again, as nobody knows what it holds.
@@ -74,7 +74,7 @@ class ProjectStatus:
         project: Its name.
         deployed: Whether the environment promotes any model of it.
         schedule: When its orchestrator runs it, as far as its `meshgate.yaml` says.
-        runs: Its live run, and the newest of those that are not.
+        runs: Its live runs, and the newest one that has ended.
         models: Its models, parents first.
     """
 

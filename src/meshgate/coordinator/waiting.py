@@ -107,17 +107,22 @@ def until_ready(
     """
     patience = Patience(limit)
     horizon = report.now
+    fruitless = False
     while report.state not in _OVER and patience.left_s and not bench.stop.requested:
         if not any(b.reason not in _UNENDING for b in report.blocked):
             break
         with _listening(bench) as bell:
-            while not (work := _may_work(bench, report, simulated=simulated)):
+            # What looks ready and came to nothing, for a reason that only a run sees, is not tried again at once.
+            while fruitless or not (work := _may_work(bench, report, simulated=simulated)):
                 if not patience.left_s or bench.stop.requested:
-                    break
+                    return report
                 bench.tell(_what_for(bench, report, patience, bell, simulated=simulated))
                 bell.wait(patience.left_s)
+                fruitless = False
         if work and not bench.stop.requested:
-            report = together(report, again(horizon))
+            then = again(horizon)
+            fruitless = not then.committed and not then.failed
+            report = together(report, then)
     return report
 
 
