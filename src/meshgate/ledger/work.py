@@ -231,7 +231,7 @@ class WorkLedger:
         self.database.rows("bury_run", run_id=run_id, engine_gone=engine_gone)
 
     def watched(self) -> dict[int, dict[str, Any]]:
-        """The holders of live runs, and of lost ones that may still write to what they had begun, by run."""
+        """The holders of runs that need not be waited for once they are proven to be gone, by run."""
         return {row["run_id"]: row["holder"] for row in self.database.rows("watched", again=True)}
 
     def take_over(self) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval, IntervalSet
 from meshgate.report import wording
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from meshgate.coordinator.causes import Cause
     from meshgate.coordinator.doctor import Diagnosis
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from meshgate.coordinator.status import ModelStatus, Status, Wait
     from meshgate.errors import MeshgateError
     from meshgate.gate import Blocked
-    from meshgate.ledger import Busy, CoverageRow
+    from meshgate.ledger import Busy, CoverageRow, LiveRun
 
 VERSION = 1
 
@@ -103,14 +103,18 @@ def _row(row: CoverageRow) -> dict[str, Any]:
 
 
 def _runs(runs: ProjectRuns) -> dict[str, Any]:
-    return _record(runs)
+    """`live` is the oldest that holds a lease, `live_runs` all of them."""
+    return {**_record(runs), "live": plain(runs.live)}
 
 
 def _busy(busy: Busy | None) -> dict[str, Any] | None:
     if busy is None:
         return None
-    holder = {key: busy.holder.get(key) for key in ("host", "pid")}
-    return {**_record(attrs.evolve(busy, holder={})), "holder": holder}
+    return {**_record(busy), "holder": _shown(busy.holder)}
+
+
+def _shown(holder: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: plain(holder.get(key)) for key in ("host", "pid")}
 
 
 def _wait(wait: Wait) -> dict[str, Any]:
@@ -133,11 +137,9 @@ def status(found: Status) -> dict[str, Any]:
     """`meshgate.status`."""
     projects = [
         {
-            "project": p.project,
+            **_runs(p.runs),
             "deployed": p.deployed,
             "schedule": p.schedule,
-            "live": plain(p.runs.live),
-            "last": plain(p.runs.last),
             "models": [_model(m) for m in p.models],
         }
         for p in found.projects
@@ -211,6 +213,25 @@ def run(report: RunReport, waits: tuple[Wait, ...], verb: str) -> dict[str, Any]
         busy=_busy(report.busy),
         error=report.error,
     )
+
+
+def lease(runs: Sequence[LiveRun], now: datetime, broken: LiveRun | None) -> dict[str, Any]:
+    """`meshgate.lease`."""
+    return document(
+        "lease",
+        now=now,
+        leases=[_lease(run, now) for run in runs],
+        broken=_lease(broken, now) if broken is not None else None,
+    )
+
+
+def _lease(run: LiveRun, now: datetime) -> dict[str, Any]:
+    return {**_record(run), "holder": _shown(run.holder), "expired": run.expires_at <= now}
+
+
+def retry(model: str, project: str, ended: int) -> dict[str, Any]:
+    """`meshgate.retry`: how many pauses were ended."""
+    return document("retry", model=model, project=project, ended=ended)
 
 
 def error(found: MeshgateError) -> dict[str, Any]:

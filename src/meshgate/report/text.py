@@ -18,6 +18,7 @@ from meshgate.report.wording import (
     length,
     model_name,
     run_of,
+    runs_of,
     time_of,
     what_failed,
 )
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from meshgate.coordinator.explain import GateAnswer, Why
     from meshgate.coordinator.run import RunReport
     from meshgate.coordinator.status import ModelStatus, ProjectStatus, Status, Wait
-    from meshgate.ledger import CoverageRow
+    from meshgate.ledger import CoverageRow, LiveRun
 
 _LINES = 15
 _TREE_LINES = 40
@@ -39,6 +40,7 @@ _NAMES = 4
 _MODELS = 20
 _NARROWEST = 20
 _COLUMNS = ("model", "kind", "recorded", "due", "late")
+_LEASES = ("run", "project", "environment", "holder", "since", "reserved", "writing")
 _INTERVAL = re.compile(r"\[[^\[\]()]*\)")
 # Of the private use area: as wide as a space, and no white space to whoever wraps.
 _GLUE = "\ue000"
@@ -93,15 +95,12 @@ def status(out: Console, found: Status) -> None:
     out.print(_line((found.environment, "bold"), f" at {instant(found.now)}"))
     shown = {p.project: _worth_showing(p.models) for p in found.projects}
     rows = {name: [_row(model, found.now) for model in models] for name, models in shown.items()}
-    widths = [
-        max(map(len, cells))
-        for cells in zip(_COLUMNS, *(r[0] for p in rows.values() for r in p), strict=True)
-    ]
+    widths = _widths(_COLUMNS, [row for models in rows.values() for row in models])
     for project in found.projects:
         out.print()
         _project(out, project, found.now)
         if rows[project.project]:
-            _table(out, rows[project.project], widths)
+            _table(out, _COLUMNS, rows[project.project], widths)
         if hidden := len(project.models) - len(rows[project.project]):
             out.print(Text(f"  ... and {counted(hidden, 'more model')}; --json has all", style="dim"))
     out.print()
@@ -130,13 +129,23 @@ def _row(model: ModelStatus, now: datetime) -> tuple[tuple[str, ...], Text]:
     return cells, _model_state(model, now)
 
 
-def _table(out: Console, rows: list[tuple[tuple[str, ...], Text]], widths: list[int]) -> None:
-    """Columns as wide in every project; the last one takes what the screen has left."""
+def _widths(columns: tuple[str, ...], rows: Sequence[tuple[tuple[str, ...], Text]]) -> list[int]:
+    return [max(map(len, cells)) for cells in zip(columns, *(cells for cells, _ in rows), strict=True)]
+
+
+def _table(
+    out: Console,
+    columns: tuple[str, ...],
+    rows: Sequence[tuple[tuple[str, ...], Text]],
+    widths: list[int],
+    last: str = "",
+) -> None:
+    """Columns of these widths; the last one takes what the screen has left."""
 
     def line(cells: tuple[str, ...]) -> str:
         return "  " + "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True))
 
-    out.print(Text(line(_COLUMNS).rstrip(), style="dim"))
+    out.print(Text(f"{line(columns)}{last}".rstrip(), style="dim"), soft_wrap=True)
     for cells, state in rows:
         start = line(cells)
         for piece in state.wrap(out, max(_NARROWEST, out.width - len(start))):
@@ -149,12 +158,12 @@ def _project(out: Console, project: ProjectStatus, now: datetime) -> None:
     out.print(_line((project.project, "bold"), schedule))
     if not project.deployed:
         out.print(_line("  ", (f"not deployed here: run `meshgate deploy {project.project}`", "yellow")))
-    if project.runs.live:
-        _wrapped(out, [_line("  ", (run_of(project.runs.live, now), "cyan"))], 4)
+    for run in project.runs.live_runs:
+        _wrapped(out, [_line("  ", (run_of(run, now), "cyan" if run.live else "yellow"))], 4)
     if project.runs.last:
-        bad = project.runs.last.state in ("failed", "lost", "running")
+        bad = project.runs.last.state in ("failed", "lost", "stopped")
         _wrapped(out, [_line("  last ", (run_of(project.runs.last, now), "yellow" if bad else ""))], 4)
-    elif project.deployed and not project.runs.live:
+    elif project.deployed and not project.runs.live_runs:
         out.print("  it never ran")
 
 
@@ -317,9 +326,7 @@ def _remedies(out: Console, found: Why) -> None:
         if any(
             root.project == project.project and root.reason in ("late", "missing") for root in found.roots
         ):
-            last = f"last {run_of(project.last, found.now)}" if project.last else "it never ran"
-            live = run_of(project.live, found.now) if project.live else "no run is live"
-            _wrapped(out, [_line(f"{project.project}: {last}; {live}")], 2)
+            _wrapped(out, [_line(f"{project.project}: {runs_of(project, found.now)}")], 2)
     out.print(_line(("what would end it", "bold")))
     remedies: dict[str, list[str]] = {}
     for root in found.roots:
@@ -358,7 +365,9 @@ def run(out: Console, report: RunReport, waits: tuple[Wait, ...], verb: str) -> 
     state = {"nothing_to_do": "nothing to do", "planned": "would do this"}.get(report.state, report.state)
     if report.state == "planned" and report.plan is not None and report.plan.is_empty:
         state = "would do nothing: nothing is ready"
-    style = {"failed": "red", "lost": "red", "skipped": "yellow"}.get(report.state, "green")
+    style = {"failed": "red", "lost": "red", "skipped": "yellow", "stopped": "yellow"}.get(
+        report.state, "green"
+    )
     out.print(
         _line(
             (f"{verb}{number} of {report.project}", "bold"),
@@ -368,11 +377,11 @@ def run(out: Console, report: RunReport, waits: tuple[Wait, ...], verb: str) -> 
         )
     )
     if report.error:
-        _wrapped(out, [_line("  ", (report.error, "red"))], 4)
+        _wrapped(out, [_line("  ", (report.error, style))], 4)
     if report.busy is not None:
         busy = report.busy
         _wrapped(out, [_line(
-            f"  run {busy.run_id} lives: pid {busy.holder.get('pid')} on {busy.holder.get('host')}, since "
+            f"  {busy.purpose} {busy.run_id} of {busy.project} lives: pid {busy.holder.get('pid')} on {busy.holder.get('host')}, since "
             f"{instant(busy.started_at, report.now)}, its lease until {instant(busy.expires_at, report.now)}"
         )], 4)  # fmt: skip
     _sets(out, "committed", "green", report.committed)
@@ -411,6 +420,51 @@ def _sets(out: Console, word: str, style: str, sets: Mapping[str, IntervalSet]) 
         if time
     ]
     _wrapped(out, _capped(lines, "  "), 12)
+
+
+# Leases
+
+
+def lease(out: Console, runs: Sequence[LiveRun], now: datetime, broken: LiveRun | None) -> None:
+    """Who holds a lease; each run in a line."""
+    if broken is not None:
+        out.print(
+            _line((f"the lease of {broken.purpose} {broken.run_id} of {broken.project} is broken", "green"))
+        )
+    if not runs:
+        out.print("no run is live" if broken is None else "no other run is live")
+        return
+    rows = [
+        (
+            (
+                f"{run.purpose} {run.run_id}", run.project, run.environment,
+                f"{run.holder.get('pid')}@{run.holder.get('host')}", instant(run.started_at, now), str(run.open), str(run.begun),
+            ),
+            _lease_end(run, now),
+        )
+        for run in runs
+    ]  # fmt: skip
+    _table(out, _LEASES, rows, _widths(_LEASES, rows), "lease until")
+
+
+def _lease_end(run: LiveRun, now: datetime) -> Text:
+    more = [("about to replace models", "cyan")] if run.promoting else []
+    ended = run.expires_at <= now
+    until = (
+        (f"{instant(run.expires_at, now)}: expired, to be taken over", "yellow")
+        if ended
+        else instant(run.expires_at, now)
+    )
+    return Text(", ").join(_line(part) for part in (until, *more))
+
+
+def retry(out: Console, model: str, project: str, ended: int) -> None:
+    """How many pauses were ended."""
+    if ended:
+        said = f"{counted(ended, 'pause')} ended; the next `meshgate run {project}` tries again"
+    else:
+        said = "nothing that failed is in a pause"
+    out.print(_line((model_name(model), "bold"), f": {said}"))
 
 
 # Doctor

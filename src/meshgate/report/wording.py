@@ -11,10 +11,14 @@ from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval, IntervalSet
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meshgate.coordinator.explain import RunFacts
+    from meshgate.coordinator.explain import ProjectRuns, RunFacts
+    from meshgate.coordinator.progress import Batch, Waiting
+    from meshgate.coordinator.run import RunReport
+    from meshgate.ledger import LiveRun
 
 _PIECES_SHOWN = 3
 _COUNTS = ("committed", "failed", "blocked")
+_NEAR = timedelta(minutes=10)
 
 
 def model_name(name: str) -> str:
@@ -53,30 +57,37 @@ def length(value: timedelta | None) -> str:
     return " ".join(f"{number}{unit}" for number, unit in parts[first : first + 2] if number)
 
 
-def time_of(time: IntervalSet | Interval) -> str:
-    """Some time of a model: its intervals, or how many there are; `the whole table` for all of time."""
+def time_of(time: IntervalSet | Interval, now: datetime | None = None) -> str:
+    """Some time of a model: its intervals, or how many there are; `the whole table` for all of time.
+
+    Args:
+        time: UTC.
+        now: Dates of its day are left out.
+    """
     pieces = [time] if isinstance(time, Interval) else list(time)
     if not pieces:
         return "nothing"
     if pieces[0].start == MIN_INSTANT and pieces[-1].end == MAX_INSTANT:
         return "the whole table"
     if len(pieces) <= _PIECES_SHOWN:
-        return ", ".join(map(_span, pieces))
+        return ", ".join(_span(piece, now) for piece in pieces)
     hull = Interval(pieces[0].start, pieces[-1].end)
-    return f"{len(pieces)} stretches in {_span(hull)}"
+    return f"{len(pieces)} stretches in {_span(hull, now)}"
 
 
-def _span(piece: Interval) -> str:
+def _span(piece: Interval, now: datetime | None) -> str:
     if piece.end == MAX_INSTANT:
-        return f"[{boundary(piece.start)}, ...)"
+        return f"[{boundary(piece.start, now)}, ...)"
     if piece.start == MIN_INSTANT:
-        return f"[..., {boundary(piece.end)})"
+        return f"[..., {boundary(piece.end, now)})"
+    if now is not None and piece.start.date() == piece.end.date() == now.date():
+        return f"[{boundary(piece.start, now)}, {boundary(piece.end, now)})"
     return str(piece)
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, several: str | None = None) -> str:
     """A number with its noun."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number} {several or noun + 's'}"
 
 
 def what_failed(detail: Mapping[str, Any]) -> str:
@@ -130,15 +141,21 @@ def _claimed(detail: Mapping[str, Any], now: datetime | None) -> str:
 
 
 def _circumstances(detail: Mapping[str, Any], now: datetime | None) -> str:
-    """Which attempt of which run, and when."""
+    """Which attempt of which run, when, and when the next one is."""
     facts: list[str] = []
     if (detail.get("attempts") or 1) > 1:
-        facts.append(f"attempt {detail['attempts']}")
+        facts.append(f"tried {detail['attempts']} times")
+    when = f" at {instant(detail['since'], now)}" if detail.get("since") else ""
     if detail.get("run_id"):
-        facts.append(f"run {detail['run_id']}")
-    if detail.get("since"):
-        facts.append(f"at {instant(detail['since'], now)}")
+        facts.append(f"run {detail['run_id']}{when}")
+    elif when:
+        facts.append(when.strip())
+    if detail.get("retry_at"):
+        facts.append(f"next try {instant(detail['retry_at'], now)}")
     return f" ({', '.join(facts)})" if facts else ""
+
+
+# Runs
 
 
 def run_of(run: RunFacts, now: datetime | None = None) -> str:
@@ -147,12 +164,105 @@ def run_of(run: RunFacts, now: datetime | None = None) -> str:
     until = instant(run.lease_until, now)
     name = f"{run.purpose} {run.run_id}"
     if run.live:
-        return f"{name} is live: {where}, since {instant(run.started_at, now)}, its lease until {until}"
+        more = ", about to replace models" if run.promoting else ""
+        return f"{name} is live: {where}, since {instant(run.started_at, now)}, its lease until {until}{more}"
     if run.state == "running":
-        return f"{name} lost its lease at {until} ({where}); the next run takes over"
+        return f"{name}: its lease ended at {until} ({where}); the next run of any project takes it over"
     known = [*_COUNTS, *(key for key in run.counts if key not in _COUNTS)]
     facts = [f"{run.counts[key]} {key}" for key in known if run.counts.get(key)]
     if run.as_of:
         facts.insert(0, f"as of {instant(run.as_of, now)}")
     tail = (f" ({', '.join(facts)})" if facts else "") + (f": {run.error}" if run.error else "")
     return f"{name} {run.state.replace('_', ' ')} at {instant(run.ended_at, now)}{tail}"
+
+
+def runs_of(runs: ProjectRuns, now: datetime | None = None) -> str:
+    """Who works on a project, and who did last, in one sentence."""
+    last = f"last {run_of(runs.last, now)}" if runs.last else "it never ended a run"
+    live = "; ".join(run_of(run, now) for run in runs.live_runs) or "no run is live"
+    return f"{last}; {live}" if runs.last or runs.live_runs else "it never ran"
+
+
+def stopped(report: RunReport, reason: str | None, verb: str) -> str:
+    """What a run had done when it was stopped, and who does the rest."""
+    facts = [f"{sum(map(len, report.committed.values()))} committed"]
+    if report.failed:
+        facts.append(f"{len(report.failed)} failed")
+    if report.plan is not None:
+        planned = {m.name: m.ready for m in report.plan.models}
+        left = sum(len(time - report.committed.get(name, IntervalSet())) for name, time in planned.items())
+        facts.append(f"{left} left")
+    rest = "deploy again to go on" if verb == "deploy" else "the next run goes on"
+    return f"stopped by {reason}: {', '.join(facts)}; {rest}"
+
+
+def eviction(run: LiveRun, grace: timedelta, now: datetime) -> list[str]:
+    """Who is evicted where a lease is broken, and what becomes of what the run is doing."""
+    until = instant(run.expires_at, now)
+    lease = f"its lease ended at {until}" if run.expires_at <= now else f"its lease until {until}"
+    who = f"pid {run.holder.get('pid')} on {run.holder.get('host')}"
+    said = [
+        f"{run.purpose} {run.run_id} of {run.project} in {run.environment}: {who}, since {instant(run.started_at, now)}, {lease}"
+    ]
+    if run.begun:
+        them, are = ("it", "is") if run.begun == 1 else ("they", "are")
+        said.append(
+            f"it is writing {counted(run.begun, 'batch', 'batches')}: {them} will not be recorded, and {are} evaluated again, "
+            f"as soon as its process is proven to be gone, else {length(grace)} after the end of its lease"
+        )
+    else:
+        said.append("it is writing nothing")
+    if run.open:
+        said.append(f"it has reserved {counted(run.open, 'range')}, which any run may take at once")
+    if run.promoting:
+        said.append(
+            f"it is about to replace models: the environment may stay half changed until `meshgate deploy {run.project}`"
+        )
+    return said
+
+
+# Progress
+
+
+def batch_of(batch: Batch, now: datetime | None = None) -> str:
+    """What happened to a batch, as a line."""
+    what = f"{model_name(batch.model)} {time_of(batch.interval, now)}"
+    if batch.what == "waiting":
+        return f"{what} waits {batch.detail}"
+    return f"{batch.what} {what}" + (f": {batch.detail}" if batch.detail else "")
+
+
+def waiting_for(waiting: Waiting, now: datetime) -> str:
+    """What a run waits for, until when it is likely to, and until when at most."""
+    run, of = f"run {waiting.run_id}", waiting.of
+    if waiting.model is None:
+        said = f"waiting for {run} of {of} to end"
+    else:
+        state = {
+            "begun": f", which {run} is evaluating",
+            "failed": ", whose evaluation failed",
+            "suspect": ", which has to be evaluated again",
+            "removed": ", which has to be evaluated again",
+            "held": ", which is held",
+            "not_due": ", which is not due yet",
+            "stale": ", which is to be computed again",
+            "marked": ", which is to be computed again",
+        }.get(waiting.reason, "")
+        said = f"waiting for {model_name(waiting.model)} {time_of(waiting.time, now)} of {of}{state}"
+    if waiting.expected is not None:
+        was = "" if waiting.expected > now else "was "
+        said += f", {was}expected {_about(waiting.expected, now)}"
+    return f"{said} (until {_about(waiting.until, now)})"
+
+
+def _about(value: datetime, now: datetime) -> str:
+    """An instant to the second where it is near, else to the minute."""
+    value = value.replace(microsecond=0)
+    return instant(value if abs(value - now) < _NEAR else value.replace(second=0), now)
+
+
+def clock_of(value: timedelta) -> str:
+    """A duration as a running clock shows it: `1:02:03`, `12:03`."""
+    minutes, seconds = divmod(max(0, int(value.total_seconds())), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -324,8 +324,9 @@ BEGIN
     IF p_tried THEN
         before := coalesce(before, 0) + 1;
         doublings := least(before - CASE p_kind WHEN 'suspect' THEN 2 ELSE 1 END, 30);
-        SELECT CASE WHEN doublings >= 0 THEN
-                   coalesce(r.as_of, meshgate.clock()) + least(r.retry_first * 2 ^ doublings, r.retry_longest) END
+        -- In seconds: days that are doubled leave the range of an interval.
+        SELECT CASE WHEN doublings >= 0 THEN coalesce(r.as_of, meshgate.clock()) + make_interval(
+                   secs => least(extract(epoch FROM r.retry_first) * 2 ^ doublings, extract(epoch FROM r.retry_longest))) END
         INTO again FROM meshgate.run r WHERE r.run_id = p_run_id;
     END IF;
     -- The newer mark says all that an older one of its kind said.

@@ -1,7 +1,8 @@
 """The command line: results on stdout, everything else on stderr.
 
 Exit codes: 0 done, nothing to do, or blocked (the summary says so); 1 something failed; 2 wrong input or setup;
-3 not ready (`gate`, `run --require-ready`); 4 skipped, as another run lives; 5 the ledger cannot be reached.
+3 not ready (`gate`, `run --require-ready`); 4 skipped, as another run lives; 5 the ledger cannot be reached; 128 and
+the number of the signal (130, 143) where one stopped the work.
 """
 
 from __future__ import annotations
@@ -9,117 +10,37 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from meshgate import __version__
-from meshgate.errors import ConfigError, EvaluationError, MeshgateError
+from meshgate.cli.call import (
+    Call,
+    environment_option,
+    json_option,
+    log_to_stderr,
+    now_option,
+    pass_call,
+    read_interval,
+    read_wait,
+)
+from meshgate.errors import ConfigError, EvaluationError, MeshgateError, StoppedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from datetime import datetime
+    from collections.abc import Sequence
+    from datetime import datetime, timedelta
 
     from meshgate.coordinator.run import RunReport
     from meshgate.coordinator.status import Wait
     from meshgate.interval import Interval
+    from meshgate.ledger import LiveRun
     from meshgate.mesh import Mesh
 
 _DEBUG = "MESHGATE_DEBUG"
 _RAISED_BY_JOBS = (1, 2, 5)
-_INTERRUPTED = 130  # as shells count a command that Ctrl-C ended
-
-
-class _Call:
-    """One call of the command line: its global options, and how it answers."""
-
-    def __init__(self) -> None:
-        self.config: str | None = None
-        self.verbose = False
-        self.json = False
-        # Why the answer is an exit code other than 0, for `job`, which has to raise it.
-        self.failure = "meshgate failed"
-
-    def open(self, *, check: bool = True) -> Mesh:
-        """The mesh; from here on there is something to log."""
-        from meshgate.mesh import Mesh
-
-        log_to_stderr(verbose=self.verbose)
-        return Mesh.open(self.config, check=check)
-
-    def show(self, name: str, *found: Any, **also: Any) -> None:
-        """Print an answer: `report.data.<name>` or `report.text.<name>` of it; `also` goes into JSON only."""
-        if self.json:
-            from meshgate.report import data
-
-            click.echo(data.dumped({**getattr(data, name)(*found), **also}))
-        else:
-            from meshgate.report import text
-
-            getattr(text, name)(text.console(sys.stdout), *found)
-
-
-def log_to_stderr(*, verbose: bool) -> None:
-    """Log as key=value lines on stderr: warnings only, unless more is asked for."""
-    import logging
-
-    import structlog
-
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], drop_missing=True),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO if verbose else logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=False,
-    )
-
-
-# Options that several commands share. What they hold is read before anything is opened.
-
-
-def _read_json(ctx: click.Context, _: click.Parameter, *, value: bool) -> None:
-    ctx.ensure_object(_Call).json = value
-
-
-def _read_instant(_: click.Context, __: click.Parameter, value: str | None) -> datetime | None:
-    from meshgate.interval import parse_instant
-
-    return None if value is None else parse_instant(value)
-
-
-def _read_interval(_: click.Context, __: click.Parameter, value: str | None) -> Interval | None:
-    from meshgate.interval import Interval
-
-    return None if value is None else Interval.parse(value)
-
-
-def _json(command: Callable[..., int]) -> Callable[..., int]:
-    return click.option(
-        "--json",
-        is_flag=True,
-        # First of all, so that a wrong value of another option is told as JSON too.
-        is_eager=True,
-        expose_value=False,
-        callback=lambda ctx, option, value: _read_json(ctx, option, value=value),
-        help="Print a JSON document.",
-    )(command)
-
-
-_pass_call = click.make_pass_decorator(_Call, ensure=True)
-_environment = click.option(
-    "--environment", metavar="NAME", help="SQLMesh's environment; by default the project's own."
-)
-_now = click.option(
-    "--now",
-    metavar="INSTANT",
-    callback=_read_instant,
-    help="A past instant that stands for the present: UTC, ISO 8601.",
-)
+_SIGNALLED = 128  # as shells count a command that a signal ended
+_INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -128,8 +49,8 @@ _now = click.option(
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens, on stderr.")
 @click.version_option(__version__, prog_name="meshgate")
-@_pass_call
-def cli(call: _Call, config: str | None, *, verbose: bool) -> None:
+@pass_call
+def cli(call: Call, config: str | None, *, verbose: bool) -> None:
     """Several SQLMesh projects on one warehouse, each on its own schedule, none on missing data."""
     call.config = config
     call.verbose = verbose
@@ -137,8 +58,8 @@ def cli(call: _Call, config: str | None, *, verbose: bool) -> None:
 
 @cli.command()
 @click.option("--sql", is_flag=True, help="Print the statements that make a new ledger; touch nothing.")
-@_pass_call
-def migrate(call: _Call, *, sql: bool) -> int:
+@pass_call
+def migrate(call: Call, *, sql: bool) -> int:
     """Create the ledger, or bring it to this version."""
     if sql:
         from meshgate.db import SCHEMA_VERSION, schema_sql
@@ -158,9 +79,9 @@ def migrate(call: _Call, *, sql: bool) -> int:
 
 
 @cli.command()
-@_json
-@_pass_call
-def doctor(call: _Call) -> int:
+@json_option
+@pass_call
+def doctor(call: Call) -> int:
     """Check configuration, ledger, projects and versions.
 
     Exits with 2 if anything fails.
@@ -176,51 +97,83 @@ def doctor(call: _Call) -> int:
 
 @cli.command()
 @click.argument("project")
-@_environment
-@_now
-@_json
-@_pass_call
-def deploy(call: _Call, project: str, environment: str | None, now: datetime | None) -> int:
+@environment_option
+@now_option
+@json_option
+@pass_call
+def deploy(call: Call, project: str, environment: str | None, now: datetime | None) -> int:
     """Apply SQLMesh's plan of PROJECT under lease, gate and ledger."""
-    with call.open() as mesh:
+    with call.working(project) as mesh:
         report = mesh.deploy(project, environment=environment, now=now)
         return _report_run(call, mesh, report, "deploy", report.exit_code)
 
 
 @cli.command()
 @click.argument("project")
-@_environment
-@_now
+@environment_option
+@now_option
 @click.option("--dry-run", is_flag=True, help="Decide and print; do nothing.")
-@click.option("--overlap", type=click.Choice(["skip", "fail"]), help="What to do if another run of it lives.")
+@click.option(
+    "--overlap",
+    type=click.Choice(["skip", "wait", "share", "fail"]),
+    help="What to do while another run of it lives: end with exit code 4, wait for its end, take whatever it has not "
+    "claimed, or fail; by default the project's policy.",
+)
+@click.option(
+    "--wait",
+    metavar="DURATION",
+    callback=read_wait,
+    help="Wait so long, such as 90s or 15m, for what is due now and not ready yet, and evaluate it as soon as it is.",
+)
 @click.option(
     "--require-ready", is_flag=True, help="Exit with 3 if due work is blocked; what is ready is done."
 )
-@_json
-@_pass_call
+@json_option
+@pass_call
 def run(
-    call: _Call,
+    call: Call,
     project: str,
     environment: str | None,
     now: datetime | None,
     overlap: str | None,
+    wait: timedelta | None,
     *,
     dry_run: bool,
     require_ready: bool,
 ) -> int:
-    """Evaluate whatever of PROJECT is due and ready."""
-    with call.open() as mesh:
-        report = mesh.run(project, environment=environment, now=now, dry_run=dry_run, overlap=overlap)
+    """Evaluate whatever of PROJECT is due and ready.
+
+    SIGTERM and Ctrl-C end it in order: the statement under way gets the project's stop_grace, what is done is
+    recorded, and the next run goes on. A second one does not wait for the grace.
+    """
+    with call.working(project) as mesh:
+        report = mesh.run(
+            project, environment=environment, now=now, dry_run=dry_run, overlap=overlap, wait=wait
+        )
+        waited = bool(wait) or (overlap or mesh.config.project(project).overlap) == "wait"
+        if mesh.stop.requested and waited and (report.busy or report.blocked):
+            from attrs import evolve
+
+            report = evolve(
+                report, state="stopped"
+            )  # a signal ended the waiting, whatever had been done before
         exit_code = report.exit_code or (3 if require_ready and report.blocked else 0)
         return _report_run(call, mesh, report, "run", exit_code)
 
 
-def _report_run(call: _Call, mesh: Mesh, report: RunReport, verb: str, exit_code: int) -> int:
+def _report_run(call: Call, mesh: Mesh, report: RunReport, verb: str, exit_code: int) -> int:
+    from attrs import evolve
+
+    from meshgate.report import wording
+
     waits: tuple[Wait, ...] = ()
     if report.blocked or report.failed:
         # The roots by the ledger as it is now. What the run did is told even if that cannot be.
         with contextlib.suppress(MeshgateError):
             waits = mesh.waits(report.project, environment=report.environment, now=report.now)
+    if report.state == "stopped":
+        report = evolve(report, error=wording.stopped(report, mesh.stop.reason, verb))
+        exit_code = _SIGNALLED + mesh.stop.signum if mesh.stop.signum else exit_code
     what = report.error or f"{len(report.failed)} intervals failed"
     call.failure = f"{verb} {report.run_id} of {report.project!r} ended as {report.state}: {what}"
     call.show("run", report, waits, verb, exit_code=exit_code)
@@ -228,11 +181,11 @@ def _report_run(call: _Call, mesh: Mesh, report: RunReport, verb: str, exit_code
 
 
 @cli.command()
-@_environment
-@_now
-@_json
-@_pass_call
-def status(call: _Call, environment: str | None, now: datetime | None) -> int:
+@environment_option
+@now_option
+@json_option
+@pass_call
+def status(call: Call, environment: str | None, now: datetime | None) -> int:
     """Show where every project and model is, and what keeps things back."""
     with call.open() as mesh:
         call.show("status", mesh.status(environment=environment, now=now))
@@ -241,13 +194,13 @@ def status(call: _Call, environment: str | None, now: datetime | None) -> int:
 
 @cli.command()
 @click.argument("model")
-@click.argument("interval", required=False, callback=_read_interval)
-@_environment
-@_now
-@_json
-@_pass_call
+@click.argument("interval", required=False, callback=read_interval)
+@environment_option
+@now_option
+@json_option
+@pass_call
 def why(
-    call: _Call, model: str, interval: Interval | None, environment: str | None, now: datetime | None
+    call: Call, model: str, interval: Interval | None, environment: str | None, now: datetime | None
 ) -> int:
     """Explain INTERVAL of MODEL: how it was recorded, or what it waits for, down to the root.
 
@@ -261,12 +214,12 @@ def why(
 
 @cli.command()
 @click.argument("model")
-@click.argument("interval", callback=_read_interval)
-@_environment
-@_now
-@_json
-@_pass_call
-def gate(call: _Call, model: str, interval: Interval, environment: str | None, now: datetime | None) -> int:
+@click.argument("interval", callback=read_interval)
+@environment_option
+@now_option
+@json_option
+@pass_call
+def gate(call: Call, model: str, interval: Interval, environment: str | None, now: datetime | None) -> int:
     """Ask whether INTERVAL of MODEL could be evaluated now.
 
     Exits with 3 if not. INTERVAL is START/END in UTC, such as 2026-01-05T03:00/2026-01-05T04:00. What is recorded of
@@ -278,10 +231,86 @@ def gate(call: _Call, model: str, interval: Interval, environment: str | None, n
     return 0 if found.ready else 3
 
 
+@cli.command()
+@click.argument("model")
+@click.argument("interval", required=False, callback=read_interval)
+@environment_option
+@json_option
+@pass_call
+def retry(call: Call, model: str, interval: Interval | None, environment: str | None) -> int:
+    """Let what failed of MODEL be tried again by the next run.
+
+    What fails is left alone for a while, longer each time; this ends the pause. INTERVAL is START/END in UTC, such as
+    2026-01-05T03:00/2026-01-05T04:00; by default all of its time.
+    """
+    with call.open() as mesh:
+        # Asked first: it knows whose model it is, and refuses what is not made of whole intervals.
+        project = mesh.why(model, interval, environment=environment).project
+        name, ended = mesh.retry(model, interval, environment=environment)
+    call.show("retry", name, project, ended)
+    return 0
+
+
+@cli.command()
+@click.option("--break", "broken", type=int, metavar="RUN", help="Take the lease of this run away.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@json_option
+@pass_call
+def lease(call: Call, broken: int | None, *, yes: bool) -> int:
+    """Show who holds a lease, of whatever project, or take one away.
+
+    A run whose lease was broken stops before its next batch, and can record nothing any more.
+    """
+    with call.open() as mesh:
+        was: LiveRun | None = None
+        if broken is not None:
+            live = {run.run_id: run for run in mesh.leases()}
+            if broken in live and not yes and not _agreed(mesh, live[broken]):
+                call.failure = f"the lease of run {broken} was not broken"
+                click.echo("nothing was done", err=True)
+                return 1
+            was = mesh.break_lease(broken, _who())
+        call.show("lease", mesh.leases(), mesh.ledger.clock(), was)
+    return 0
+
+
+def _agreed(mesh: Mesh, run: LiveRun) -> bool:
+    """Tell whom it evicts, and ask.
+
+    Raises:
+        ConfigError: There is nobody to ask.
+    """
+    from datetime import timedelta
+
+    from meshgate.report import wording
+
+    grace = timedelta(seconds=mesh.config.ledger.grace_s)
+    for line in wording.eviction(run, grace, mesh.ledger.clock()):
+        click.echo(line, err=True)
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            f"run {run.run_id} was left alone: there is no terminal to ask at whether to break its lease",
+            hint=f"look at it, then run `meshgate lease --break {run.run_id} --yes`",
+        )
+    return click.confirm("break its lease?", err=True)
+
+
+def _who() -> str:
+    """Who types this, for the history."""
+    import getpass
+    import socket
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in some containers
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
 # From a process to an exit code, or to an exception
 
 
-def _invoke(call: _Call, arguments: Sequence[str]) -> int:
+def _invoke(call: Call, arguments: Sequence[str]) -> int:
     """The exit code of a command; what goes wrong is raised."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
@@ -292,7 +321,7 @@ def _invoke(call: _Call, arguments: Sequence[str]) -> int:
     return int(answer or 0)
 
 
-def _tell(call: _Call, error: MeshgateError) -> None:
+def _tell(call: Call, error: MeshgateError) -> None:
     if call.json:
         from meshgate.report import data
 
@@ -302,7 +331,7 @@ def _tell(call: _Call, error: MeshgateError) -> None:
 
 def execute(arguments: Sequence[str]) -> int:
     """Run one command, tell whatever goes wrong, and return the exit code."""
-    call = _Call()
+    call = Call()
     try:
         return _invoke(call, arguments)
     except click.ClickException as error:
@@ -310,7 +339,7 @@ def execute(arguments: Sequence[str]) -> int:
         return error.exit_code
     except MeshgateError as error:
         _tell(call, error)
-        return error.exit_code
+        return _SIGNALLED + call.signum if call.signum else error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return _INTERRUPTED
@@ -341,20 +370,23 @@ def job() -> None:
     """The entry point of Databricks wheel tasks, whose parameters are those of the command line.
 
     A task fails when it raises, and a `SystemExit` counts as raising. So it raises where the exit code would be 1, 2
-    or 5, and returns where there is nothing for an orchestrator to do about: also when it skipped, or is not ready.
+    or 5, or a signal stopped the work, and returns where there is nothing for an orchestrator to do about: also when it
+    skipped, or is not ready.
 
     Raises:
         MeshgateError: What went wrong.
     """
-    call = _Call()
+    call = Call()
     try:
         code = _invoke(call, sys.argv[1:])
     except click.ClickException as error:
         raise ConfigError(error.format_message(), hint="see `meshgate --help`") from None
     except MeshgateError as error:
-        if error.exit_code in _RAISED_BY_JOBS:
+        if error.exit_code in _RAISED_BY_JOBS or call.signum:
             raise
         _tell(call, error)
         return
+    if code > _SIGNALLED:
+        raise StoppedError(call.failure)
     if code in _RAISED_BY_JOBS:
         raise (ConfigError if code == 2 else EvaluationError)(call.failure)

@@ -1,0 +1,166 @@
+"""One call of the command line: what its options say, where its answer goes, and how a signal ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meshgate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime, timedelta
+
+    from meshgate.interval import Interval
+    from meshgate.mesh import Mesh
+    from meshgate.report.progress import Narrator
+
+
+class Call:
+    """One call of the command line: its global options, and how it answers."""
+
+    def __init__(self) -> None:
+        self.config: str | None = None
+        self.verbose = False
+        self.json = False
+        # Why the answer is an exit code other than 0, for `job`, which has to raise it.
+        self.failure = "meshgate failed"
+        # The signal that stopped the work, if one did.
+        self.signum: int | None = None
+        self._narrator: Narrator | None = None
+
+    def open(self, *, check: bool = True) -> Mesh:
+        """The mesh; from here on there is something to log."""
+        from meshgate.mesh import Mesh
+
+        log_to_stderr(verbose=self.verbose)
+        return Mesh.open(self.config, check=check)
+
+    @contextlib.contextmanager
+    def working(self, project: str) -> Iterator[Mesh]:
+        """The mesh, to work on a project: what happens is told on stderr, and a signal ends it in order."""
+        from datetime import timedelta
+
+        from meshgate.mesh import Mesh
+        from meshgate.report.progress import Narrator
+        from meshgate.stop import on_signals
+
+        log_to_stderr(verbose=self.verbose)
+        with Narrator(sys.stderr, verbose=self.verbose, silent=self.json) as self._narrator:
+            said = self._narrator
+            with Mesh.open(self.config, tell=said.tell) as mesh:
+                grace = next((p.stop_grace for p in mesh.config.projects if p.name == project), timedelta(0))
+                try:
+                    with on_signals(mesh.stop, lambda: grace, mesh.interrupt, said.say):
+                        yield mesh
+                finally:
+                    self.signum = mesh.stop.signum
+
+    def show(self, name: str, *found: Any, **also: Any) -> None:
+        """Print an answer: `report.data.<name>` or `report.text.<name>` of it; `also` goes into JSON only."""
+        if self._narrator is not None:
+            self._narrator.close()
+        if self.json:
+            from meshgate.report import data
+
+            click.echo(data.dumped({**getattr(data, name)(*found), **also}))
+        else:
+            from meshgate.report import text
+
+            getattr(text, name)(text.console(sys.stdout), *found)
+
+
+class _Stderr:
+    """Whatever stderr is when something is logged: a live display puts itself in front of it."""
+
+    @staticmethod
+    def write(text: str) -> None:
+        sys.stderr.write(text)
+
+    @staticmethod
+    def flush() -> None:
+        sys.stderr.flush()
+
+
+def log_to_stderr(*, verbose: bool) -> None:
+    """Log as key=value lines on stderr: warnings only, unless more is asked for."""
+    import logging
+
+    import structlog
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], drop_missing=True),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO if verbose else logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(file=_Stderr()),  # type: ignore[arg-type]
+        cache_logger_on_first_use=False,
+    )
+
+
+# Options that several commands share. What they hold is read before anything is opened.
+
+
+def _read_json(ctx: click.Context, _: click.Parameter, *, value: bool) -> None:
+    ctx.ensure_object(Call).json = value
+
+
+def _read_instant(_: click.Context, __: click.Parameter, value: str | None) -> datetime | None:
+    from meshgate.interval import parse_instant
+
+    return None if value is None else parse_instant(value)
+
+
+def read_interval(_: click.Context, __: click.Parameter, value: str | None) -> Interval | None:
+    """START/END."""
+    from meshgate.interval import Interval
+
+    return None if value is None else Interval.parse(value)
+
+
+def read_wait(_: click.Context, __: click.Parameter, value: str | None) -> timedelta | None:
+    """A duration that is not negative."""
+    from datetime import timedelta
+
+    from meshgate.config import parse_duration
+
+    if value is None:
+        return None
+    found = parse_duration(value)
+    if found < timedelta(0):
+        raise ConfigError(
+            f"--wait {value} is negative", hint="give how long to wait, such as 90s, 5m or 1h30m"
+        )
+    return found
+
+
+def json_option(command: Callable[..., int]) -> Callable[..., int]:
+    """Let a command answer as JSON."""
+    return click.option(
+        "--json",
+        is_flag=True,
+        # First of all, so that a wrong value of another option is told as JSON too.
+        is_eager=True,
+        expose_value=False,
+        callback=lambda ctx, option, value: _read_json(ctx, option, value=value),
+        help="Print a JSON document.",
+    )(command)
+
+
+pass_call = click.make_pass_decorator(Call, ensure=True)
+environment_option = click.option(
+    "--environment", metavar="NAME", help="SQLMesh's environment; by default the project's own."
+)
+now_option = click.option(
+    "--now",
+    metavar="INSTANT",
+    callback=_read_instant,
+    help="A past instant that stands for the present: UTC, ISO 8601.",
+)
