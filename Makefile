@@ -8,7 +8,7 @@ export SQLMESH__DISABLE_ANONYMIZED_ANALYTICS := true
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-peers mutation check-wheel clean
+.PHONY: help setup demo test lint test-peers mutation chaos chaos-bounded bench check-wheel clean
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,8 +26,8 @@ demo: setup ## Two projects, five simulated hours, four troubles, and an oracle'
 	@$(BIN)/python examples/portfolio/demo.py
 
 lint: setup ## ruff and mypy
-	@$(BIN)/ruff check src tests examples
-	@$(BIN)/ruff format --check src tests examples
+	@$(BIN)/ruff check src tests examples benchmarks
+	@$(BIN)/ruff format --check src tests examples benchmarks
 	@$(BIN)/mypy
 
 test: setup lint ## Lint, types and every test but the slow lanes
@@ -38,6 +38,18 @@ test-peers: setup ## Also asserts that plain SQLMesh still shows the faults that
 
 mutation: setup ## Removes each protecting line and shows that a test fails
 	@$(BIN)/python tests/mutations.py
+
+chaos: setup ## Kills, pauses and starves real runs: every crash point, 200 faults, and each mutation found (half an hour)
+	@$(BIN)/python tests/crash_points.py --all
+	@$(BIN)/python tests/chaos.py --seconds 300 --faults 200 --restarts 50
+	@$(BIN)/python tests/chaos.py --without all
+
+chaos-bounded: setup ## The same for CI: a few minutes
+	@$(BIN)/python tests/chaos.py --seconds 90 --faults 60 --restarts 15
+
+bench: setup ## The figures of benchmarks/README.md
+	@$(BIN)/python benchmarks/waiting.py
+	@$(BIN)/python benchmarks/simulation.py
 
 check-wheel: setup ## Builds the wheel and uses it from an empty environment
 	@$(BIN)/python -m pytest tests/test_wheel.py
