@@ -195,6 +195,34 @@ def test_downstream_waits_for_upstream_and_starts_when_its_data_is_there(tiny: T
     assert {(t.of, t.model) for t in waited} <= {("upstream", BRONZE_EVENTS), ("upstream", SILVER_EVENTS)}
 
 
+def test_waiting_ends_when_somebody_else_has_done_the_work(tiny: TinyMesh) -> None:
+    """The next tick of the same project does it meanwhile: nothing is left to wait for."""
+    tiny.feed(0, 240)
+    told: list[Any] = []
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+        mesh.deploy("downstream", now=at(60))
+    with Mesh.open(tiny.folder, tell=told.append) as mesh, tiny.mesh() as other:
+        for name, version in other.ledger.manifest("prod").version_ids.items():
+            if name != GOLD_HOURLY:
+                other.ledger.database.execute(
+                    "SELECT meshgate.put_mark(%(v)s, '[2026-01-05 01:00Z,2026-01-05 01:05Z)', 'suspect', NULL, '{}')",
+                    {"v": version},
+                )
+        with meanwhile(lambda: mesh.run("downstream", now=at(120), wait=LONG)) as future:
+            eventually(lambda: any(isinstance(t, Waiting) for t in told), "it waits")
+            lease = other.ledger.acquire("downstream", "prod", "run", {}, ttl=LONG, grace=LONG)
+            assert isinstance(lease, Lease)
+            other.run("upstream", now=at(120))
+            version = other.ledger.manifest("prod").version_id(GOLD_HOURLY)
+            other.ledger.open_claims(lease.run_id, version, [span(60, 120)])
+            other.ledger.begin(lease.run_id, version, span(60, 120), needs=[], loaded=[], environment="prod")
+            other.ledger.commit(lease.run_id, version, span(60, 120), verdict="passed")
+            other.ledger.finish(lease.run_id, "done", {})
+        assert future.result().state == "nothing_to_do"
+        assert future.result().blocked == ()
+
+
 def test_waiting_ends_at_its_limit_and_says_what_was_missing(tiny: TinyMesh) -> None:
     """What is ready is done at once, the rest is blocked when the time is over."""
     tiny.feed(0, 240)

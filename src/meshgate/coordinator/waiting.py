@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
 
+    from meshgate.coordinator.plan import Plan
     from meshgate.coordinator.run import RunReport, Workbench
     from meshgate.db import Listener
     from meshgate.ledger import Busy
@@ -108,43 +109,58 @@ def until_ready(
     patience = Patience(limit)
     horizon = report.now
     fruitless = False
-    while report.state not in _OVER and patience.left_s and not bench.stop.requested:
-        if not any(b.reason not in _UNENDING for b in report.blocked):
-            break
+    while report.state not in _OVER:
         with _listening(bench) as bell:
-            # What looks ready and came to nothing, for a reason that only a run sees, is not tried again at once.
-            while fruitless or not (work := _may_work(bench, report, simulated=simulated)):
-                if not patience.left_s or bench.stop.requested:
+            while True:
+                if not _waited_for(report) or not patience.left_s or bench.stop.requested:
                     return report
-                bench.tell(_what_for(bench, report, patience, bell, simulated=simulated))
-                bell.wait(patience.left_s)
+                plan = _look(bench, report, simulated=simulated)
+                # What looks ready and came to nothing, for a reason that only a run sees, is not tried again at once.
+                if not fruitless and (plan is None or not plan.is_empty):
+                    break
                 fruitless = False
-        if work and not bench.stop.requested:
-            then = again(horizon)
-            fruitless = not then.committed and not then.failed
-            report = together(report, then)
+                if plan is not None:
+                    # Somebody else may have done it.
+                    report = evolve(report, blocked=plan.blocked)
+                if _waited_for(report):
+                    bench.tell(_what_for(bench, report, patience, bell, simulated=simulated))
+                    bell.wait(patience.left_s)
+        then = again(horizon)
+        fruitless = not then.committed and not then.failed
+        report = together(report, then)
     return report
 
 
-def _may_work(bench: Workbench, report: RunReport, *, simulated: bool) -> bool:
-    """Whether a run would find something to do: by the ledger, or because somebody worked without it."""
+def _waited_for(report: RunReport) -> bool:
+    return any(b.reason not in _UNENDING for b in report.blocked)
+
+
+def _look(bench: Workbench, report: RunReport, *, simulated: bool) -> Plan | None:
+    """What a run would do now, by the ledger; None where somebody worked without it, and a run has to look."""
     from meshgate.coordinator.run import plan_of
 
     bench.bury_the_gone()
     bench.ledger.take_over()
     manifest = bench.ledger.manifest(report.environment)
     present = None if simulated else bench.ledger.clock()
-    if not plan_of(bench, manifest, {report.project}, report.now, present).is_empty:
-        return True
+    plan = plan_of(bench, manifest, {report.project}, report.now, present)
     facts = bench.ledger.projects().get(report.project, {}).get("manifest") or {}
     # Where SQLMesh's tables are elsewhere, looking at them needs a lease and SQLMesh itself: the next run does that.
-    return isinstance(facts.get("state_schema"), str) and not unchanged(bench.ledger, manifest, facts)
+    # Of what a live run writes there, the run itself tells the ledger.
+    if (
+        plan.is_empty
+        and isinstance(facts.get("state_schema"), str)
+        and not bench.ledger.live_runs()
+        and not unchanged(bench.ledger, manifest, facts)
+    ):
+        return None
+    return plan
 
 
 def together(before: RunReport, then: RunReport) -> RunReport:
     """Two runs for one instant, as one."""
     if then.state == "skipped":
-        return evolve(before, blocked=before.blocked or ())
+        return before
     committed = dict(before.committed)
     for name, done in then.committed.items():
         committed[name] = committed.get(name, IntervalSet()) | done
