@@ -15,9 +15,10 @@ The cron says *when* something is due, the interval unit says *what*. The rules 
 
 from __future__ import annotations
 
+from copy import copy
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo
 
 from attrs import frozen
@@ -47,15 +48,45 @@ class Due:
     upto: datetime
 
 
+@lru_cache(maxsize=1024)
+def _parsed(cron: str) -> croniter:
+    """Reading an expression costs several times as much as finding a tick. Copies of it are moved, never itself."""
+    return croniter(cron, 0.0)
+
+
 def _croniter(cron: str, tz: str, instant: datetime) -> croniter:
     try:
-        return croniter(cron, instant.astimezone(ZoneInfo(tz)))
+        found = copy(_parsed(cron))
+        found.set_current(instant.astimezone(ZoneInfo(tz)), force=True)
     except (ValueError, KeyError) as error:
         # croniter's own errors are ValueErrors; an unknown zone is a KeyError.
         raise GraphError(f"the cron {cron!r} in the time zone {tz!r} cannot be read: {error}") from None
+    return found
 
 
-@lru_cache(maxsize=4096)
+_KEPT: Final = 4
+_spans: Final[dict[tuple[str, str], tuple[tuple[datetime, datetime], ...]]] = {}
+"""The spans between ticks that were asked for last, of each cron: most questions are about one of them."""
+
+
+def _span(cron: str, tz: str, now: datetime) -> tuple[datetime, datetime]:
+    """The ticks around an instant: the last one at or before it, and the first one after it."""
+    known = _spans.get((cron, tz), ())
+    for span in known:
+        if span[0] <= now < span[1]:
+            return span
+    later = _tick(cron, tz, now, next_one=True)
+    # The tick before the next one, as `get_prev` of a tick itself would step over it.
+    span = (_tick(cron, tz, later, next_one=False), later)
+    _spans[cron, tz] = (span, *known[: _KEPT - 1])
+    return span
+
+
+def _tick(cron: str, tz: str, instant: datetime, *, next_one: bool) -> datetime:
+    found = _croniter(cron, tz, instant)
+    return datetime.fromtimestamp(found.get_next(float) if next_one else found.get_prev(float), UTC)
+
+
 def cron_next(cron: str, tz: str, now: datetime) -> datetime:
     """The first tick of a cron strictly after an instant.
 
@@ -70,10 +101,9 @@ def cron_next(cron: str, tz: str, now: datetime) -> datetime:
     Raises:
         GraphError: The expression or the time zone cannot be read.
     """
-    return datetime.fromtimestamp(_croniter(cron, tz, now).get_next(float), UTC)
+    return _span(cron, tz, now)[1]
 
 
-@lru_cache(maxsize=4096)
 def cron_floor(cron: str, tz: str, now: datetime) -> datetime:
     """The last tick of a cron at or before an instant.
 
@@ -88,12 +118,7 @@ def cron_floor(cron: str, tz: str, now: datetime) -> datetime:
     Raises:
         GraphError: The expression or the time zone cannot be read.
     """
-    # The tick before the next one, as `get_prev` of a tick itself would step over it.
-    return _tick_before(cron, tz, cron_next(cron, tz, now))
-
-
-def _tick_before(cron: str, tz: str, instant: datetime) -> datetime:
-    return datetime.fromtimestamp(_croniter(cron, tz, instant).get_prev(float), UTC)
+    return _span(cron, tz, now)[0]
 
 
 def due(
@@ -147,7 +172,7 @@ def _begin(node: ModelNode, recorded: IntervalSet, tick: datetime, start: dateti
     if begins:
         return max(begins)
     first = recorded.first
-    return first.start if first else _tick_before(node.cron, node.cron_tz, tick)
+    return first.start if first else _tick(node.cron, node.cron_tz, tick, next_one=False)
 
 
 def _lookback(node: ModelNode, recorded: IntervalSet, fresh: IntervalSet, done: IntervalSet) -> IntervalSet:

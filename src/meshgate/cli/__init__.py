@@ -150,18 +150,16 @@ def run(
         report = mesh.run(
             project, environment=environment, now=now, dry_run=dry_run, overlap=overlap, wait=wait
         )
-        waited = bool(wait) or (overlap or mesh.config.project(project).overlap) == "wait"
-        if mesh.stop.requested and waited and (report.busy or report.blocked):
-            from attrs import evolve
-
-            report = evolve(
-                report, state="stopped"
-            )  # a signal ended the waiting, whatever had been done before
+        waits = bool(wait) or (overlap or mesh.config.project(project).overlap) == "wait"
         exit_code = report.exit_code or (3 if require_ready and report.blocked else 0)
-        return _report_run(call, mesh, report, "run", exit_code)
+        cut = mesh.stop.requested and waits and bool(report.busy or report.blocked)
+        return _report_run(call, mesh, report, "run", exit_code, cut=cut)
 
 
-def _report_run(call: Call, mesh: Mesh, report: RunReport, verb: str, exit_code: int) -> int:
+def _report_run(
+    call: Call, mesh: Mesh, report: RunReport, verb: str, exit_code: int, *, cut: bool = False
+) -> int:
+    """Print what was done; `cut`: a signal ended the waiting."""
     from attrs import evolve
 
     from meshgate.report import wording
@@ -171,9 +169,11 @@ def _report_run(call: Call, mesh: Mesh, report: RunReport, verb: str, exit_code:
         # The roots by the ledger as it is now. What the run did is told even if that cannot be.
         with contextlib.suppress(MeshgateError):
             waits = mesh.waits(report.project, environment=report.environment, now=report.now)
-    if report.state == "stopped":
-        report = evolve(report, error=wording.stopped(report, mesh.stop.reason, verb))
-        exit_code = _SIGNALLED + mesh.stop.signum if mesh.stop.signum else exit_code
+    if report.state == "stopped" or cut:
+        waiting = cut and report.state != "stopped"
+        said = wording.stopped(report, mesh.stop.reason, verb, waiting=waiting)
+        report = evolve(report, state="stopped", error=said)
+        exit_code = _SIGNALLED + mesh.stop.signum if mesh.stop.signum else report.exit_code
     what = report.error or f"{len(report.failed)} intervals failed"
     call.failure = f"{verb} {report.run_id} of {report.project!r} ended as {report.state}: {what}"
     call.show("run", report, waits, verb, exit_code=exit_code)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
@@ -19,16 +19,17 @@ from meshgate.due import cron_next
 from meshgate.interval import IntervalSet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from datetime import datetime
+    from collections.abc import Callable, Iterable, Iterator
 
     from meshgate.coordinator.plan import Plan
     from meshgate.coordinator.run import RunReport, Workbench
     from meshgate.db import Listener
-    from meshgate.ledger import Busy
+    from meshgate.ledger import Busy, LiveRun
 
 _UNENDING = ("held",)
 """What no waiting ends: a person has to decide."""
+_CHANGING = ("retry_at", "lease_until")
+"""Facts of what is blocked: instants at which it may change."""
 _OVER = ("lost", "stopped", "skipped")
 
 
@@ -76,17 +77,17 @@ def until_free(
                         bench.ledger.clock() + timedelta(seconds=patience.left_s), bell.listening,
                     )
                 )  # fmt: skip
-                bell.wait(patience.left_s)
+                bell.wait(_pause_s(bench, patience, [busy.expires_at]))
         if patience.left_s and not bench.stop.requested:
             report = again()
     return report
 
 
-def _in_the_way(bench: Workbench, busy: Busy) -> Busy | None:
+def _in_the_way(bench: Workbench, busy: Busy) -> LiveRun | None:
     """The run, if it still is in the way; one whose lease has ended is not."""
     bench.bury_the_gone()
     bench.ledger.take_over()
-    return busy if any(r.run_id == busy.run_id for r in bench.ledger.live_runs()) else None
+    return next((r for r in bench.ledger.live_runs() if r.run_id == busy.run_id), None)
 
 
 def until_ready(
@@ -124,11 +125,21 @@ def until_ready(
                     report = evolve(report, blocked=plan.blocked)
                 if _waited_for(report):
                     bench.tell(_what_for(bench, report, patience, bell, simulated=simulated))
-                    bell.wait(patience.left_s)
+                    # Opening it takes seconds the first time: now, not when every second counts.
+                    bench.open_project(bench.project(report.project), load=False)
+                    facts = [b.detail for b in report.blocked]
+                    bell.wait(_pause_s(bench, patience, [d.get(k) for d in facts for k in _CHANGING]))
         then = again(horizon)
         fruitless = not then.committed and not then.failed
         report = together(report, then)
     return report
+
+
+def _pause_s(bench: Workbench, patience: Patience, changing: Iterable[Any]) -> float:
+    """Until when to wait: what changes by the passing of time alone is announced by nobody."""
+    present = bench.ledger.clock()
+    passing = [(i - present).total_seconds() for i in changing if isinstance(i, datetime) and i > present]
+    return min([patience.left_s, *passing])
 
 
 def _waited_for(report: RunReport) -> bool:

@@ -190,7 +190,7 @@ class _Picture:
         total, done = self._total, self._done
         if total is not None:
             done = min(done, total)
-        of = f"{done}/{total}" if total is not None else str(done)
+        of = f"{done}/{total} intervals" if total is not None else counted(done, "interval")
         line = Table.grid(padding=(0, 1))
         line.add_column(no_wrap=True)
         line.add_column(width=_BAR)

@@ -183,17 +183,17 @@ def runs_of(runs: ProjectRuns, now: datetime | None = None) -> str:
     return f"{last}; {live}" if runs.last or runs.live_runs else "it never ran"
 
 
-def stopped(report: RunReport, reason: str | None, verb: str) -> str:
+def stopped(report: RunReport, reason: str | None, verb: str, *, waiting: bool = False) -> str:
     """What a run had done when it was stopped, and who does the rest."""
     facts = [f"{sum(map(len, report.committed.values()))} committed"]
     if report.failed:
         facts.append(f"{len(report.failed)} failed")
-    if report.plan is not None:
-        planned = {m.name: m.ready for m in report.plan.models}
-        left = sum(len(time - report.committed.get(name, IntervalSet())) for name, time in planned.items())
+    planned = {m.name: m.ready for m in report.plan.models} if report.plan is not None else {}
+    if left := sum(len(time - report.committed.get(name, IntervalSet())) for name, time in planned.items()):
         facts.append(f"{left} left")
+    at = " while it waited" if waiting else ""
     rest = "deploy again to go on" if verb == "deploy" else "the next run goes on"
-    return f"stopped by {reason}: {', '.join(facts)}; {rest}"
+    return f"stopped by {reason}{at}: {', '.join(facts)}; {rest}"
 
 
 def eviction(run: LiveRun, grace: timedelta, now: datetime) -> list[str]:
@@ -239,7 +239,7 @@ def waiting_for(waiting: Waiting, now: datetime) -> str:
         said = f"waiting for {run} of {of} to end"
     else:
         state = {
-            "begun": f", which {run} is evaluating",
+            "begun": f", which {run if waiting.run_id else 'a run'} is evaluating",
             "failed": ", whose evaluation failed",
             "suspect": ", which has to be evaluated again",
             "removed": ", which has to be evaluated again",
