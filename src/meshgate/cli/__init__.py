@@ -358,7 +358,7 @@ def execute(arguments: Sequence[str]) -> int:
             said = redact(str(error).strip()).split("\n")[0]
             click.echo(f"internal error: {type(error).__name__}: {said}", err=True)
             click.echo(f"  → set {_DEBUG}=1 to see the traceback, and report it", err=True)
-        return 1
+        return _SIGNALLED + call.signum if call.signum else 1
 
 
 def main() -> NoReturn:

@@ -280,9 +280,8 @@ def _manifest(project: ProjectConfig, known: Mapping[str, Mapping[str, Any]]) ->
     differences = manifest_differences(project, row["manifest"] or {})
     if differences:
         message = f"meshgate.yaml differs from the ledger's copy: {'; '.join(differences)}"
-        yield Check(
-            "manifest", project.name, "warn", message, f"{deploy} to make it count; until then the copy does"
-        )
+        hint = f"{deploy}: until then runs decide from the copy; only schedule and overlap count at once"
+        yield Check("manifest", project.name, "warn", message, hint)
     else:
         message = (
             f"meshgate.yaml is what was deployed at {row['deployed_at'].astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"

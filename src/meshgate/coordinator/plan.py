@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from meshgate.coordinator.standing import standings
+from meshgate.coordinator.turns import stand_back
 from meshgate.due import due, next_due
 from meshgate.gate import Blocked, ParentState, decide
 from meshgate.interval import Interval, IntervalSet
@@ -35,6 +36,7 @@ class ModelPlan:
         blocked: Every cause that keeps the rest of what is wanted.
         upto: Up to where the model should be recorded by now.
         next_due: When the next unit becomes due, or None if never.
+        deferred: Recorded, and to be computed again later, because a reader goes first; nobody waits for that.
     """
 
     name: str
@@ -45,6 +47,12 @@ class ModelPlan:
     blocked: tuple[Blocked, ...]
     upto: datetime
     next_due: datetime | None
+    deferred: tuple[Blocked, ...] = ()
+
+    def without(self, deferred: tuple[Blocked, ...]) -> ModelPlan:
+        """The same with a part of what would be computed again left for later."""
+        left = IntervalSet(b.interval for b in deferred)
+        return attrs.evolve(self, redo=self.redo - left, lookback=self.lookback - left, deferred=deferred)
 
     @property
     def ready(self) -> IntervalSet:
@@ -121,6 +129,13 @@ def make_plan(
         planned = _model(
             graph, node, states[version_ids[name]], known, made, now, patience(node), present or now
         )
+        again = (planned.redo | planned.lookback) & known[name].clean
+        if again:
+            deferred = stand_back(
+                graph, node, again, version_ids, states, known,
+                now=now, present=present or now, patience=patience,
+            )  # fmt: skip
+            planned = planned.without(deferred)
         models.append(planned)
         if planned.ready:
             # A refresh makes a whole table good again.
