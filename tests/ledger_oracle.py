@@ -8,117 +8,17 @@ clever in the schema (carving, splitting, multiranges) has no counterpart here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from ledger_scene import CELLS
+from ledger_paper import GRID, WHOLE, Asked, Cells, Claim, Fact, Reason, Run, Version, runs_of, stretch
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-    from datetime import datetime, timedelta
-
-Cells = frozenset[int]
-GRID: Cells = frozenset(range(CELLS))
-WHOLE: Cells = frozenset(range(-1, CELLS + 1))
-"""All of time: the grid, what is before it and what is after it."""
+    from collections.abc import Collection
+    from datetime import datetime
 
 
 class Refused(Exception):  # noqa: N818 - it is an answer
     """The oracle's word for an error; its argument names it."""
-
-
-class Fact(NamedTuple):
-    """What is recorded of one cell."""
-
-    revision: int
-    read: int
-    run: int | None
-    verdict: str
-    committed: datetime
-    mirrored: datetime | None
-
-
-class Reason(NamedTuple):
-    """Why one cell is to be computed again."""
-
-    revision: int
-    attempts: int
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Some cells that a run has reserved."""
-
-    run: int
-    version: int
-    cells: Cells
-    state: str
-    opened: int
-    read: int | None = None
-    quarantine: datetime | None = None
-
-    @property
-    def lives(self) -> bool:
-        return self.state in ("open", "begun")
-
-
-@dataclass
-class Run:
-    """One attempt."""
-
-    project: str
-    expires: datetime
-    ttl: timedelta
-    grace: timedelta
-    engine_in_process: bool
-    state: str = "running"
-
-
-@dataclass
-class Version:
-    """One table.
-
-    Attributes:
-        kind: SQLMesh's, in lower case.
-    """
-
-    kind: str = "incremental_by_time_range"
-    facts: dict[int, Fact] = field(default_factory=dict)
-    marks: dict[str, dict[int, Reason]] = field(default_factory=dict)
-    dirty: dict[int, int | None] = field(default_factory=dict)
-
-    @property
-    def as_of(self) -> bool:
-        """Whether it is one whole."""
-        return self.kind != "incremental_by_time_range"
-
-    @property
-    def refreshed(self) -> bool:
-        """Whether each evaluation makes all of it anew."""
-        return self.kind == "full"
-
-    @property
-    def appended(self) -> bool:
-        """Whether an evaluation mends nothing that was written before."""
-        return self.kind == "incremental_unmanaged"
-
-    def rows(self) -> list[Cells]:
-        """Neighbouring cells that were recorded together, in order."""
-        return [
-            piece
-            for revision in {fact.revision for fact in self.facts.values()}
-            for piece in runs_of(c for c, fact in self.facts.items() if fact.revision == revision)
-        ]
-
-
-def runs_of(cells: Iterable[int]) -> list[Cells]:
-    """Neighbouring cells together, in order."""
-    found: list[set[int]] = []
-    for cell in sorted(cells):
-        if found and cell - 1 in found[-1]:
-            found[-1].add(cell)
-        else:
-            found.append({cell})
-    return [frozenset(piece) for piece in found]
 
 
 @dataclass
@@ -149,15 +49,30 @@ class Oracle:
         if not self.holds(run):
             raise Refused("lost")
 
-    def mark(self, version: int, cells: Cells, kind: str) -> int:
+    def mark(self, version: int, cells: Cells, kind: str, tried_by: int | None = None) -> int:
         table = self.versions[version]
         number = self.next()
-        if table.as_of and kind in ("failed", "suspect"):
-            cells = WHOLE
         marks = table.marks.setdefault(kind, {})
-        before = max((marks[c].attempts for c in cells if c in marks), default=0)
-        marks.update(dict.fromkeys(cells, Reason(number, before + 1)))
+        if table.as_of and kind in ("failed", "suspect"):
+            table.doubt[kind] = stretch(cells | (table.doubt[kind] if marks else frozenset()))
+            cells = WHOLE
+        known = [marks[c] for c in cells if c in marks]
+        attempts = max((reason.attempts for reason in known), default=0)
+        retry = max((reason.retry for reason in known if reason.retry), default=None)
+        if tried_by is not None:
+            attempts += 1
+            retry = self.pause_after(self.runs[tried_by], attempts - (kind == "suspect"))
+        marks.update(dict.fromkeys(cells, Reason(number, max(attempts, 1), retry)))
         return number
+
+    def pause_after(self, run: Run, failures: int) -> datetime | None:
+        """Until when something is left alone that failed so many times in a row."""
+        if failures < 1:
+            return None
+        pause = run.first
+        for _ in range(failures - 1):
+            pause *= 2
+        return (run.as_of or self.now) + min(pause, run.longest)
 
     def taint(self, version: int, since: int) -> None:
         if self.versions[version].as_of:
@@ -168,21 +83,19 @@ class Oracle:
         self.claims[self.claims.index(claim)] = new
         return new
 
-    def piece(self, run: int, version: int, cells: Cells, states: Collection[str]) -> Claim | None:
+    def piece(self, run: int, version: int, cells: Cells, states: tuple[str, ...]) -> Claim | None:
         for claim in self.claims:
-            if (
-                (claim.run, claim.version) == (run, version)
-                and claim.state in states
-                and claim.cells >= cells
-            ):
+            held = claim.begun if states == ("begun",) else claim.cells
+            if (claim.run, claim.version) == (run, version) and claim.state in states and held >= cells:
                 if self.versions[version].as_of:
                     return claim
-                self.claims += [replace(claim, cells=rest) for rest in runs_of(claim.cells - cells)]
-                return self.change(claim, cells=cells)
+                for rest in runs_of(claim.cells - cells):
+                    self.claims.append(replace(claim, cells=rest, begun=claim.begun & rest))
+                return self.change(claim, cells=cells, begun=claim.begun & cells)
         return None
 
     def distrust(self, claim: Claim, kind: str) -> None:
-        self.mark(claim.version, claim.cells, kind)
+        self.mark(claim.version, claim.begun, kind, tried_by=claim.run)
         assert claim.read is not None
         self.taint(claim.version, claim.read)
 
@@ -227,26 +140,47 @@ class Oracle:
 
     # runs
 
-    def acquire(
-        self,
-        project: str,
-        ttl: timedelta,
-        grace: timedelta,
-        as_of: datetime | None,
-        *,
-        engine_in_process: bool,
-    ) -> tuple[str, int, datetime]:
-        if as_of is not None and as_of > self.now:
+    def living(self) -> list[int]:
+        """Runs that have not ended; the leases of some may have."""
+        return [key for key, run in self.runs.items() if run.state == "running"]
+
+    def deploys(self) -> list[int]:
+        return [key for key, run in self.runs.items() if run.purpose == "deploy"]
+
+    def pauses(self) -> list[tuple[int, int]]:
+        """What is left alone for a while: version and cell."""
+        return [
+            (version, cell)
+            for version, table in self.versions.items()
+            for marks in table.marks.values()
+            for cell, reason in marks.items()
+            if reason.retry and cell in GRID
+        ]
+
+    def take_over(self) -> list[int]:
+        over = [run for run in self.living() if self.runs[run].expires <= self.now]
+        for run in over:
+            self.lose(run, gone=False)
+        return over
+
+    def acquire(self, asked: Asked) -> tuple[str, int, datetime]:
+        if asked.as_of is not None and asked.as_of > self.now:
             raise Refused("future")
-        for run, known in self.runs.items():
-            if known.state == "running" and known.expires <= self.now:
-                self.lose(run, gone=False)
-        for run, known in self.runs.items():
-            if known.state == "running" and known.project == project:
-                return "busy", run, known.expires
+        self.take_over()
+        deploys, runs = [], []
+        for run in self.living():
+            known = self.runs[run]
+            if known.environment == asked.environment:
+                ours = known.project == asked.project
+                if known.purpose == "deploy" and (ours or asked.purpose == "deploy"):
+                    deploys.append(run)
+                elif known.purpose == asked.purpose == "run" and ours and not asked.share:
+                    runs.append(run)
+        for run in [*deploys, *runs]:
+            return "busy", run, self.runs[run].expires
         run = len(self.runs) + 1
-        self.runs[run] = Run(project, self.now + ttl, ttl, grace, engine_in_process)
-        return "lease", run, self.now + ttl
+        self.runs[run] = Run(**vars(asked), expires=self.now + asked.ttl)
+        return "lease", run, self.now + asked.ttl
 
     def renew(self, run: int) -> datetime:
         self.must_hold(run)
@@ -267,20 +201,49 @@ class Oracle:
         if engine_gone:
             self.release(run)
 
+    def break_lease(self, run: int) -> bool:
+        lived = self.runs[run].state == "running"
+        self.lose(run, gone=False)
+        return lived
+
+    def pause(self, run: int, models: Collection[int]) -> list[tuple[int, int, Cells]]:
+        """What others are writing of these models: run, model, cells."""
+        self.must_hold(run)
+        self.runs[run].promoting = frozenset(models)
+        return [(c.run, c.version, c.cells) for c in self.under_way() if c.run != run and c.version in models]
+
+    def retry(self, versions: Collection[int], cells: Cells) -> int:
+        """End the pauses of whole marks that the cells meet; how many marks."""
+        ended = 0
+        for version in versions:
+            for marks in self.versions[version].marks.values():
+                for number in {reason.revision for reason in marks.values() if reason.retry}:
+                    told = (c for c, reason in marks.items() if reason.revision == number and reason.retry)
+                    for piece in runs_of(told):
+                        if piece & cells:
+                            marks.update({c: marks[c]._replace(retry=None) for c in piece})
+                            ended += 1
+        return ended
+
     # claims
 
+    def under_way(self) -> list[Claim]:
+        """What runs that live have begun."""
+        return [c for c in self.claims if c.state == "begun" and self.holds(c.run)]
+
     def open(
-        self, run: int, version: int, asked: list[Cells]
+        self, run: int, version: int, asked: list[Cells], *, whole: bool
     ) -> list[tuple[set[int | None], set[datetime | None]]]:
         """For each range: who may be named as the one that has it, and when it may be said to be free."""
         self.must_hold(run)
         answers: list[tuple[set[int | None], set[datetime | None]]] = []
+        whole = whole or self.versions[version].as_of
         for wanted in asked:
-            cells = WHOLE if self.versions[version].as_of else wanted
+            cells = WHOLE if whole else wanted
             here = [c for c in self.claims if c.version == version and c.cells & cells]
             live = [c for c in here if c.lives]
             waiting = [c for c in here if c.state == "lost" and c.quarantine and c.quarantine > self.now]
-            if any(c.run == run and (self.versions[version].as_of or c.cells == cells) for c in live):
+            if any(c.run == run and (whole or c.cells == cells) for c in live):
                 answers.append(({None}, {None}))
             elif waiting:
                 last = max(c.quarantine for c in waiting if c.quarantine)
@@ -293,9 +256,16 @@ class Oracle:
         return answers
 
     def begin(
-        self, run: int, version: int, cells: Cells, needs: list[tuple[int, Cells]], loaded: list[int]
-    ) -> int | set[tuple[int, str, int]]:
-        """What was read up to, or why not: version, reason, cell."""
+        self,
+        run: int,
+        version: int,
+        cells: Cells,
+        needs: list[tuple[int, Cells]],
+        loaded: list[int],
+        environment: str | None = None,
+        limits: tuple[int | None, int | None] = (None, None),
+    ) -> int | dict[str, object] | set[tuple[int, str, int]]:
+        """What was read up to; or what to wait for; or why not: version, reason, cell."""
         self.must_hold(run)
         why = {(parent, *found) for parent, read in needs for found in self.unclean(parent, read)}
         for parent in loaded:
@@ -307,8 +277,38 @@ class Oracle:
         claim = self.piece(run, version, cells, ("open", "begun"))
         if claim is None:
             raise Refused("no claim")
-        self.change(claim, state="begun", read=self.revision)
-        return self.revision
+        if claim.state == "open":
+            wait = self.wait(run, version, environment, *limits)
+            if wait:
+                return wait
+        # Of one whole, what was begun before and did not end has not been read anew.
+        goes_on = claim.state == "begun" and self.versions[version].as_of
+        read = claim.read if goes_on else self.revision
+        assert read is not None
+        self.change(claim, state="begun", read=read, begun=stretch(claim.begun | cells if goes_on else cells))
+        return read
+
+    def wait(
+        self,
+        run: int,
+        version: int,
+        environment: str | None,
+        of_model: int | None,
+        of_warehouse: int | None,
+    ) -> dict[str, object] | None:
+        for deploy, known in self.runs.items():
+            here = known.purpose == "deploy" and known.environment == environment
+            if here and deploy != run and self.holds(deploy) and version in known.promoting:
+                return {"for": "promotion", "run_id": deploy}
+        under_way = self.under_way()
+        if of_model is not None and sum(c.version == version for c in under_way) >= of_model:
+            return {"for": "limit", "of": "model", "most": of_model}
+        name = self.runs[run].warehouse
+        if of_warehouse is not None:
+            busy = sum(self.runs[c.run].warehouse == name for c in under_way)
+            if busy >= of_warehouse:
+                return {"for": "limit", "of": "warehouse", "name": name, "most": of_warehouse}
+        return None
 
     def commit(self, run: int, version: int, cells: Cells, verdict: str, lookback: Cells) -> int:
         table = self.versions[version]
@@ -338,17 +338,22 @@ class Oracle:
                 stamped = frozenset(range(begin, end + 1))
         table.facts.update(dict.fromkeys(stamped, Fact(made, read, run, verdict, self.now, None)))
         for kind, marks in table.marks.items():
-            mended = table.as_of and kind in ("failed", "suspect")
-            for c in list(marks):
-                here = c in cells or table.refreshed or mended
-                if marks[c].revision <= read and here and not table.appended:
-                    del marks[c]
+            answered = {c for c in marks if marks[c].revision <= read and not table.appended}
+            if table.as_of and not table.refreshed and kind in ("failed", "suspect") and answered:
+                # All that was being written has to be written once more.
+                table.doubt[kind] = stretch(table.doubt[kind] - cells)
+                gone = set() if table.doubt[kind] else answered
+            else:
+                gone = answered if table.refreshed else answered & cells
+            for c in gone:
+                del marks[c]
         if table.as_of:
             if not table.marks.get("failed") and not table.marks.get("suspect"):
                 table.dirty = {
                     since: made if until is None else until for since, until in table.dirty.items()
                 }
-            self.change(claim, state="open")
+            rest = frozenset() if table.refreshed else stretch(claim.begun - cells)
+            self.change(claim, state="begun" if rest else "open", begun=rest)
         else:
             self.change(claim, state="committed")
         for row in sorted(table.rows(), key=min):
@@ -362,6 +367,12 @@ class Oracle:
             raise Refused("lost")
         claim = self.piece(run, version, cells, ("begun",))
         if claim is None:
+            # Said twice, it is done once.
+            if any(
+                (c.run, c.version, c.state) == (run, version, "failed") and c.cells >= cells
+                for c in self.claims
+            ):
+                return
             raise Refused("no claim")
         self.distrust(claim, "failed")
         self.change(claim, state="failed")

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from meshgate.db import SCHEMA_VERSION, Database
 from meshgate.graph import Kind
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
-from meshgate.ledger import Begun, Busy, Lease, Ledger
+from meshgate.ledger import Begun, Busy, Lease, Ledger, Limits, Mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -109,22 +109,40 @@ class Scene:
         ttl: timedelta = TTL,
         grace: timedelta = GRACE,
         engine_in_process: bool = False,
+        **more: Any,
     ) -> int:
         """A new run that lives; its id."""
         holder = {"host": "here", "engine_in_process": engine_in_process}
-        answer = self.ledger.acquire(project, "prod", "run", holder, ttl=ttl, grace=grace)
+        answer = self.acquire(project, holder=holder, ttl=ttl, grace=grace, **more)
         assert isinstance(answer, Lease), answer
         return answer.run_id
 
-    def busy(self, project: str = "up") -> Busy:
+    def busy(self, project: str = "up", **more: Any) -> Busy:
         """The run that keeps a new one out."""
-        answer = self.ledger.acquire(project, "prod", "run", {"host": "here"}, ttl=TTL, grace=GRACE)
+        answer = self.acquire(project, **more)
         assert isinstance(answer, Busy), answer
         return answer
 
-    def open(self, run: int, version: int, *intervals: Interval) -> list[int | None]:
+    def acquire(
+        self,
+        project: str = "up",
+        *,
+        environment: str = "prod",
+        purpose: str = "run",
+        holder: dict[str, Any] | None = None,
+        ttl: timedelta = TTL,
+        grace: timedelta = GRACE,
+        **more: Any,
+    ) -> Lease | Busy:
+        """Ask for a new run."""
+        return self.ledger.acquire(
+            project, environment, purpose, holder or {"host": "here"}, ttl=ttl, grace=grace, **more
+        )
+
+    def open(self, run: int, version: int, *intervals: Interval, whole: bool = False) -> list[int | None]:
         """Reserve; for each interval the run that has it, or None."""
-        return [answer.refused_by for answer in self.ledger.open_claims(run, version, intervals)]
+        answers = self.ledger.open_claims(run, version, intervals, whole=whole)
+        return [answer.refused_by for answer in answers]
 
     def begin(
         self,
@@ -133,14 +151,37 @@ class Scene:
         interval: Interval,
         *needs: tuple[int, Interval],
         loaded: Sequence[int] = (),
+        environment: str | None = None,
+        limits: Limits = Limits(),  # noqa: B008 - immutable
     ) -> Begun:
-        """Begin a batch as a deploy does: without a look at promotions."""
-        return self.ledger.begin(run, version, interval, needs=needs, loaded=loaded, environment=None)
+        """Begin a batch as a deploy does: without a look at promotions, unless an environment is named."""
+        return self.ledger.begin(
+            run, version, interval, needs=needs, loaded=loaded, environment=environment, limits=limits
+        )
 
-    def work(self, run: int, version: int, interval: Interval, *needs: tuple[int, Interval]) -> int | None:
+    def work(
+        self,
+        run: int,
+        version: int,
+        interval: Interval,
+        *needs: tuple[int, Interval],
+        whole: bool = False,
+    ) -> int | None:
         """Reserve and begin; what was read up to."""
-        assert self.open(run, version, interval) == [None]
+        assert self.open(run, version, interval, whole=whole) == [None]
         return self.begin(run, version, interval, *needs).read_revision
+
+    def attempt(self, run: int, version: int, interval: Interval) -> Mark:
+        """Reserve, begin and fail; the mark that says so."""
+        self.work(run, version, interval)
+        self.ledger.fail(run, version, interval, {"error": "no"})
+        return self.known(version, interval, "failed")
+
+    def known(self, version: int, interval: Interval, kind: str) -> Mark:
+        """The one mark of a kind on exactly this time."""
+        marks = self.ledger.states([version])[version].marks
+        (found,) = [m for m in marks if m.kind == kind and m.interval == interval]
+        return found
 
     def record(self, run: int, version: int, interval: Interval, *, lookback: Interval | None = None) -> int:
         """Reserve, begin and commit; the revision."""

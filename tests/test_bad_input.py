@@ -316,6 +316,23 @@ def test_a_wrong_window_is_seen_before_the_plan_is_applied(fresh: DuckMesh, call
     refused(fresh, call, "deploy", "downstream", "--now", "2026-01-05T01:00")
 
 
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({"limits": {"models": {"lake.bb": 1}}}, ["limits.models of project 'downstream'", "does not exist", "lake.b"]),
+        ({"exclusive": ["lake.a"]}, ["exclusive of project 'downstream'", "a model of project 'upstream'", "owns the model"]),
+    ],
+    ids=["unknown", "another's"],
+)  # fmt: skip
+def test_a_limit_on_a_model_that_the_project_does_not_have_is_named(
+    duck: DuckMesh, call: Call, policy: dict[str, Any], said: list[str]
+) -> None:
+    """By the deploy that would make it count, before its plan is applied."""
+    duck.write_mesh({"downstream": policy})
+    told = refused(duck, call, "deploy", "downstream", "--now", "2026-01-05T01:00")
+    assert [part for part in said if part not in told] == [], told
+
+
 # Environments
 
 

@@ -15,7 +15,7 @@ from command_line import Answer, answer_of, configure
 from ledger_story import Story
 from meshgate import __version__, cli
 from meshgate.coordinator.run import RunReport
-from meshgate.db import Database, schema_sql
+from meshgate.db import SCHEMA_VERSION, Database, schema_sql
 from meshgate.errors import ConfigError, EvaluationError, LedgerUnreachableError
 from meshgate.interval import Interval, IntervalSet
 from meshgate.mesh import Mesh
@@ -110,22 +110,21 @@ def test_status_is_one_screen_that_says_why_nothing_moves(story: Story, call: An
     assert len(lines) <= 25
     assert "  last run 4 failed at 04:01:02Z (1 committed)" in lines
     assert any(
-        line.split()
-        == ["bronze.transactions", "by", "time", "04:00", "04:00", "47m", "1", "failing,", "1", "ready"]
+        line.split() == ["bronze.transactions", "by", "time", "04:00", "04:00", "47m", "1", "failing"]
         for line in lines
     )
     assert (
         "  ● bronze.transactions [2026-01-05 03:10, 03:15) of project upstream: audit `not_null` failed for 3 rows "
-        "(attempt 2, run 4, at 04:01:02Z)"
+        "(tried 2 times, run 4 at 04:01:02Z, next try 04:03:02Z)"
     ) in lines
     assert (
         "    keeps back silver.orders [2026-01-05 03:10, 03:15); gold.fact_sales [2026-01-05 03:00, 04:00); "
         "gold.sales_by_hour [2026-01-05 03:00, 04:00)"
     ) in lines
     assert (
-        "    → repair the rows that the audit rejects, then `meshgate run upstream` evaluates it again"
-        in lines
-    )
+        "    → repair the rows that the audit rejects; `meshgate run upstream` evaluates it again after the pause, or at "
+        "once after `meshgate retry bronze.transactions`"
+    ) in lines
 
 
 def test_why_prints_the_tree_down_to_the_root(story: Story, call: Any) -> None:
@@ -140,11 +139,14 @@ def test_why_prints_the_tree_down_to_the_root(story: Story, call: Any) -> None:
         "└─ silver.orders [2026-01-05 03:10, 03:15) of project upstream: never evaluated, due since 03:15Z",
         (
             "   └─ bronze.transactions [2026-01-05 03:10, 03:15) of project upstream: audit `not_null` failed "
-            "for 3 rows (attempt 2, run 4, at 04:01:02Z)"
+            "for 3 rows (tried 2 times, run 4 at 04:01:02Z, next try 04:03:02Z)"
         ),
         "",
         "what would end it",
-        "  → repair the rows that the audit rejects, then `meshgate run upstream` evaluates it again",
+        (
+            "  → repair the rows that the audit rejects; `meshgate run upstream` evaluates it again after the pause, or at "
+            "once after `meshgate retry bronze.transactions`"
+        ),
     ]
 
 
@@ -174,15 +176,19 @@ def test_a_dry_run_shows_what_would_be_done_and_require_ready_makes_it_a_questio
     story: Story, call: Any
 ) -> None:
     """0 though work is blocked, as the summary says so; 3 if that was not wanted; nothing is started."""
-    before = story.ledger.runs()
+    before = [(run["run_id"], run["state"]) for run in story.ledger.runs()]
     answer = call("run", "downstream", "--dry-run")
     assert answer.code == 0
     assert "keeps back gold.fact_sales [2026-01-05 03:00, 04:00)" in answer.out
     assert call("run", "downstream", "--dry-run", "--require-ready").code == 3
+    paused = call("run", "upstream", "--dry-run", "--require-ready")
+    assert paused.code == 3
+    assert "next try 04:03:02Z" in paused.out
+    story.time("2026-01-05 04:03:02")
     upstream = call("run", "upstream", "--dry-run", "--require-ready")
     assert upstream.code == 0
     assert "  evaluate  bronze.transactions [2026-01-05 03:10, 03:15)" in upstream.out.splitlines()
-    assert story.ledger.runs() == before
+    assert [(run["run_id"], run["state"]) for run in story.ledger.runs()] == before
 
 
 def test_json_goes_to_stdout_alone_and_names_its_schema(story: Story, call: Any) -> None:
@@ -208,10 +214,10 @@ def test_a_run_is_skipped_with_4_and_fails_with_4_where_another_one_lives(story:
     story.acquire("downstream", pid=1)
     skipped = call("run", "downstream")
     assert (skipped.code, skipped.err) == (4, "")
-    assert "run 6 lives: pid 1 on worker-1" in skipped.out
+    assert "run 6 of downstream lives: pid 1 on worker-1" in skipped.out
     failed = call("run", "downstream", "--overlap", "fail")
     assert (failed.code, failed.out) == (4, "")
-    assert failed.err.startswith("error: run 6 of 'downstream' lives: pid 1 on worker-1")
+    assert failed.err.startswith("error: run 6 of 'downstream' keeps 'downstream' out: pid 1 on worker-1")
 
 
 # Migrate
@@ -222,8 +228,8 @@ def test_migrate_creates_once_and_then_has_nothing_to_do(
 ) -> None:
     """And says so on stdout."""
     configure(tmp_path, database_url)
-    assert call("migrate").out == "ledger created (schema 1)\n"
-    assert call("migrate").out == "ledger is at schema 1, nothing to do\n"
+    assert call("migrate").out == f"ledger created (schema {SCHEMA_VERSION})\n"
+    assert call("migrate").out == f"ledger is at schema {SCHEMA_VERSION}, nothing to do\n"
 
 
 def test_migrate_sql_prints_what_makes_a_ledger_without_any_configuration(
@@ -279,7 +285,7 @@ def test_wrong_input_is_one_message_with_a_hint_and_exit_code_2(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["run"], ["status", "--nonsense"], ["run", "x", "--overlap", "wait"], ["why"]],
+    [["nonsense"], ["run"], ["status", "--nonsense"], ["run", "x", "--overlap", "waits"], ["why"]],
     ids=str,
 )
 def test_wrong_usage_exits_with_2(arguments: Sequence[str], call: Any) -> None:
@@ -396,7 +402,7 @@ def test_a_job_returns_where_nothing_is_to_be_done_about_it(
     for arguments in (["run", "downstream"], ["run", "downstream", "--overlap", "fail"]):
         argv(*arguments)
         cli.job()
-    assert "error: run 6 of 'downstream' lives" in capsys.readouterr().err
+    assert "error: run 6 of 'downstream' keeps 'downstream' out" in capsys.readouterr().err
 
 
 def test_a_job_raises_where_it_failed_was_set_up_wrongly_or_cannot_reach_the_ledger(

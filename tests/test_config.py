@@ -245,7 +245,7 @@ MISTAKES = {
     "choice": (
         LEDGER + PROJECT + "  overlap: skp\n",
         5,
-        "project.overlap is 'skp', expected one of skip, fail",
+        "project.overlap is 'skp', expected one of skip, wait, share, fail",
         None,
     ),
     "not a choice": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ import structlog
 from command_line import Answer, answer_of, configure
 from ledger_story import PROJECTS, Story
 from meshgate.bridge.contract import installed_versions
+from meshgate.coordinator.doctor import _half_changed
 from meshgate.ledger import Ledger
+from transaction_pooler import TransactionPooler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,7 +125,7 @@ def test_doctor_tells_of_runs_that_were_lost_and_of_suspect_time(
     story.time("2026-01-05 04:10")
     answer = call("doctor")
     assert (
-        "run 6 of 'upstream' (pid 4711 on worker-1) lost its lease at 2026-01-05 04:03:00Z and did not end"
+        "run 6 of 'upstream' (pid 4711 on worker-1) lost its lease at 2026-01-05 04:03:00Z, and nobody took over yet"
         in answer.out
     )
     with story.run("downstream"):
@@ -159,3 +162,116 @@ def test_doctor_measures_the_clock_of_the_ledger(
     answer = call("doctor")
     assert answer.code == 2
     assert "FAIL  ledger: the ledger's Postgres is 13.1" in answer.out
+
+
+def found(answer: Answer, name: str, subject: str = "") -> list[dict[str, Any]]:
+    return [c for c in answer.document["checks"] if (c["name"], c["subject"]) == (name, subject)]
+
+
+def configure_ledger(folder: Path, url: str) -> None:
+    config = json.loads((folder / "meshgate.yaml").read_text())
+    config["ledger"]["url"] = url
+    (folder / "meshgate.yaml").write_text(json.dumps(config))
+
+
+def configure_upstream(folder: Path, **more: Any) -> None:
+    config = json.loads((folder / "meshgate.yaml").read_text())
+    config["projects"][0] |= more
+    (folder / "meshgate.yaml").write_text(json.dumps(config))
+
+
+def test_doctor_names_every_key_that_the_last_deploy_does_not_know(
+    story: Story, projects: Path, call: Any
+) -> None:
+    """Policy, limits, warehouse, patience: what runs decide from is the copy, until a deploy."""
+    sqlmesh, sqlglot = installed_versions()
+    copy = {"overlap": "skip", "schedule": None, "model_limits": {"gold.fact_sales": 2}, "patience_s": 600.0}
+    story.ledger.save_manifest("upstream", copy, sqlmesh=sqlmesh, sqlglot=sqlglot)
+    configure_upstream(
+        projects, overlap="share", warehouse="lake", limits={"warehouse": 4, "models": {"silver.orders": 1}},
+        exclusive=["silver.orders"],
+    )  # fmt: skip
+    (check,) = found(call("doctor", "--json"), "manifest", "upstream")
+    assert check["outcome"] == "warn"
+    assert check["message"].split(": ", 1)[1].split("; ") == [
+        "overlap is share, was skip",
+        "patience is not given, was 600s",
+        "warehouse is lake, was default",
+        "limits.warehouse is 4, was not given",
+        "limits.models is silver.orders: 1, was gold.fact_sales: 2",
+        "exclusive is silver.orders, was not given",
+    ]
+    assert check["hint"].startswith("run `meshgate deploy upstream`: until then")
+
+
+def test_doctor_is_content_with_a_copy_that_says_what_the_file_says(
+    story: Story, projects: Path, call: Any
+) -> None:
+    """Also with one that was made before there were limits."""
+    sqlmesh, sqlglot = installed_versions()
+    story.ledger.save_manifest(
+        "upstream", {"overlap": "skip", "schedule": None}, sqlmesh=sqlmesh, sqlglot=sqlglot
+    )
+    (check,) = found(call("doctor", "--json"), "manifest", "upstream")
+    assert check["outcome"] == "ok"
+
+
+def test_doctor_names_limits_on_models_that_are_not_there_or_not_ours(projects: Path, call: Any) -> None:
+    """A deploy would refuse them; each is told, with the nearest name."""
+    configure_upstream(projects, limits={"models": {"silver.order": 1}}, exclusive=["gold.fact_sales"])
+    first, second = found(call("doctor", "--json"), "limits", "upstream")
+    assert (first["outcome"], second["outcome"]) == ("warn", "warn")
+    assert "limits.models of project 'upstream' names a model that does not exist" in first["message"]
+    assert "silver.orders" in first["hint"]
+    assert "exclusive of project 'upstream' names gold.fact_sales, a model of project" in second["message"]
+    configure_upstream(projects, limits={"models": {"orders": 1}}, exclusive=[])
+    assert [c["outcome"] for c in found(call("doctor", "--json"), "limits", "upstream")] == ["ok"]
+
+
+def test_doctor_tells_whether_notifications_get_through(story: Story, projects: Path, call: Any) -> None:
+    """Directly they do; where nothing is heard that is a warning, with what it costs."""
+    (check,) = found(call("doctor", "--json"), "notifications")
+    assert check["outcome"] == "ok"
+    with closing(TransactionPooler(story.url)) as pooler:
+        configure_ledger(projects, pooler.url)
+        (check,) = found(call("doctor", "--json"), "notifications")
+    assert check["outcome"] == "warn"
+    assert "asks the ledger every 5 s instead" in check["message"]
+
+
+def test_doctor_names_a_deploy_that_died_while_it_replaced_models(story: Story) -> None:
+    """The newest that died since the last one that was done; one that is live is at it; without any it was plain SQLMesh."""
+
+    def told() -> str:
+        with story.mesh() as mesh:
+            project = mesh.config.projects[0]
+            check = _half_changed(mesh._bench, project, "environment 'prod'", "deploy it")
+            return f"{check.outcome}: {check.message} → {check.hint}"
+
+    def deploy(project: str, state: str | None) -> None:
+        lease = story.ledger.acquire(
+            project, "prod", "deploy", {"host": "h", "pid": 1}, ttl=timedelta(minutes=1), grace=timedelta(0)
+        )
+        if state:
+            story.ledger.finish(getattr(lease, "run_id", 0), state, {})
+
+    assert told() == (
+        "warn: environment 'prod' is in the middle of a plan that did not end → wait for the plan that works on it, "
+        "or deploy it"
+    )
+    deploy("upstream", "done")
+    assert "a plan that did not end" in told()
+    deploy("downstream", None)
+    assert told().startswith(
+        "ok: environment 'prod' is being changed by deploy 7 of 'downstream', which is live"
+    )
+    story.time("2026-01-05 04:10")
+    assert told() == (
+        "warn: environment 'prod' is half changed: deploy 7 of 'downstream' died while it replaced models → run "
+        "`meshgate deploy downstream --environment prod`: it goes on where that one ended"
+    )
+    deploy("upstream", "failed")
+    assert "deploy 7 of 'downstream' died while it replaced models" in told()
+    deploy("upstream", "done")
+    deploy("upstream", "failed")
+    assert "deploy 10 of 'upstream' failed while it replaced models" in told()

@@ -83,9 +83,9 @@ def test_g8_why_for_a_blocked_hour_names_the_failed_interval_its_project_the_aud
     assert (root.model, root.project, root.time) == (fqn("bronze.transactions"), "upstream", span(POISONED))
     assert root.detail["audits"] == [{"audit": "not_null", "count": 3}]
     assert (root.detail["attempts"], root.detail["run_id"]) == (2, 4)
-    assert (
-        root.remedy
-        == "repair the rows that the audit rejects, then `meshgate run upstream` evaluates it again"
+    assert root.remedy == (
+        "repair the rows that the audit rejects; `meshgate run upstream` evaluates it again after the pause, or at once "
+        "after `meshgate retry bronze.transactions`"
     )
 
 
@@ -104,7 +104,7 @@ def test_g8_status_tells_each_root_cause_once_with_all_that_it_keeps_back(story:
     poisoned = model_status(found, "bronze.transactions")
     assert (poisoned.failing, poisoned.ready, poisoned.late) == (
         span(POISONED),
-        span(POISONED),
+        IntervalSet(),
         timedelta(minutes=47),
     )
     assert model_status(found, "silver.orders").blocked == span(POISONED)
@@ -376,7 +376,10 @@ def test_documents_are_plain_json_with_schema_version_and_utc_instants(story: St
         assert found["now"] == "2026-01-05T04:02:00Z"
     root = documents[1]["roots"][0]
     assert root["intervals"] == [{"start": "2026-01-05T03:10:00Z", "end": "2026-01-05T03:15:00Z"}]
-    assert root["message"] == "audit `not_null` failed for 3 rows (attempt 2, run 4, at 2026-01-05 04:01:02Z)"
+    assert root["message"] == (
+        "audit `not_null` failed for 3 rows (tried 2 times, run 4 at 2026-01-05 04:01:02Z, "
+        "next try 2026-01-05 04:03:02Z)"
+    )
     assert documents[0]["projects"][1]["models"][0]["recorded_upto"] == "2026-01-05T04:00:00Z"
 
 

@@ -191,6 +191,26 @@ def test_a_run_that_ends_in_the_middle_leaves_a_quarantine(scene: Scene) -> None
     assert scene.open(scene.run(), version, span(0, 2)) == [run]
 
 
+def test_the_grace_of_a_run_that_ends_is_counted_from_its_end(ledger: Ledger) -> None:
+    """Where the end waits for a renewal under way, it is the end of the wait that counts."""
+    scene = Scene(ledger)
+    ledger.database.execute("RESET meshgate.now")
+    version, run = scene.version(), scene.run()
+    scene.work(run, version, span(0, 1))
+    with (
+        other_session(ledger) as other,
+        locked(ledger, f"SELECT FROM meshgate.run WHERE run_id = {run} FOR UPDATE") as renewal,
+        meanwhile(lambda: other.finish(run, "failed", {})) as end,
+    ):
+        wait_until_blocked(ledger)
+        waited_until = ledger.clock()
+        renewal.commit()
+        end.result()
+    (answer,) = ledger.open_claims(scene.run(), version, [span(0, 1)])
+    assert answer.free_at is not None
+    assert answer.free_at >= waited_until + GRACE
+
+
 def test_a_lease_needs_a_length(scene: Scene) -> None:
     """A lease of no length, or a negative grace, is refused."""
     with pytest.raises(LedgerError):
@@ -210,7 +230,7 @@ def test_a_stricter_isolation_level_is_refused(ledger: Ledger) -> None:
     connection = ledger.database.connect()
     connection.set_session(isolation_level="REPEATABLE READ")
     with connection.cursor() as cursor, pytest.raises(psycopg2.Error) as refused:
-        cursor.execute("SELECT meshgate.acquire_run('up', 'prod', 'run', '{}', '1m', '1m', NULL)")
+        cursor.execute("SELECT meshgate.take_over()")
     connection.close()
     assert refused.value.pgcode == "MG005"
 

@@ -259,23 +259,34 @@ def test_no_hot_statement_reads_a_table_from_end_to_end(scene: Scene) -> None:
     )
     some = {"versions": [3, 7], "version_id": 3, "revision": 7, "span": "[2020-01-11,2020-01-12)"}
     calls: list[tuple[str, dict[str, Any]]] = [
-        (f"SELECT meshgate.open_claims({run}, 2, ARRAY[{hour}])", {}),
-        (f"SELECT meshgate.open_claims({run}, 4, ARRAY[{hour}])", {}),
-        (f"SELECT meshgate.open_claims({run}, 2, ARRAY[{hour}])", {}),
-        (f"SELECT meshgate.begin_claim({run}, 2, {hour}, '{{5}}', ARRAY[{past}], '{{6}}', NULL)", {}),
-        (f"SELECT meshgate.begin_claim({run}, 2, {hour}, '{{}}', '{{}}', '{{}}', NULL)", {}),
-        (f"SELECT meshgate.begin_claim({run}, 4, {hour}, '{{}}', '{{}}', '{{}}', NULL)", {}),
+        (f"SELECT meshgate.open_claims({run}, 2, ARRAY[{hour}], false)", {}),
+        (f"SELECT meshgate.open_claims({run}, 4, ARRAY[{hour}], false)", {}),
+        (f"SELECT meshgate.open_claims({run}, 2, ARRAY[{hour}], false)", {}),
+        (f"SELECT meshgate.begin_claim({run}, 2, {hour}, '{{5}}', ARRAY[{past}], '{{6}}', NULL, 9, 9)", {}),
+        (f"SELECT meshgate.begin_claim({run}, 2, {hour}, '{{}}', '{{}}', '{{}}', NULL, 9, 9)", {}),
+        (f"SELECT meshgate.begin_claim({run}, 4, {hour}, '{{}}', '{{}}', '{{}}', NULL, 9, 9)", {}),
         (f"SELECT meshgate.commit_claim({run}, 2, {hour}, 'passed', NULL, NULL, NULL, {past})", {}),
         (f"SELECT meshgate.commit_claim({run}, 2, {hour}, 'passed', NULL, NULL, NULL, NULL)", {}),
         (f"SELECT meshgate.commit_claim({run}, 4, {hour}, 'passed', NULL, NULL, NULL, NULL)", {}),
         (f"SELECT meshgate.note_mirrored({run}, 2, {hour})", {}),
-        (f"SELECT meshgate.begin_claim({run}, 4, {hour}, '{{}}', '{{}}', '{{}}', NULL)", {}),
+        (f"SELECT meshgate.begin_claim({run}, 4, {hour}, '{{}}', '{{}}', '{{}}', NULL, 9, 9)", {}),
         (f"SELECT meshgate.fail_claim({run}, 4, {hour}, NULL)", {}),
         (f"SELECT meshgate.reconcile_version(9, ARRAY[{past}], '{{}}', true, '2020-01-01Z')", {}),
         (f"SELECT meshgate.abandon_claims({run}, NULL, NULL)", {}),
         ("SELECT meshgate.prune(meshgate.clock() - '2020-01-03Z')", {}),
-        ("SELECT meshgate.acquire_run('q', 'prod', 'run', '{}', '1m', '1m', NULL)", {}),
-        *((queries()[name], some) for name in ("covered", "coverage_rows", "marks", "live_claims")),
+        (f"SELECT meshgate.open_claims({run}, 12, ARRAY[{hour}], true)", {}),
+        (f"SELECT meshgate.pause_models({run}, '{{m1,m3}}')", {}),
+        (f"SELECT meshgate.retry_marks('{{2,3}}', {past})", {}),
+        ("SELECT meshgate.take_over()", {}),
+        (
+            "SELECT meshgate.acquire_run('q', 'prod', 'run', '{}', '1m', '1m', NULL, false, 'w', '1m', '1h')",
+            {},
+        ),
+        ("SELECT meshgate.break_run(max(run_id), 'somebody') FROM meshgate.run WHERE state = 'running'", {}),
+        *(
+            (queries()[name], some)
+            for name in ("covered", "coverage_rows", "marks", "live_claims", "watched", "live_runs")
+        ),
         (queries()["runs"], {"project": None, "environment": None, "limit": 5}),
         (f"SELECT meshgate.finish_run({run}, 'done', '{{}}', NULL)", {}),
     ]  # fmt: skip

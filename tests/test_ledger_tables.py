@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ledger_scene import Scene, cells, locked, meanwhile, other_session, span, wait_until_blocked
-from meshgate.errors import LeaseLostError
+from meshgate.errors import LeaseLostError, LedgerError
 from meshgate.ledger import WHOLE, Ledger
 
 
@@ -179,6 +179,183 @@ def test_what_a_commit_mends_depends_on_how_the_table_is_written(
     scene.mark(version, span(3, 4))
     scene.record(run, version, span(3, 4))
     assert {m for m in scene.marks(version) if m[0] == "requested"} == left
+
+
+# -- tables that merge
+
+
+def doubtful(scene: Scene, run: int, start: int, end: int, kind: str = "incremental_by_unique_key") -> int:
+    """A table of which a refresh of so many hours has just failed; its version."""
+    version = scene.version(kind=kind)
+    scene.record(run, version, span(0, 8))
+    scene.work(run, version, span(start, end))
+    scene.ledger.fail(run, version, span(start, end), {})
+    return version
+
+
+def doubt(scene: Scene, version: int) -> dict[str, frozenset[int]]:
+    """What has to be written once more, by the kind of the mark."""
+    marks = scene.ledger.states([version])[version].marks
+    return {m.kind: cells(m.batch) for m in marks if m.batch and m.kind in ("failed", "suspect")}
+
+
+@pytest.mark.parametrize("kind", ["incremental_by_unique_key", "scd_type_2", "incremental_by_partition"])
+def test_a_merge_mends_a_table_once_all_that_was_being_written_is_written_again(
+    scene: Scene, kind: str
+) -> None:
+    """Bad rows of the second hour are still there when only the first one has been merged anew."""
+    run = scene.run()
+    version = doubtful(scene, run, 5, 8, kind)
+    for cell in (5, 6):
+        scene.record(run, version, span(cell, cell + 1))
+        assert ("failed", 0) in scene.unclean(version, span(0, 8))
+    scene.record(run, version, span(7, 8))
+    assert scene.unclean(version, span(0, 8)) == set()
+
+
+def test_a_merge_of_other_time_mends_nothing(scene: Scene) -> None:
+    """What went wrong is not among the rows that it writes."""
+    run = scene.run()
+    version = doubtful(scene, run, 6, 7)
+    scene.record(run, version, span(7, 9))
+    assert doubt(scene, version) == {"failed": cells(span(6, 7))}
+
+
+def test_a_merge_of_more_than_was_being_written_mends_it_too(scene: Scene) -> None:
+    """The next run may write it in larger pieces."""
+    run = scene.run()
+    version = doubtful(scene, run, 6, 7)
+    scene.record(run, version, span(4, 9))
+    assert doubt(scene, version) == {}
+
+
+def test_a_merge_tells_what_is_left_to_be_written(scene: Scene) -> None:
+    """The mark shrinks from its ends, and keeps its revision."""
+    run = scene.run()
+    version = doubtful(scene, run, 2, 6)
+    before = scene.known(version, WHOLE, "failed").revision
+    for piece, left in ((span(1, 3), span(3, 6)), (span(4, 5), span(3, 6)), (span(5, 7), span(3, 5))):
+        scene.record(run, version, piece)
+        assert doubt(scene, version) == {"failed": cells(left)}
+    assert scene.known(version, WHOLE, "failed").revision == before
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_a_merge_that_had_begun_before_mends_nothing(scene: Scene, part: int) -> None:
+    """What a zombie wrote in between, the merge may have been written before."""
+    version = scene.version(kind="incremental_by_unique_key")
+    zombie = scene.run("down")
+    scene.work(zombie, version, span(0, 2))
+    scene.ledger.bury(zombie, engine_gone=True)
+    successor = scene.run("up")
+    scene.work(successor, version, span(0, part))
+    with pytest.raises(LeaseLostError):
+        scene.commit(zombie, version, span(0, 2))
+    scene.commit(successor, version, span(0, part))
+    assert doubt(scene, version) == {"suspect": cells(span(0, 2))}
+
+
+def test_a_second_failure_adds_to_what_has_to_be_written_again(scene: Scene) -> None:
+    """One mark says all that is in doubt."""
+    run = scene.run()
+    version = doubtful(scene, run, 2, 3)
+    scene.work(run, version, span(5, 6))
+    scene.ledger.fail(run, version, span(5, 6), {})
+    assert doubt(scene, version) == {"failed": cells(span(2, 6))}
+
+
+def test_what_a_lost_merge_was_writing_has_to_be_written_again(scene: Scene) -> None:
+    """Of a death as of a failure it is the batch that counts, not all that the run had claimed."""
+    run, version = scene.run(), scene.version(kind="incremental_by_unique_key")
+    scene.work(run, version, span(0, 2))
+    scene.commit(run, version, span(0, 2))
+    scene.begin(run, version, span(2, 4))
+    scene.ledger.bury(run, engine_gone=True)
+    assert doubt(scene, version) == {"suspect": cells(span(2, 4))}
+
+
+def test_a_doubt_without_bounds_ends_with_any_merge(scene: Scene) -> None:
+    """Where nobody knows what was being written, waiting for all of time would be waiting for ever."""
+    run, version = scene.run(), scene.version(kind="incremental_by_unique_key")
+    scene.mark(version, WHOLE, "suspect")
+    scene.record(run, version, span(3, 4))
+    assert scene.marks(version) == set()
+
+
+def test_an_append_mends_nothing(scene: Scene) -> None:
+    """Whether rows are doubled, a person must say."""
+    run = scene.run()
+    version = doubtful(scene, run, 6, 7, "incremental_unmanaged")
+    scene.record(run, version, span(6, 7))
+    assert doubt(scene, version) == {"failed": cells(span(6, 7))}
+
+
+def test_the_dirty_span_of_a_merge_ends_with_its_doubt(scene: Scene) -> None:
+    """Readers may meet bad rows until the last of them is written again."""
+    run = scene.run()
+    version = doubtful(scene, run, 5, 7)
+    scene.record(run, version, span(5, 6))
+    assert {until for _, until in scene.dirty(version)} == {None}
+    repaired = scene.record(run, version, span(6, 7))
+    assert {until for _, until in scene.dirty(version)} == {repaired}
+
+
+def test_a_refresh_mends_at_once_whatever_was_being_written(scene: Scene) -> None:
+    """It makes the whole table anew."""
+    run = scene.run()
+    version = doubtful(scene, run, 2, 6, "full")
+    scene.record(run, version, span(8, 9))
+    assert scene.unclean(version, span(0, 9)) == set()
+
+
+# -- what is being written of a whole table
+
+
+@pytest.mark.parametrize("kind", ["full", "incremental_by_unique_key"])
+@pytest.mark.parametrize("how", ["commit", "fail"])
+def test_what_was_not_begun_of_a_whole_table_cannot_end(scene: Scene, kind: str, how: str) -> None:
+    """The claim is on all of it, and permits what its begin was asked for."""
+    run, version = scene.run(), scene.version(kind=kind)
+    scene.work(run, version, span(0, 2))
+    with pytest.raises(LedgerError):
+        end_badly(scene, run, version, how)
+
+
+def end_badly(scene: Scene, run: int, version: int, how: str) -> None:
+    """Commit or fail an hour more than was begun."""
+    if how == "commit":
+        scene.commit(run, version, span(1, 3))
+    else:
+        scene.ledger.fail(run, version, span(1, 3), {})
+
+
+def test_a_second_begin_of_a_whole_table_forgets_nothing_of_the_first(scene: Scene) -> None:
+    """All that was begun and did not end may have been written, and readers may have met it since the first begin."""
+    run, version = scene.run(), scene.version(kind="incremental_by_unique_key")
+    other = scene.version("q")
+    read = scene.work(run, version, span(0, 4))
+    scene.record(run, other, span(0, 1))
+    assert scene.begin(run, version, span(1, 2)).read_revision == read
+    scene.ledger.bury(run, engine_gone=True)
+    assert doubt(scene, version) == {"suspect": cells(span(0, 4))}
+    assert scene.dirty(version) == {(read, None)}
+
+
+def test_a_merge_in_parts_is_under_way_until_the_last_one(scene: Scene) -> None:
+    """The first commit of two leaves the table closed, and what is left of it begun."""
+    run, version = scene.run(), scene.version(kind="incremental_by_unique_key")
+    scene.work(run, version, span(0, 2))
+    scene.commit(run, version, span(0, 1))
+    assert scene.unclean(version, span(0, 1)) == {("begun", 0)}
+    scene.commit(run, version, span(1, 2))
+    assert scene.unclean(version, span(0, 2)) == set()
+
+
+def test_a_batch_of_a_whole_table_reads_anew_after_a_commit(scene: Scene) -> None:
+    """The claim lives on, and each batch has read for itself."""
+    run, version = scene.run(), scene.version(kind="full")
+    first = scene.record(run, version, span(0, 1))
+    assert scene.begin(run, version, span(1, 2)).read_revision == first
 
 
 # -- reconciliation

@@ -14,14 +14,16 @@ import pytest
 from ledger_scene import locked, meanwhile, wait_until_blocked
 from meshgate import db
 from meshgate.db import SCHEMA_VERSION, Database, migrate, pending_migrations, schema_sql
-from meshgate.errors import LedgerError, SchemaVersionError
-from meshgate.ledger import Ledger
+from meshgate.errors import LeaseLostError, LedgerError, RunInProgressError, SchemaVersionError
+from meshgate.interval import Interval
+from meshgate.ledger import WHOLE, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FIRST_SCHEMA = Path(__file__).with_name("schema_1.sql")
 """Version 1 of `schema.sql`, as it was."""
+HOUR = "'[2026-01-05 00:00Z,2026-01-05 01:00Z)'::tstzrange"
 
 
 @pytest.fixture
@@ -176,6 +178,100 @@ def test_the_migrations_lead_the_first_version_to_the_schema(database: Database,
     migrate(fresh)
     assert catalogue(database) == catalogue(fresh)
     fresh.close()
+
+
+@pytest.fixture
+def old(database: Database) -> Database:
+    """A ledger of version 1 in which a run of an hour has begun an hour of one table by time and one by key."""
+    database.execute(FIRST_SCHEMA.read_text(encoding="utf-8"))
+    database.execute("INSERT INTO meshgate.ledger (schema_version) VALUES (1)")
+    database.execute("SELECT meshgate.acquire_run('up', 'prod', 'run', '{}', '1h', '0s', NULL)")
+    for key, kind in enumerate(("incremental_by_time_range", "incremental_by_unique_key"), start=1):
+        as_of = kind != "incremental_by_time_range"
+        database.execute(f"SELECT meshgate.register_version('up', 'm{key}', '1', '{kind}', {as_of})")
+        database.execute(f"SELECT * FROM meshgate.open_claims(1, {key}, ARRAY[{HOUR}])")
+        database.execute(f"SELECT meshgate.begin_claim(1, {key}, {HOUR}, '{{}}', '{{}}', '{{}}', NULL)")
+    return database
+
+
+def expire(database: Database) -> None:
+    """Let all leases have ended."""
+    database.execute("UPDATE meshgate.run SET expires_at = clock_timestamp()")
+
+
+def test_a_ledger_is_not_migrated_while_a_run_lives(old: Database) -> None:
+    """The run decides with the functions that would change: it is named, and nothing has changed."""
+    before = catalogue(old)
+    with pytest.raises(RunInProgressError) as refused:
+        migrate(old)
+    assert "run 1 of 'up'" in str(refused.value)
+    assert (version(old), catalogue(old)) == (1, before)
+
+
+@pytest.mark.parametrize("how", ["expired", "ended"])
+def test_a_ledger_is_migrated_once_no_run_lives(old: Database, how: str) -> None:
+    """A run that has ended, or whose lease has, is in nobody's way."""
+    if how == "expired":
+        expire(old)
+    else:
+        old.execute("SELECT meshgate.finish_run(1, 'done', '{}', NULL)")
+    assert migrate(old) == (1, SCHEMA_VERSION)
+
+
+def test_a_run_of_an_older_version_that_waited_for_a_migration_claims_nothing(old: Database) -> None:
+    """It may have been about to start: it is told to migrate before it has reserved anything."""
+    expire(old)
+    with (
+        locked(Ledger(old)) as blocker,
+        meanwhile(lambda: migrate(Database(old._url, name="migration"))) as migration,
+    ):
+        wait_until_blocked(Ledger(old), "migration")
+        with meanwhile(lambda: work_as_before(Database(old._url, name="other"))) as work:
+            wait_until_blocked(Ledger(old), "other")
+            blocker.commit()
+            assert migration.result() == (1, SCHEMA_VERSION)
+            with pytest.raises(SchemaVersionError):
+                work.result()
+    assert old.execute("SELECT FROM meshgate.claim WHERE run_id > 1") == []
+
+
+def work_as_before(database: Database) -> None:
+    """Start a run and reserve an hour as meshgate did when the ledger had version 1."""
+    database.execute("SELECT meshgate.acquire_run('down', 'prod', 'run', '{}', '1h', '0s', NULL)")
+    database.execute(f"SELECT * FROM meshgate.open_claims(2, 1, ARRAY[{HOUR}])")
+
+
+def test_a_migration_makes_every_function_anew(database: Database) -> None:
+    """Also those that the older version had by another signature, which would answer beside the new ones."""
+    database.execute(FIRST_SCHEMA.read_text(encoding="utf-8"))
+    database.execute("INSERT INTO meshgate.ledger (schema_version) VALUES (1)")
+    names = "SELECT proname AS name, oid FROM pg_proc WHERE pronamespace = 'meshgate'::regnamespace"
+    before = {row["oid"] for row in database.execute(names)}
+    migrate(database)
+    after = database.execute(names)
+    assert not before & {row["oid"] for row in after}
+    assert len({row["name"] for row in after}) == len(after)
+
+
+def test_what_a_run_of_an_older_version_had_begun_is_taken_over(old: Database) -> None:
+    """What is in doubt of its batches is known of tables by time; of the others nobody knows the batch."""
+    expire(old)
+    migrate(old)
+    ledger = Ledger(old)
+    assert ledger.take_over() == (1,)
+    marks = [mark for state in ledger.states([1, 2]).values() for mark in state.marks]
+    assert [(m.kind, m.interval, m.attempts, m.retry_at) for m in marks] == [
+        ("suspect", Interval.parse("2026-01-05T00:00/2026-01-05T01:00"), 1, None),
+        ("suspect", WHOLE, 1, None),
+    ]
+
+
+def test_the_late_commit_of_a_run_of_an_older_version_is_refused(old: Database) -> None:
+    """Its fence is in the row that the migration kept."""
+    expire(old)
+    migrate(old)
+    with pytest.raises(LeaseLostError):
+        Ledger(old).commit(1, 1, Interval.parse("2026-01-05T00:00/2026-01-05T01:00"), verdict="passed")
 
 
 def test_every_version_after_the_first_has_its_migration() -> None:

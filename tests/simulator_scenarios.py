@@ -1,0 +1,95 @@
+"""The mesh that the simulator plays: three projects, a parent with a lookback, readers by time and as of an instant."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from meshgate.graph import Edge, Kind, MeshGraph, ModelNode, Window
+from meshgate.interval import IntervalUnit
+from simulator import Project, Scenario, Troubles
+from simulator_geometry import ORIGIN
+
+if TYPE_CHECKING:
+    from typing import Any
+
+LATE_ROWS, SAME_PROJECT, CHILD, AS_OF, GRANDCHILD = "orders", "lines", "gold", "dim", "report"
+TROUBLES = Troubles(failing=0.01, poisoned=0.005, hopeless=0.001, crash=0.01, pause=0.005)
+SHORT_S, LONG_S = (20, 100), (150, 400)
+"""An evaluation of the parent; a run makes two of them, and its period is 300 seconds."""
+
+
+def mesh(hours: float, lookback: int) -> MeshGraph:
+    """Five models in three projects.
+
+    Args:
+        hours: How long all models live.
+        lookback: Of the parent, in units of five minutes.
+    """
+    end = ORIGIN + timedelta(hours=hours)
+    by_time, full = Kind.INCREMENTAL_BY_TIME_RANGE, Kind.FULL
+    five, hour = (IntervalUnit.FIVE_MINUTE, "*/5 * * * *"), (IntervalUnit.HOUR, "@hourly")
+
+    def node(
+        name: str, project: str, kind: Kind, rhythm: tuple[IntervalUnit, str], back: int = 0
+    ) -> ModelNode:
+        unit, cron = rhythm
+        return ModelNode(
+            name=name, project=project, version="1", kind=kind, unit=unit, cron=cron,
+            start=ORIGIN, end=end, lookback=back,
+        )  # fmt: skip
+
+    nodes = [
+        node(LATE_ROWS, "up", by_time, five, lookback),
+        node(SAME_PROJECT, "up", by_time, five),
+        node(CHILD, "down", by_time, hour),
+        node(AS_OF, "down", full, hour),
+        node(GRANDCHILD, "far", by_time, hour),
+    ]
+    edges = [
+        Edge(SAME_PROJECT, LATE_ROWS),
+        Edge(CHILD, LATE_ROWS),
+        Edge(CHILD, SAME_PROJECT),
+        Edge(AS_OF, LATE_ROWS),
+        Edge(GRANDCHILD, CHILD),
+        Edge(GRANDCHILD, AS_OF, Window("latest")),
+    ]
+    return MeshGraph({n.name: n for n in nodes}, edges)
+
+
+def scenario(
+    seed: int,
+    *,
+    hours: float = 24,
+    lookback: int = 12,
+    overlap: str = "skip",
+    takes_s: tuple[int, int] = SHORT_S,
+    readers_every_s: int = 3600,
+    **others: Any,
+) -> Scenario:
+    """A history of the mesh; the seed says how many minutes after the full hour the readers' projects run.
+
+    Args:
+        seed: Of the phases; the simulation has its own.
+        hours: As in `mesh`.
+        lookback: As in `mesh`.
+        overlap: `skip` or `share`, for every project.
+        takes_s: The shortest and the longest evaluation of the parent.
+        readers_every_s: The period of the two projects that read.
+        others: Fields of `Scenario`.
+    """
+    chance = random.Random(seed)  # noqa: S311 - a history, not a secret
+    down = chance.randrange(min(readers_every_s, 900))
+    # Ten minutes later: a reader that always comes while its as-of parent is refreshed would measure nothing else.
+    far = (down + chance.randrange(600, 900)) % readers_every_s
+    projects = {
+        "up": Project(300, 0, overlap),
+        "down": Project(readers_every_s, down, overlap),
+        "far": Project(readers_every_s, far, overlap),
+    }
+    takes = {
+        LATE_ROWS: takes_s, SAME_PROJECT: (10, 60), CHILD: (30, 200), AS_OF: (30, 200), GRANDCHILD: (30, 200),
+    }  # fmt: skip
+    fields = {"graph": mesh(hours, lookback), "projects": projects, "takes_s": takes} | others
+    return Scenario(**fields)
