@@ -28,6 +28,8 @@ KEYS = {
     "Top level": config._TOP_KEYS,
     "ledger": config._LEDGER_KEYS,
     "project": config._PROJECT_KEYS,
+    "retry": config._RETRY_KEYS,
+    "limits": config._LIMITS_KEYS,
     "edges": config._EDGE_KEYS,
     "window": config._WINDOW_KEYS,
 }

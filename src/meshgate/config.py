@@ -396,13 +396,15 @@ def _retry(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[t
     found = source.mapping(
         node, at, _RETRY_KEYS, "a mapping with first and longest such as {first: 1m, longest: 1h}"
     )
-    first = _given(
-        source.converted(found, at, "first", _parse_patience, f"{_A_DURATION}, not negative"), first
-    )
-    given = source.converted(found, at, "longest", _parse_patience, f"{_A_DURATION}, not negative")
-    if given is not None and given < first:
-        source.fail(found["longest"], f"{at}.longest", f"is {given}, shorter than {at}.first, {first}")
-    return first, max(first, longest) if given is None else given
+    allowed = f"{_A_DURATION}, not negative"
+    begun = source.converted(found, at, "first", _parse_patience, allowed)
+    given = source.converted(found, at, "longest", _parse_patience, allowed)
+    if begun is not None and given is not None and given < begun:
+        source.fail(found["longest"], f"{at}.longest", f"is {given}, shorter than {at}.first, {begun}")
+    # Who gives only one of them moves the default of the other out of its way.
+    if given is None:
+        return _given(begun, first), max(_given(begun, first), longest)
+    return _given(begun, min(first, given)), given
 
 
 def _limits(

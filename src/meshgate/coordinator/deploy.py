@@ -70,6 +70,8 @@ def deploy(
 
     report = until_free(bench, once(), project.overlap_limit, once)
     if report.busy is not None:
+        if bench.stop.requested:
+            raise StoppedError(f"stopped by {bench.stop.reason} while it waited; nothing was deployed")
         raise _in_progress(name, report.busy)
     return report
 

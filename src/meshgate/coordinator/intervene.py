@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meshgate.coordinator.explain import environment_of
+from meshgate.coordinator.explain import environment_of, require_aligned
 from meshgate.errors import ConfigError
 from meshgate.ledger import WHOLE
 
@@ -55,8 +55,11 @@ def retry(
 
     Raises:
         UnknownModelError: There is no such model; names the nearest.
+        IntervalError: The interval is not aligned; names the nearest one that is.
         NotDeployedError: Nothing was deployed in the environment.
     """
     manifest = bench.ledger.manifest(environment_of(bench, environment))
     name = manifest.graph.resolve(model)
+    if interval is not None:
+        require_aligned(manifest.graph[name], interval)
     return name, bench.ledger.retry([manifest.version_id(name)], interval or WHOLE)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from meshgate.coordinator.allowance import Allowance
-from meshgate.coordinator.progress import Batch
+from meshgate.coordinator.progress import Batch, Planned
 from meshgate.coordinator.standing import standings
 from meshgate.errors import EvaluationError, LeaseLostError, MeshgateError, StoppedError
 from meshgate.gate import Blocked, decide
@@ -233,7 +233,10 @@ class RunJournal:
             held = IntervalSet(self.claim(name, list(decision.ready), states[self._ids[name]].covered))
             if held:
                 produced[name] = held | known[name].covered if node.kind.as_of else held
-        return {n: s & IntervalSet(self._claimed.get(n, [])) for n, s in produced.items()}
+        admitted = {n: s & IntervalSet(self._claimed.get(n, [])) for n, s in produced.items()}
+        units = tuple((n, graph[n].unit.count(s)) for n, s in admitted.items() if s)
+        self._tell(Planned(self.project, units))
+        return admitted
 
     def promoting(self) -> None:
         """A deploy is about to replace models: nothing of them begins any more, and what was begun is waited for.
@@ -431,7 +434,7 @@ class RunJournal:
         Raises:
             LeaseLostError: It is suspect instead.
         """
-        self._say(self._graph[name], piece, "failed")
+        self._say(self._graph[name], piece, "failed", _failure_in_words(detail))
         with self._lock:
             self.outcome.failed.append(Failure(name, self._graph[name].project, piece, detail))
         with self._lost_is_lost():
@@ -472,3 +475,8 @@ def _wait_in_words(wait: Mapping[str, Any]) -> str:
         return f"for deploy {wait['run_id']} to replace it"
     what = f"warehouse {wait['name']!r}" if wait["of"] == "warehouse" else "the model"
     return f"as {what} is at its limit of {wait['most']} batches at once"
+
+
+def _failure_in_words(detail: Mapping[str, Any]) -> str:
+    audits = ", ".join(f"audit {a['audit']} found {a['count']}" for a in detail.get("audits", ()))
+    return audits or str(detail.get("message") or "")

@@ -214,7 +214,7 @@ def leased(
     answer = bench.ledger.acquire(
         project.name, environment, purpose, identify(engine_in_process=engine_in_process),
         ttl=timedelta(seconds=settings.lease_ttl_s), grace=timedelta(seconds=settings.grace_s), as_of=now,
-        share=share, warehouse=project.warehouse, back_off=BackOff(project.retry_first, project.retry_longest),
+        share=share, warehouse=bench.manifests().get(project.name, {}).get("warehouse", "default"), back_off=BackOff(project.retry_first, project.retry_longest),
     )  # fmt: skip
     if isinstance(answer, Busy):
         yield answer

@@ -203,7 +203,8 @@ def _what_for(
         found = (root.model, root.project, root.time, root.reason, root.detail.get("run_id"))
     else:
         entry = report.blocked[0]
-        found = (entry.parent, entry.parent_project, IntervalSet([entry.span]), entry.reason, None)
+        run_id = entry.detail.get("run_id")
+        found = (entry.parent, entry.parent_project, IntervalSet([entry.span]), entry.reason, run_id)
     expected = None if simulated else _expected(bench, found[1], report.environment)
     return Waiting(report.project, *found, expected, until, bell.listening)
 
