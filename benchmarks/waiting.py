@@ -26,9 +26,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from meshgate.db import Database, Listener, migrate
+from meshgate.db import Database, migrate
 from meshgate.interval import Interval
 from meshgate.ledger import Ledger
+from meshgate.listener import Listener
 from meshgate.local_postgres import LocalPostgres
 from meshgate.mesh import Mesh
 

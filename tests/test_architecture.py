@@ -20,7 +20,7 @@ SOURCE = REPOSITORY / "src" / "meshgate"
 CORE = ("errors", "interval", "graph")
 DECISIONS = ("due", "gate", "restatement", "analysis", "health")
 EDGES = (
-    *("yaml_source", "config", "sql", "db", "ledger", "lease", "stop"),
+    *("yaml_source", "config", "sql", "db", "listener", "ledger", "lease", "stop"),
     *("postgres_binaries", "postgres_server", "local_postgres", "bridge"),
 )
 USE_CASES = ("coordinator", "mesh")

@@ -81,7 +81,7 @@ MISTAKES = {
     ),
     "no limit": ("  overlap_limit: 0\n", 4, "project.overlap_limit is the number 0, expected a duration"),
     "negative grace": ("  stop_grace: -5s\n", 4, "project.stop_grace is '-5s', expected a duration"),
-    "retry": ("  retry: 5m\n", 4, "project.retry is '5m', expected a mapping with first and longest"),
+    "retry": ("  retry: 5m\n", 4, "project.retry is '5m', expected a mapping such as {first"),
     "retry key": ("  retry: {frist: 5m}\n", 4, "unknown key 'frist' in project.retry"),
     "retry order": (
         "  retry:\n    first: 5m\n    longest: 1m\n",

@@ -17,10 +17,11 @@ import pytest
 
 from ledger_scene import GRACE, TTL, Scene, eventually, meanwhile, span
 from meshgate.coordinator.progress import Waiting
-from meshgate.db import Database, Listener, migrate
+from meshgate.db import Database, migrate
 from meshgate.errors import LedgerUnreachableError
 from meshgate.interval import Interval, IntervalSet
 from meshgate.ledger import Busy, Lease, Ledger
+from meshgate.listener import Listener
 from meshgate.mesh import Mesh
 from server_probe import until
 from tiny_mesh import TinyMesh, at

@@ -40,7 +40,10 @@ FILE_NAME: Final = "meshgate.yaml"
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _ZERO: Final = timedelta(0)
 _A_DURATION: Final = "a duration such as 90s, 5m, 1h30m or 7d"
-_A_LENGTH: Final = f"{_A_DURATION}, more than 0"
+_A_LENGTH: Final = f"{_A_DURATION}, more than 0, at most 366d"
+_LONGEST: Final = timedelta(days=366)
+_A_PAUSE: Final = f"{_A_DURATION}, not negative, at most 366d"
+_A_LEASE: Final = f"{_A_DURATION}, at least 1s, at most 366d"
 _A_COUNT: Final = "a whole number above 0"
 _A_URL: Final = "postgresql://user@host/database, host=... dbname=..., local, or local:FOLDER"
 _A_CRON: Final = "a cron expression such as '5 * * * *'"
@@ -345,7 +348,9 @@ def _ledger(file: Path, source: YamlSource, node: Node) -> LedgerConfig:
         problem = f"is {grace}, shorter than ledger.statement_timeout, {timeout}"
         hint = "a lost run can write until its last statement ends; its ranges must not be claimed before"
         source.fail(found["grace"], "ledger.grace", problem, hint=hint)
-    ttl = length("lease_ttl", timedelta(seconds=60))
+    ttl = _given(
+        source.converted(found, "ledger", "lease_ttl", _parse_lease, _A_LEASE), timedelta(seconds=60)
+    )
     return LedgerConfig(url, local, ttl.total_seconds(), grace.total_seconds(), timeout.total_seconds())
 
 
@@ -368,15 +373,14 @@ def _project(file: Path, source: YamlSource, node: Node, key: str) -> ProjectCon
         overlap_limit=source.converted(found, key, "overlap_limit", _parse_length, _A_LENGTH)
         or timedelta(minutes=15),
         stop_grace=_given(
-            source.converted(found, key, "stop_grace", _parse_patience, f"{_A_DURATION}, not negative"),
-            timedelta(seconds=20),
+            source.converted(found, key, "stop_grace", _parse_patience, _A_PAUSE), timedelta(seconds=20)
         ),
         retry_first=retry_first,
         retry_longest=retry_longest,
         warehouse_limit=warehouse_limit,
         model_limits=model_limits,
         exclusive=_names(source, found, key, "exclusive"),
-        patience=source.converted(found, key, "patience", _parse_patience, f"{_A_DURATION}, not negative"),
+        patience=source.converted(found, key, "patience", _parse_patience, _A_PAUSE),
         on_audit_warning=cast("OnAuditWarning", on_audit_warning),
         edges=_edges(source, found, key),
     )
@@ -393,12 +397,9 @@ def _retry(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[t
     if node is None:
         return first, longest
     at = f"{key}.retry"
-    found = source.mapping(
-        node, at, _RETRY_KEYS, "a mapping with first and longest such as {first: 1m, longest: 1h}"
-    )
-    allowed = f"{_A_DURATION}, not negative"
-    begun = source.converted(found, at, "first", _parse_patience, allowed)
-    given = source.converted(found, at, "longest", _parse_patience, allowed)
+    found = source.mapping(node, at, _RETRY_KEYS, "a mapping such as {first: 1m, longest: 1h}")
+    begun = source.converted(found, at, "first", _parse_patience, _A_PAUSE)
+    given = source.converted(found, at, "longest", _parse_patience, _A_PAUSE)
     if begun is not None and given is not None and given < begun:
         source.fail(found["longest"], f"{at}.longest", f"is {given}, shorter than {at}.first, {begun}")
     # Who gives only one of them moves the default of the other out of its way.
@@ -407,12 +408,9 @@ def _retry(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[t
     return _given(begun, min(first, given)), given
 
 
-def _limits(
-    source: YamlSource, project: Mapping[str, Node], key: str
-) -> tuple[int | None, Mapping[str, int]]:
+def _limits(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[int | None, dict[str, int]]:
     """How many batches may be under way at once: in the warehouse, and of single models."""
-    node = project.get("limits")
-    if node is None:
+    if (node := project.get("limits")) is None:
         return None, {}
     at = f"{key}.limits"
     found = source.mapping(node, at, _LIMITS_KEYS, "a mapping with warehouse and models")
@@ -469,16 +467,22 @@ def _window(source: YamlSource, node: Node, key: str) -> Window:
 
 
 def _parse_length(text: str) -> timedelta:
-    found = parse_duration(text)
-    if found <= _ZERO:
+    found = _parse_patience(text)
+    if found == _ZERO:
         raise ConfigError(f"{text!r} is not more than 0")
+    return found
+
+
+def _parse_lease(text: str) -> timedelta:
+    if (found := _parse_length(text)) < timedelta(seconds=1):
+        raise ConfigError(f"{text!r} is too short for a lease that is renewed in time")
     return found
 
 
 def _parse_patience(text: str) -> timedelta:
     found = parse_duration(text)
-    if found < _ZERO:
-        raise ConfigError(f"{text!r} is negative")
+    if not _ZERO <= found <= _LONGEST:
+        raise ConfigError(f"{text!r} is negative, or longer than a year")
     return found
 
 

@@ -6,16 +6,14 @@ no connection is ever left inside a transaction, whatever happens to the process
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
-import selectors
 import socket
 import threading
-import time
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import psycopg2
@@ -27,7 +25,6 @@ from meshgate.errors import (
     LeaseLostError,
     LedgerError,
     LedgerUnreachableError,
-    MeshgateError,
     RunInProgressError,
     SchemaVersionError,
 )
@@ -38,8 +35,14 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 """The version of `sql/schema.sql`; a ledger of any other version is refused."""
 
-_PROBE_S = 1.0  # a notification is there in milliseconds, or somebody between here and the server swallows it
-_NET_PER_POLL = 6  # who hears every notification looks so much less often without one
+# A server that is gone without a word is noticed within half a minute, not after the system's two hours.
+_KEEPALIVE: dict[str, Any] = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
 _MIGRATION_LOCK = 0x6D657368  # "mesh": one advisory lock, held for the transaction of a migration
 # Up to the last @ of a word: a password that was not percent-encoded may hold one itself.
 _PASSWORD_IN_URL = re.compile(r"(://[^:/@\s]*:)\S*@")
@@ -48,6 +51,10 @@ _SECRET = re.compile(
     r"""((?:password|passwd|token|secret)["']?(?:\s*[=:]\s*|\s+(?=['"])))('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,;)}]+)""",
     re.IGNORECASE,
 )
+
+
+DriverError = psycopg2.Error
+"""What a broken connection raises, for those that hold one themselves."""
 
 
 def redact(text: str) -> str:
@@ -61,6 +68,11 @@ def queries() -> dict[str, str]:
     text = resources.files("meshgate.sql").joinpath("queries.sql").read_text(encoding="utf-8")
     parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)[1:]
     return {name: body.strip().rstrip(";") for name, body in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def quoted(name: str) -> str:
+    """A name as a part of a statement."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def json(value: Any) -> Any:
@@ -117,7 +129,9 @@ class Database:
             LedgerUnreachableError: No answer, or wrong credentials.
         """
         try:
-            connection = psycopg2.connect(self._url, application_name=self._name, connect_timeout=10)
+            connection = psycopg2.connect(
+                self._url, application_name=self._name, connect_timeout=10, **_KEEPALIVE
+            )
         except psycopg2.OperationalError as error:
             reason = self._masked(str(error).strip().splitlines()[0] if str(error).strip() else "no answer")
             raise LedgerUnreachableError(
@@ -159,7 +173,7 @@ class Database:
         """
         sql = queries()[query]
         if schema is not None:
-            sql = sql.replace("{schema}", '"' + schema.replace('"', '""') + '"')
+            sql = sql.replace("{schema}", quoted(schema))
         return self.execute(sql, parameters, again=again)
 
     def execute(
@@ -200,6 +214,14 @@ class Database:
             self._open = set()
         self._local = threading.local()
 
+    def cut(self) -> None:
+        """End every conversation under way: whoever waits for an answer gets an error instead. From any thread."""
+        with self._lock:
+            connections = list(self._open)
+        for connection in connections:
+            with suppress(OSError, psycopg2.Error), socket.socket(fileno=os.dup(connection.fileno())) as wire:
+                wire.shutdown(socket.SHUT_RDWR)
+
     def check_schema(self) -> None:
         """Refuse a ledger whose schema is missing, older or newer than this code.
 
@@ -217,155 +239,6 @@ class Database:
                 f"the ledger at {self.shown_url} has schema {found}, newer than this meshgate's {SCHEMA_VERSION}",
                 hint="run `pip install --upgrade meshgate`",
             )
-
-
-class Listener:
-    """A pause that ends as soon as somebody's work is announced.
-
-    The ledger decides, and a notification only wakes earlier: after every `wait`, whatever it answers, the caller
-    looks at the ledger. So a notification that gets lost costs one interval and nothing else, and so does a
-    connection that breaks.
-
-    Whether notifications arrive is tried, not assumed: a pooler in transaction mode takes `LISTEN` without a word
-    and swallows what follows. Where nothing is heard, no connection is kept and every `wait` is a plain pause.
-
-    For one thread; only `wake` may be called from others.
-
-    Example:
-        >>> with Listener(database) as listener:  # doctest: +SKIP
-        ...     while not ready() and (left_s := deadline - time.monotonic()) > 0:
-        ...         listener.wait(left_s)
-
-    Args:
-        database: Where; the listener has a connection of its own, and is tried through the calling thread's.
-        channel: What the ledger notifies.
-        poll_s: The longest pause, in seconds, while nothing can be heard; six times as long while it can.
-
-    Raises:
-        LedgerUnreachableError: No connection. Later on, that is a reason to pause, and never raised.
-    """
-
-    def __init__(self, database: Database, *, channel: str = "meshgate", poll_s: float = 5.0) -> None:
-        self._database = database
-        self._channel = channel
-        self._poll_s = poll_s
-        self._connection: Any = None
-        self._lost = False
-        self._ear, self._waker = socket.socketpair()
-        self._ear.settimeout(0)
-        self._waker.settimeout(0)
-        try:
-            self._listen()
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def listening(self) -> bool:
-        """Whether notifications arrive. Otherwise `wait` polls: through a pooler for good, else until it has reconnected."""
-        return self._connection is not None
-
-    def _listen(self) -> None:
-        connection = self._database.connect()
-        heard = False
-        try:
-            with suppress(LedgerError):  # a pooler that says so: `LISTEN` is not supported
-                heard = self._hears(connection)
-        finally:
-            if not heard:
-                connection.close()
-        self._lost = False
-        self._connection = connection if heard else None
-
-    def _hears(self, connection: Any) -> bool:
-        probe = f'"meshgate_probe_{secrets.token_hex(8)}"'
-        with translated(self._database.shown_url), connection.cursor() as cursor:
-            cursor.execute(f"LISTEN {probe}")
-            # From another connection: its own notification would come back also through a pooler.
-            self._database.execute(f"NOTIFY {probe}", again=True)
-            heard = _notified(connection, _PROBE_S)
-            # Only now the channel: a pooled session that listened would pester whoever gets it next.
-            channel = psycopg2.extensions.quote_ident(self._channel, connection)
-            cursor.execute(f"UNLISTEN {probe}" + (f"; LISTEN {channel}" if heard else ""))
-        return heard
-
-    def wait(self, timeout_s: float) -> bool:
-        """Pause until there may be something to see in the ledger.
-
-        Args:
-            timeout_s: The longest pause, in seconds; an interval of polling ends it earlier. A ledger that does not
-                even refuse a lost connection's successor can make it ten seconds longer.
-
-        Returns:
-            True at once when a notification came since the last call, when `wake` was called since, or when a lost
-            connection was replaced, for nobody knows what was missed; False when the time is over.
-        """
-        deadline = time.monotonic() + timeout_s
-        if self._lost:
-            with suppress(MeshgateError):
-                self._listen()
-                return True
-        try:
-            return self._pause(deadline, self._poll_s * (_NET_PER_POLL if self.listening else 1))
-        except psycopg2.Error:
-            self._connection.close()
-            self._connection = None
-            self._lost = True
-            return self._pause(deadline, self._poll_s)
-
-    def _pause(self, deadline: float, longest_s: float) -> bool:
-        until = min(deadline, time.monotonic() + longest_s)
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._ear, selectors.EVENT_READ)
-            if self._connection is not None:
-                selector.register(self._connection, selectors.EVENT_READ)
-            while True:
-                if self._woken() or (self._connection is not None and _drained(self._connection)):
-                    return True
-                if not selector.select(max(0.0, until - time.monotonic())):
-                    return False
-
-    def _woken(self) -> bool:
-        with suppress(BlockingIOError):
-            return bool(self._ear.recv(65536))
-        return False
-
-    def wake(self) -> None:
-        """End the present `wait`, or else the next one, at once: from any thread, or from a signal's handler."""
-        with suppress(OSError):  # so many calls unanswered that no more fit, or closed
-            self._waker.send(b"!")
-
-    def close(self) -> None:
-        """Close the connection; harmless when said twice."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        self._ear.close()
-        self._waker.close()
-
-
-def _drained(connection: Any) -> bool:
-    """Whether there were notifications; they are taken. Raises psycopg2's error where the connection broke."""
-    connection.poll()
-    found = bool(connection.notifies)
-    connection.notifies.clear()
-    return found
-
-
-def _notified(connection: Any, timeout_s: float) -> bool:
-    """Whether a notification arrives in time."""
-    until = time.monotonic() + timeout_s
-    with selectors.DefaultSelector() as selector:
-        selector.register(connection, selectors.EVENT_READ)
-        while not (found := _drained(connection)) and selector.select(max(0.0, until - time.monotonic())):
-            pass
-    return found
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import re
 from bisect import bisect_left, bisect_right
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Self, overload
 
 from attrs import field, frozen
@@ -188,6 +189,10 @@ def _piece(start: datetime, end: datetime) -> Interval:
     return new
 
 
+_start_of: Final = attrgetter("start")
+_end_of: Final = attrgetter("end")
+
+
 def _merged(pieces: Iterable[Interval]) -> tuple[Interval, ...]:
     """Merge what overlaps or touches. The pieces must come sorted by their start."""
     merged: list[Interval] = []
@@ -202,17 +207,11 @@ def _merged(pieces: Iterable[Interval]) -> tuple[Interval, ...]:
 
 
 def _normalised(pieces: Iterable[Interval]) -> tuple[Interval, ...]:
+    if isinstance(pieces, tuple) and len(pieces) == 1:
+        return pieces
     if isinstance(pieces, IntervalSet):
         return tuple(pieces)
     return _merged(sorted(pieces, key=_start_of))
-
-
-def _start_of(piece: Interval) -> datetime:
-    return piece.start
-
-
-def _end_of(piece: Interval) -> datetime:
-    return piece.end
 
 
 @frozen(repr=False)
@@ -296,6 +295,8 @@ class IntervalSet:
         return _sorted_set(tuple(clipped))
 
     def _touching(self, start: datetime, end: datetime) -> tuple[Interval, ...]:
+        if len(self._pieces) == 1:
+            return self._pieces if start < self._pieces[0].end and self._pieces[0].start < end else ()
         low = bisect_right(self._pieces, start, key=_end_of)
         return self._pieces[low : bisect_left(self._pieces, end, lo=low, key=_start_of)]
 

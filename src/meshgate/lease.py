@@ -46,10 +46,17 @@ class LeaseKeeper:
         lease: As acquired.
         acquired_at: `LeaseKeeper.now()` from before the lease was asked for.
         on_lost: Called once, from the thread that notices, when the trust ends for good.
+        on_expired: Called when it ends because nothing was heard of the ledger: whoever waits for its answer waits
+            in vain.
     """
 
     def __init__(
-        self, ledger: Ledger, lease: Lease, acquired_at: float, on_lost: Callable[[], None] | None = None
+        self,
+        ledger: Ledger,
+        lease: Lease,
+        acquired_at: float,
+        on_lost: Callable[[], None] | None = None,
+        on_expired: Callable[[], None] | None = None,
     ) -> None:
         self._ledger = ledger
         self._lease = lease
@@ -59,7 +66,10 @@ class LeaseKeeper:
         self._lost = threading.Event()
         self._losing = threading.Lock()
         self._stop = threading.Event()
+        self._on_expired = on_expired
         self._thread = threading.Thread(target=self._keep, name=f"lease-{lease.run_id}", daemon=True)
+        # The thread that renews may itself be the one that waits for an answer.
+        self._watcher = threading.Thread(target=self._watch, name=f"watch-{lease.run_id}", daemon=True)
 
     @staticmethod
     def now() -> float:
@@ -68,11 +78,13 @@ class LeaseKeeper:
 
     def __enter__(self) -> Self:
         self._thread.start()
+        self._watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=self._ttl_s)
+        self._watcher.join(timeout=self._ttl_s)
 
     def alive(self) -> bool:
         """Whether the run may go on."""
@@ -85,6 +97,15 @@ class LeaseKeeper:
             self._lost.set()
         if first and self._on_lost is not None:
             self._on_lost()
+
+    def _watch(self) -> None:
+        while not self._lost.is_set() and not self._stop.wait(
+            min(1.0, max(0.01, self._trusted_until - _trusted_clock()))
+        ):
+            if _trusted_clock() >= self._trusted_until:
+                self.lose()
+                if self._on_expired is not None:
+                    self._on_expired()
 
     def _keep(self) -> None:
         pause = self._ttl_s / _RENEWALS_PER_TTL

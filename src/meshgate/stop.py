@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import threading
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AFTER_INTERRUPT_S = 5.0
+_LONGEST_S = 86_400.0  # the system's call takes no more than a few weeks
 
 
 class Stop:
@@ -158,12 +160,11 @@ def _watch(
 
 def _heard(ours: socket.socket, done: threading.Event, seconds: float | None) -> int | None:
     """The next signal of ours; None when the time is over or the work is done."""
-    ours.settimeout(seconds)
     while not done.is_set():
-        try:
-            told = ours.recv(1)
-        except TimeoutError:
+        ready, _, _ = select.select([ours], [], [], None if seconds is None else min(seconds, _LONGEST_S))
+        if not ready:
             return None
+        told = ours.recv(1)
         if not told:
             return None  # the other end was closed: the work is done
         if told[0] in _SIGNALS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from sqlmesh.core.engine_adapter import EngineAdapter
 
 _LIMIT = "meshgate_limit"
+_MOST = 2**31 - 1  # milliseconds that Postgres takes
 
 
 def limit_statements(adapter: EngineAdapter, longest_s: float) -> None:
@@ -19,11 +21,13 @@ def limit_statements(adapter: EngineAdapter, longest_s: float) -> None:
     A lost run's last statement is over when the grace is, which is no shorter. Where the engine is in the process,
     there is nothing to limit: it ends with it.
     """
+    milliseconds = min(max(1, int(longest_s * 1000)), _MOST)
+    seconds = max(1, math.ceil(milliseconds / 1000))  # 0 would be no limit
     statement = {
-        "postgres": f"SET statement_timeout = {int(longest_s * 1000)}",
-        "redshift": f"SET statement_timeout = {int(longest_s * 1000)}",
-        "databricks": f"SET STATEMENT_TIMEOUT = {int(longest_s)}",
-        "snowflake": f"ALTER SESSION SET STATEMENT_TIMEOUT_IN_SECONDS = {int(longest_s)}",
+        "postgres": f"SET statement_timeout = {milliseconds}",
+        "redshift": f"SET statement_timeout = {milliseconds}",
+        "databricks": f"SET STATEMENT_TIMEOUT = {seconds}",
+        "snowflake": f"ALTER SESSION SET STATEMENT_TIMEOUT_IN_SECONDS = {seconds}",
     }.get(adapter.dialect)
     pool = getattr(adapter, "_connection_pool", None)
     if statement is None or pool is None or getattr(adapter, "is_spark_session_connection", False):

@@ -27,7 +27,7 @@ from meshgate.bridge.audits import Verdict, each_interval_needs_its_own, verdict
 from meshgate.bridge.engine import limit_statements
 from meshgate.bridge.failures import describe, first_line, is_conflict, is_outage
 from meshgate.bridge.translate import Promoted, interval, milliseconds, pairs, promoted
-from meshgate.errors import LeaseLostError
+from meshgate.errors import LeaseLostError, StoppedError
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
 
 if TYPE_CHECKING:
@@ -83,6 +83,9 @@ class Journal(Protocol):
 
     def ended(self) -> Exception:
         """Why it may not."""
+
+    def broke(self, error: BaseException) -> None:
+        """What began a batch cannot say what has become of it: the run must not go on."""
 
     def version(self, name: str) -> str:
         """The version of a model that the run planned for."""
@@ -243,10 +246,16 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         results: list[Any] = []
         failures: list[Exception] = []
         first = batch_index
-        for piece in self._begun(snapshot, interval(start, end), failures):
-            results += self._attempt(snapshot, piece, first, kwargs, failures)
-            # Only the very first write into an empty table may replace it; SQLMesh tells by the batch's number.
-            first = max(first, 1)
+        try:
+            for piece in self._begun(snapshot, interval(start, end), failures):
+                results += self._attempt(snapshot, piece, first, kwargs, failures)
+                # Only the very first write into an empty table may replace it; SQLMesh tells by the batch's number.
+                first = max(first, 1)
+        except (CircuitBreakerError, LeaseLostError, StoppedError):
+            raise
+        except BaseException as error:
+            self._journal.broke(error)
+            raise
         if failures and self._journal.planning:
             raise failures[0]
         return results
@@ -281,13 +290,12 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
             # Halving is for finding bad intervals; here it would only multiply what is broken for all of them.
             self._journal.fail(snapshot.name, piece, {**describe(failures[-1]), "tried": False})
             return []
-        limit_statements(
-            self.snapshot_evaluator.get_adapter(snapshot.model_gateway), self._journal.longest_statement_s
-        )
         started = time.monotonic()
+        adapter = self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
         unit = IntervalUnit(snapshot.node.interval_unit.value)
         with self.state_sync.hold() as additions:
             try:
+                limit_statements(adapter, self._journal.longest_statement_s)
                 audits = super().evaluate(
                     snapshot,
                     milliseconds(piece.start),
@@ -296,7 +304,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
                     **kwargs,
                 )
                 verdicts = self._judge(snapshot, piece, unit, audits, kwargs)
-            except (CircuitBreakerError, LeaseLostError):
+            except (CircuitBreakerError, LeaseLostError, StoppedError):
                 raise
             except Exception as error:
                 additions.clear()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from meshgate.coordinator.allowance import check_names, declared_allowance
+from meshgate.coordinator.allowance import allowance, check_names, declared_allowance
 from meshgate.coordinator.journal import Outcome, RunJournal
 from meshgate.coordinator.manifest import declared_edges
 from meshgate.coordinator.reconcile import Finding, graph_of, reconcile
@@ -126,10 +126,12 @@ def _apply(
             bench, lease.run_id, project.name, keeper, MeshGraph({}, []), {},
             environment=None, now=now, build=lambda plan: _build(bench, project, target, plan, deploying),
             promoted=_versions(current or opened.promoted("prod", now)),
+            allow=lambda graph: allowance(graph, {**bench.manifests(), project.name: declared}, project.name),
         )  # fmt: skip
         outcome = journal.outcome
         changed = opened.deploy(target, journal, now=now)
-        findings += reconcile(ledger, opened, target, now, deploying=deploying)
+        found = reconcile(ledger, opened, target, now, deploying=deploying)
+        findings += tuple(f for f in found if f.what != "promoted")  # that was this deploy
         sqlmesh, sqlglot = opened.versions
         manifest = {**declared, **_state_facts(bench, opened, target)}
         ledger.save_manifest(project.name, manifest, sqlmesh=sqlmesh, sqlglot=sqlglot)

@@ -71,7 +71,7 @@ class RunJournal:
         environment: Where versions must be promoted when a batch begins; None for a deploy.
         build: For a deploy: the graph of what its plan holds.
         promoted: For a deploy: the version that each model has in the environment so far.
-        allowed: What the manifests allow; a deploy gets its own in `admit`.
+        allow: What the manifests allow its batches, by the graph that it works on.
         now: The instant that counts, UTC.
     """
 
@@ -88,14 +88,16 @@ class RunJournal:
         now: datetime,
         build: Callable[[Promoted], MeshGraph] | None = None,
         promoted: Mapping[str, str] | None = None,
-        allowed: Allowance | None = None,
+        allow: Callable[[MeshGraph], Allowance] = lambda _: Allowance(),
     ) -> None:
         self.project = project
         self.outcome = Outcome()
         self._ledger = bench.ledger
         self._stop = bench.stop
         self._tell = bench.tell
-        self._allowed = allowed or Allowance()
+        self._allow = allow
+        self._allowed = allow(graph) if build is None else Allowance()
+        self._broken: BaseException | None = None
         self._run_id = run_id
         self._keeper = keeper
         self._graph = graph
@@ -120,11 +122,19 @@ class RunJournal:
         return self._longest_s
 
     def alive(self) -> bool:
-        """Whether the run still holds its lease, and was not asked to stop."""
-        return self._keeper.alive() and not self._stop.requested
+        """Whether the run still holds its lease, was not asked to stop, and knows what has become of its batches."""
+        return self._keeper.alive() and not self._stop.requested and self._broken is None
+
+    def broke(self, error: BaseException) -> None:
+        """Something else than an evaluation failed after a batch was begun: nobody would end its claim but the run's end."""
+        self._broken = self._broken or error
 
     def ended(self) -> MeshgateError:
         """Why it is not alive any more."""
+        if isinstance(self._broken, MeshgateError):
+            return self._broken
+        if self._broken is not None:
+            return EvaluationError(f"{type(self._broken).__name__}: {self._broken}")
         if self._keeper.alive():
             return StoppedError(f"stopped by {self._stop.reason}; the next run goes on", run_id=self._run_id)
         return LeaseLostError(
@@ -215,6 +225,7 @@ class RunJournal:
         """
         assert self._build is not None  # noqa: S101 - only deploys ask
         graph = self._graph = self._build(plan)
+        self._allowed = self._allow(graph)
         for name in graph.order():
             if graph[name].kind.recorded and graph[name].version:
                 self._ids[name] = self._ledger.register_version(graph[name])
@@ -356,7 +367,7 @@ class RunJournal:
         return closed or IntervalSet([piece])
 
     def _give_back(self, node: ModelNode, piece: Interval) -> None:
-        if not node.kind.as_of:
+        if not node.kind.as_of and not self._ledger.give_up(self._run_id, self._ids[node.name], piece):
             self._ledger.abandon(self._run_id, self._ids[node.name], piece)
 
     def _block(

@@ -214,17 +214,27 @@ def leased(
     answer = bench.ledger.acquire(
         project.name, environment, purpose, identify(engine_in_process=engine_in_process),
         ttl=timedelta(seconds=settings.lease_ttl_s), grace=timedelta(seconds=settings.grace_s), as_of=now,
-        share=share, warehouse=bench.manifests().get(project.name, {}).get("warehouse", "default"), back_off=BackOff(project.retry_first, project.retry_longest),
+        share=share, warehouse=_warehouse(bench, project, purpose), back_off=BackOff(project.retry_first, project.retry_longest),
     )  # fmt: skip
     if isinstance(answer, Busy):
         yield answer
         return
 
     def end() -> None:
-        bench.ledger.finish(answer.run_id, "stopped", {}, f"ended by {bench.stop.reason}")
+        # Its thread may still write until the process is gone; then whoever can prove that need not wait.
+        bench.ledger.finish(answer.run_id, "stopped", {}, f"ended by {bench.stop.reason}", writing=True)
 
-    with LeaseKeeper(bench.ledger, answer, asked_at) as keeper, bench.stop.ending(end):
+    # Whoever waits for an answer of a ledger that has fallen silent must learn that the lease is over.
+    cut = bench.ledger.database.cut
+    with LeaseKeeper(bench.ledger, answer, asked_at, on_expired=cut) as keeper, bench.stop.ending(end):
         yield answer, keeper
+
+
+def _warehouse(bench: Workbench, project: ProjectConfig, purpose: str) -> str:
+    """What the batches are counted against: as it was deployed, or is being."""
+    if purpose == "deploy":
+        return project.warehouse
+    return str(bench.manifests().get(project.name, {}).get("warehouse", project.warehouse))
 
 
 def run(
@@ -264,7 +274,9 @@ def run(
     policy = overlap or project.overlap
 
     def once(instant: datetime | None = None) -> RunReport:
-        return _once(bench, project, target, now, instant or bench.instant(now), policy)
+        # Who has waited for data is not refused because somebody else was quicker: the work is done.
+        meeting = "skip" if instant is not None and policy == "fail" else policy
+        return _once(bench, project, target, now, instant or bench.instant(now), meeting)
 
     report = once()
     if policy == "wait":
@@ -352,7 +364,7 @@ def _work(
             journal = RunJournal(
                 bench, lease.run_id, project.name, keeper, manifest.graph, manifest.version_ids,
                 environment=target, now=now,
-                allowed=allowance(manifest.graph, bench.manifests(), project.name),
+                allow=lambda graph: allowance(graph, bench.manifests(), project.name),
             )  # fmt: skip
             outcome = journal.outcome
             _evaluate(bench, opened, plan, manifest, journal, now)

@@ -16,6 +16,7 @@ from attrs import evolve
 from meshgate.coordinator.progress import Waiting
 from meshgate.coordinator.reconcile import unchanged
 from meshgate.due import cron_next
+from meshgate.errors import LedgerUnreachableError
 from meshgate.interval import IntervalSet
 
 if TYPE_CHECKING:
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
 
     from meshgate.coordinator.plan import Plan
     from meshgate.coordinator.run import RunReport, Workbench
-    from meshgate.db import Listener
     from meshgate.ledger import Busy, LiveRun
+    from meshgate.listener import Listener
 
 _UNENDING = ("held",)
 """What no waiting ends: a person has to decide."""
 _CHANGING = ("retry_at", "lease_until")
 """Facts of what is blocked: instants at which it may change."""
+_OUTAGE_S = 2.0
 _OVER = ("lost", "stopped", "skipped")
 
 
@@ -56,6 +58,12 @@ def _listening(bench: Workbench) -> Iterator[Listener]:
         yield bell
 
 
+def _wait_out(bench: Workbench, patience: Patience) -> None:
+    """A ledger that cannot be reached is waited for like everything else. Called where that was raised."""
+    if not patience.left_s or bench.stop.sleep(min(_OUTAGE_S, patience.left_s)):
+        raise  # noqa: PLE0704 - what is being handled
+
+
 def until_free(
     bench: Workbench, report: RunReport, limit: timedelta, again: Callable[[], RunReport]
 ) -> RunReport:
@@ -69,17 +77,21 @@ def until_free(
     """
     patience = Patience(limit)
     while report.busy is not None and patience.left_s and not bench.stop.requested:
-        with _listening(bench) as bell:
-            while (busy := _in_the_way(bench, report.busy)) and patience.left_s and not bench.stop.requested:
-                bench.tell(
-                    Waiting(
-                        report.project, None, busy.project, IntervalSet(), "busy", busy.run_id, None,
-                        bench.ledger.clock() + timedelta(seconds=patience.left_s), bell.listening,
-                    )
-                )  # fmt: skip
-                bell.wait(_pause_s(bench, patience, [busy.expires_at]))
-        if patience.left_s and not bench.stop.requested:
-            report = again()
+        try:
+            with _listening(bench) as bell:
+                if (busy := _in_the_way(bench, report.busy)) is not None:
+                    bench.tell(
+                        Waiting(
+                            report.project, None, busy.project, IntervalSet(), "busy", busy.run_id, None,
+                            bench.ledger.clock() + timedelta(seconds=patience.left_s), bell.listening,
+                        )
+                    )  # fmt: skip
+                    bell.wait(_pause_s(bench, patience, [busy.expires_at]))
+                    continue
+        except LedgerUnreachableError:
+            _wait_out(bench, patience)
+            continue
+        report = again()
     return report
 
 
@@ -110,27 +122,28 @@ def until_ready(
     patience = Patience(limit)
     horizon = report.now
     fruitless = False
-    while report.state not in _OVER:
-        with _listening(bench) as bell:
-            while True:
-                if not _waited_for(report) or not patience.left_s or bench.stop.requested:
-                    return report
+    while report.state not in _OVER and _waited_for(report) and patience.left_s and not bench.stop.requested:
+        try:
+            with _listening(bench) as bell:
                 plan = _look(bench, report, simulated=simulated)
                 # What looks ready and came to nothing, for a reason that only a run sees, is not tried again at once.
-                if not fruitless and (plan is None or not plan.is_empty):
-                    break
-                fruitless = False
-                if plan is not None:
-                    # Somebody else may have done it.
-                    report = evolve(report, blocked=plan.blocked)
-                if _waited_for(report):
-                    bench.tell(_what_for(bench, report, patience, bell, simulated=simulated))
-                    # Opening it takes seconds the first time: now, not when every second counts.
-                    bench.open_project(bench.project(report.project), load=False)
-                    facts = [b.detail for b in report.blocked]
-                    bell.wait(_pause_s(bench, patience, [d.get(k) for d in facts for k in _CHANGING]))
+                if fruitless or (plan is not None and plan.is_empty):
+                    fruitless = False
+                    if plan is not None and plan.is_empty:
+                        # Somebody else may have done it. What only a run sees, such as a closed signal, no plan has.
+                        report = evolve(report, blocked=plan.blocked)
+                    if _waited_for(report):
+                        bench.tell(_what_for(bench, report, patience, bell, simulated=simulated))
+                        # Opening it takes seconds the first time: now, not when every second counts.
+                        bench.open_project(bench.project(report.project), load=False)
+                        facts = [b.detail for b in report.blocked]
+                        bell.wait(_pause_s(bench, patience, [d.get(k) for d in facts for k in _CHANGING]))
+                    continue
+        except LedgerUnreachableError:
+            _wait_out(bench, patience)
+            continue
         then = again(horizon)
-        fruitless = not then.committed and not then.failed
+        fruitless = not then.committed
         report = together(report, then)
     return report
 
@@ -175,10 +188,11 @@ def together(before: RunReport, then: RunReport) -> RunReport:
     committed = dict(before.committed)
     for name, done in then.committed.items():
         committed[name] = committed.get(name, IntervalSet()) | done
-    mended = [
-        f for f in before.failed if not IntervalSet([f.interval]) - committed.get(f.model, IntervalSet())
-    ]
-    failed = (*(f for f in before.failed if f not in mended), *then.failed)
+    # The newest word on each interval that failed counts.
+    newest = {(f.model, f.interval): f for f in (*before.failed, *then.failed)}
+    failed = tuple(
+        f for f in newest.values() if IntervalSet([f.interval]) - committed.get(f.model, IntervalSet())
+    )
     state = then.state
     if state in ("done", "nothing_to_do"):
         state = "failed" if failed else ("done" if committed else "nothing_to_do")

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from meshgate.db import Database, Listener, json
+from meshgate.db import Database, json
 from meshgate.errors import LeaseLostError
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
 from meshgate.ledger.ranges import to_instant, to_interval, to_range, to_utc
+from meshgate.listener import Listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -218,11 +219,28 @@ class WorkLedger:
         """
         return to_utc(self.database.one("renew_run", run_id=run_id, again=True)["expires_at"])
 
-    def finish(self, run_id: int, state: str, counts: Mapping[str, Any], error: str | None = None) -> str:
-        """End the run; the state in which it really ended (`lost` where it had been taken over)."""
+    def finish(
+        self,
+        run_id: int,
+        state: str,
+        counts: Mapping[str, Any],
+        error: str | None = None,
+        *,
+        writing: bool = False,
+    ) -> str:
+        """End the run; the state in which it really ended (`lost` where it had been taken over).
+
+        `writing`: a thread of it may still be inside a statement.
+        """
         return str(
             self.database.one(
-                "finish_run", run_id=run_id, state=state, counts=json(dict(counts)), error=error, again=True
+                "finish_run",
+                run_id=run_id,
+                state=state,
+                counts=json(dict(counts)),
+                error=error,
+                writing=writing,
+                again=True,
             )["state"]
         )
 
@@ -406,6 +424,13 @@ class WorkLedger:
             raise LeaseLostError(
                 f"run {run_id} has lost its lease: {interval} will be evaluated again", run_id=run_id
             )
+
+    def give_up(self, run_id: int, version_id: int, interval: Interval) -> bool:
+        """Give back what was begun and not finished, as suspect; False where the run had not begun it."""
+        found = self.database.one(
+            "give_up_claim", run_id=run_id, version_id=version_id, span=to_range(interval), again=True
+        )
+        return bool(found["given_up"])
 
     def abandon(self, run_id: int, version_id: int | None = None, interval: Interval | None = None) -> int:
         """Give back what was reserved and never begun; how many claims that were."""

@@ -34,7 +34,7 @@ SELECT meshgate.retry_marks(%(versions)s, %(span)s::tstzrange) AS ended;
 SELECT meshgate.renew_run(%(run_id)s) AS expires_at;
 
 -- name: finish_run
-SELECT meshgate.finish_run(%(run_id)s, %(state)s, %(counts)s, %(error)s) AS state;
+SELECT meshgate.finish_run(%(run_id)s, %(state)s, %(counts)s, %(error)s, %(writing)s) AS state;
 
 -- name: bury_run
 SELECT meshgate.bury_run(%(run_id)s, %(engine_gone)s);
@@ -56,6 +56,9 @@ SELECT meshgate.commit_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(
 
 -- name: fail_claim
 SELECT meshgate.fail_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(detail)s) AS recorded;
+
+-- name: give_up_claim
+SELECT meshgate.give_up_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange) AS given_up;
 
 -- name: abandon_claims
 SELECT meshgate.abandon_claims(%(run_id)s, %(version_id)s, %(span)s::tstzrange) AS ended;

@@ -393,12 +393,13 @@ $$;
 
 -- What remains of a claim that was begun and will never be committed: a suspicion, and for an as-of table
 -- the revisions between which readers may have met its unchecked rows.
-CREATE FUNCTION meshgate.distrust_claim(p_claim_id bigint, p_kind text, p_detail jsonb) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+CREATE FUNCTION meshgate.distrust_claim(p_claim_id bigint, p_kind text, p_detail jsonb, p_tried boolean DEFAULT true)
+RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     held meshgate.claim;
 BEGIN
     SELECT c.* INTO held FROM meshgate.claim c WHERE c.claim_id = p_claim_id;
-    PERFORM meshgate.put_mark(held.version_id, coalesce(held.batch, held.span), p_kind, held.run_id, p_detail, true);
+    PERFORM meshgate.put_mark(held.version_id, coalesce(held.batch, held.span), p_kind, held.run_id, p_detail, p_tried);
     INSERT INTO meshgate.dirty_span (version_id, from_revision)
     SELECT held.version_id, held.read_revision FROM meshgate.version v
     WHERE v.version_id = held.version_id AND v.as_of
@@ -526,7 +527,9 @@ END $$;
 
 -- The end that a run reports itself. What it began and did not commit is suspect. Returns the state in which the
 -- run ended: 'lost' where it had been taken over; its report then ends the quarantine of what it had begun.
-CREATE FUNCTION meshgate.finish_run(p_run_id bigint, p_state text, p_counts jsonb, p_error text) RETURNS text LANGUAGE plpgsql VOLATILE AS $$
+-- p_writing: it is not over yet: a thread of the process may still be inside a statement.
+CREATE FUNCTION meshgate.finish_run(p_run_id bigint, p_state text, p_counts jsonb, p_error text,
+                                    p_writing boolean DEFAULT false) RETURNS text LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     present timestamptz;
     holds boolean;
@@ -538,7 +541,8 @@ BEGIN
     holds := meshgate.holds_lease(p_run_id);  -- which may wait for a renewal: the grace is counted from afterwards
     present := meshgate.clock();
     -- An engine elsewhere may go on with a statement whose client has given up: that is waited out.
-    SELECT coalesce(r.holder ->> 'engine_in_process' = 'true', false) INTO over FROM meshgate.run r WHERE r.run_id = p_run_id;
+    SELECT NOT p_writing AND coalesce(r.holder ->> 'engine_in_process' = 'true', false) INTO over
+    FROM meshgate.run r WHERE r.run_id = p_run_id;
     IF NOT holds THEN
         PERFORM meshgate.lose_run(p_run_id, over, 'its lease expired');
         UPDATE meshgate.claim SET quarantined_until = least(quarantined_until, present)
@@ -913,7 +917,31 @@ BEGIN
     END IF;
     -- What failed is the interval; the mark names it, also where the claim is on the whole table.
     PERFORM meshgate.distrust_claim(piece, 'failed',
-        coalesce(p_detail, '{}') || jsonb_build_object('start', lower(p_span), 'end', upper(p_span)));
+        coalesce(p_detail, '{}') || jsonb_build_object('start', lower(p_span), 'end', upper(p_span)),
+        coalesce((p_detail ->> 'tried')::boolean, true));
+    UPDATE meshgate.claim SET state = 'failed', ended_at = meshgate.clock() WHERE claim_id = piece;
+    PERFORM pg_notify('meshgate', p_version_id::text);
+    RETURN true;
+END $$;
+
+-- Gives back what was begun, and was not finished although the run goes on: the half of a batch that is not ready any
+-- more, after the whole was written. False where the run has not begun it, or has lost its lease.
+CREATE FUNCTION meshgate.give_up_claim(p_run_id bigint, p_version_id bigint, p_span tstzrange)
+RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    piece bigint;
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    IF NOT meshgate.holds_lease(p_run_id) THEN
+        PERFORM meshgate.refuse_write(p_run_id, p_version_id, p_span);
+        RETURN false;
+    END IF;
+    piece := meshgate.claim_piece(p_run_id, p_version_id, p_span, '{begun}');
+    IF piece IS NULL THEN
+        RETURN false;
+    END IF;
+    PERFORM meshgate.distrust_claim(piece, 'suspect', jsonb_build_object(
+        'cause', 'an evaluation wrote here and was not finished'), false);
     UPDATE meshgate.claim SET state = 'failed', ended_at = meshgate.clock() WHERE claim_id = piece;
     PERFORM pg_notify('meshgate', p_version_id::text);
     RETURN true;
