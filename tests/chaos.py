@@ -16,21 +16,22 @@ import importlib
 import itertools
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg2
 
 from chaos_faults import FAULTS
-from chaos_history import history, outside_of, promoted
+from chaos_history import Violation, history, outside_of, promoted
 from chaos_mutations import MUTATIONS, without
 from chaos_replay import Replay
-from chaos_rest import judge_rest, unsettled
+from chaos_rest import judge_rest, paused, unsettled
 from chaos_stage import Stage
 from meshgate.local_postgres import LocalPostgres
 from meshgate.postgres_server import FSYNC_VARIABLE
@@ -39,9 +40,8 @@ from tiny_mesh import DAY
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from chaos_history import Violation
 
-RECOVERY_S = 90.0
+RECOVERY_S = 180.0
 LOOK_S = 4.0
 
 
@@ -133,23 +133,24 @@ def settle(stage: Stage) -> tuple[float, float]:
     minutes = stage.clock.minutes() // 5 * 5
     stage.clock.freeze(minutes)
     began = moved = time.monotonic()
-    fed = 0.0
-    while (why := _unsettled(stage, minutes)) is not None or fed == 0:
+    fed = _fed(stage, 0.0)
+    while (why := _why_not(stage, minutes)) is not None or not fed:
         fed = fed or _fed(stage, fed)
         stage.tick(0.1)
         if time.monotonic() - began > RECOVERY_S:
             stage.surprises.append(f"not at rest after {RECOVERY_S:.0f} s: {why}")
             break
-        if time.monotonic() - moved > 2.0:
-            # What failed is left alone for some minutes of the time that stands still.
-            minutes, moved = minutes + 5, time.monotonic()
-            stage.clock.freeze(minutes)
+        with suppress(psycopg2.Error):
+            if time.monotonic() - moved > 5.0 and paused(stage):
+                # The time that it is left alone for is the one that stands still.
+                minutes, moved = minutes + 10, time.monotonic()
+                stage.clock.freeze(minutes)
     took = time.monotonic() - began
     stage.leave()
     return minutes, took
 
 
-def _unsettled(stage: Stage, minutes: float) -> str | None:
+def _why_not(stage: Stage, minutes: float) -> str | None:
     try:
         return unsettled(stage, minutes, workers=True)
     except psycopg2.Error as error:  # the connections that were taken are not all back yet
@@ -168,6 +169,9 @@ def run(arguments: argparse.Namespace) -> int:
             return _told(sought)
         minutes, recovery = settle(stage)
         found, facts = judge(stage, minutes)
+        left = stage.orphans()
+        if left:
+            found.append(Violation("who is killed leaves nothing", f"{len(left)} processes live on"))
     total = sum(stage.count.values())
     restarts = stage.births + stage.crashes
     print(f"faults      {total}: " + ", ".join(f"{n} {c}" for n, c in stage.count.most_common()))
@@ -229,6 +233,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.seed is None:
         arguments.seed = random.SystemRandom().randrange(1_000_000)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # leave nothing then either
     if arguments.without:
         return without(arguments.without, arguments.seed)
     return run(arguments)

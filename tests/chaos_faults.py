@@ -6,14 +6,17 @@ A fault says what it did, or None where it found nobody to do it to. What must b
 
 from __future__ import annotations
 
+import json
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
 from chaos_worker import KILL, POINTS, STOP
+from tiny_mesh import DAY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +31,11 @@ LOCKS = {
         " AND run_id = (SELECT min(run_id) FROM meshgate.claim WHERE state = 'begun') FOR UPDATE"
     ),
 }
+TAKEN_OVER = """
+SELECT EXISTS (SELECT FROM meshgate.coverage c JOIN meshgate.version v USING (version_id) JOIN meshgate.model m USING (model_id)
+               WHERE m.name = %s AND c.run_id > %s AND c.span && tstzrange(%s, %s))
+"""
+LONGEST_TAKEOVER_S = 20.0
 STOPPED_AT = ("acquired", "opened", "begun", "evaluating", "evaluated", "committed")
 
 
@@ -93,13 +101,41 @@ def stop_at(stage: Stage) -> str | None:
 
 
 def late_write(stage: Stage) -> str | None:
-    """SIGSTOP before the engine begins to work on a batch, until others may have taken it over; then SIGCONT."""
+    """SIGSTOP before the engine begins to work on a batch, until another run has committed it; then SIGCONT.
+
+    What it reads then has gone bad meanwhile, every other time: the write lands, and the audit after it fails.
+    """
     slot = _pick(stage)
-    if slot is None:
+    # Somebody of the project must be left to take it over.
+    if slot is None or any(s.stopped or s.armed for s in stage.slots if s.project == slot.project):
         return None
-    length = stage.ttl_s + stage.grace_s + stage.random.uniform(0.5, 2.5)
-    slot.arm("late write", "evaluating", STOP, length)
-    return f"{slot.name}, {length:.1f} s"
+    bad = stage.random.random() < 0.5
+    longest = stage.ttl_s + stage.grace_s + LONGEST_TAKEOVER_S
+    slot.arm("late write", "evaluating", STOP, longest, lambda: _when_taken_over(stage, slot, bad=bad))
+    return f"{slot.name}, {'bad' if bad else 'good'} rows"
+
+
+def _when_taken_over(stage: Stage, slot: Slot, *, bad: bool) -> None:
+    events = (json.loads(line) for line in slot.log.read_text(encoding="utf-8").splitlines())
+    batch = [event for event in events if event["e"] == "eval"][-1]
+    minute = (datetime.fromisoformat(batch["start"]) - DAY) // timedelta(minutes=1)
+    pid = slot.pid
+
+    def look() -> None:
+        if slot.pid != pid or not slot.stopped:
+            return
+        taken = False
+        with suppress(psycopg2.Error), stage.server_cursor() as cursor:
+            cursor.execute(TAKEN_OVER, [batch["model"], batch["run"], batch["start"], batch["end"]])
+            taken = cursor.fetchone()[0]
+        if not taken:
+            stage.later(0.2, look)
+            return
+        if bad and minute not in stage.poisoned:
+            stage.spoil(minute, 4.0)
+        slot.resume(pid)
+
+    look()
 
 
 def terminate(stage: Stage) -> str | None:
@@ -157,14 +193,16 @@ def idle_in_transaction(stage: Stage) -> str | None:
     return f"{what} for {length:.1f} s"
 
 
-def poison(stage: Stage) -> str:
-    """A row that an audit rejects comes to the source, ahead of time, and is mended later."""
+def poison(stage: Stage) -> str | None:
+    """A row that an audit rejects comes to the source, ahead of time, and is mended when it was found, or too late."""
     minute = int(stage.clock.minutes()) + stage.random.randrange(1, 9)
-    length = stage.random.uniform(2.0, 5.0)
-    stage.tiny.poison(minute)
+    if minute in stage.poisoned:
+        return None
+    length = stage.random.uniform(0.3, 3.0)
     stage.poisoned.add(minute)
-    stage.later(length, lambda: stage.mend(minute))
-    return f"minute {minute} for {length:.1f} s"
+    stage.tiny.poison(minute)
+    stage.mend_when_found(minute, length)
+    return f"minute {minute}, mended {length:.1f} s after it is found"
 
 
 def _close(connections: list[Any]) -> None:

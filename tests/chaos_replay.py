@@ -232,7 +232,7 @@ class Replay:
         if row.was is None and new.state == "open":
             self._judge_quarantine(new, row.at)
         if new.state == "begun" and row.was is not None and row.was["begun_at"] != new.begun:
-            self._judge_begin(new, row.at)
+            self._judge_begin(new, old, row.at)
         if old is not None and old.state == "begun" and key not in moment.begun:
             moment.begun[key] = old
         if new.state == "begun" and row.was is None:
@@ -313,9 +313,13 @@ class Replay:
         ]
         return bool(mine) and all(e.end is not None and e.end <= at + SLACK_S for e in mine)
 
-    def _judge_begin(self, claim: _Claim, at: float) -> None:
+    def _judge_begin(self, claim: _Claim, old: _Claim | None, at: float) -> None:
         self._note_again(claim.version, claim.written(), at)
-        if claim.read != self.revision:
+        # A claim on the whole that goes on keeps what it read first: the older number is the safe one.
+        goes_on = (
+            old is not None and old.state == "begun" and BEFORE in claim.cells and claim.read == old.read
+        )
+        if claim.read != self.revision and not goes_on:
             text = f"run {claim.run} began at {claim.read}, and {self.revision} had been committed"
             self._say("who begins knows what was committed", text, at)
         model = self.models.get(claim.version)

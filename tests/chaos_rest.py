@@ -22,6 +22,7 @@ JOIN meshgate.model m ON m.model_id = p.model_id WHERE p.environment = 'prod' AN
 COVERED = """
 SELECT lower(r), upper(r) FROM (SELECT unnest(range_agg(span)) AS r FROM meshgate.coverage WHERE version_id = %s) c
 """
+PAUSED = "SELECT count(*) FROM meshgate.mark WHERE retry_at IS NOT NULL"
 OPEN = {
     "a claim is open": "SELECT count(*) FROM meshgate.claim WHERE state IN ('open', 'begun')",
     "a lost write is waited for": "SELECT count(*) FROM meshgate.claim WHERE state = 'lost' AND quarantined_until > meshgate.clock()",
@@ -40,13 +41,6 @@ def unsettled(stage: Stage, minutes: float, *, workers: bool) -> str | None:
         workers: Whether live workers may hold runs and claims.
     """
     with stage.server_cursor() as cursor:
-        for what, query in OPEN.items():
-            if workers and what in ("a claim is open", "a run lives", "SQLMesh's record lacks something"):
-                continue
-            cursor.execute(query)
-            count = cursor.fetchone()[0]
-            if count:
-                return f"{what} ({count})"
         cursor.execute(UNITS)
         for version, name, unit in cursor.fetchall():
             cursor.execute(COVERED, [version])
@@ -54,7 +48,24 @@ def unsettled(stage: Stage, minutes: float, *, workers: bool) -> str | None:
             wanted = IntervalSet.of(DAY, IntervalUnit(unit).floor(at(minutes)))
             if wanted - covered:
                 return f"{name} lacks {wanted - covered}"
+        cursor.execute("SELECT (holder ->> 'pid')::integer FROM meshgate.run WHERE state = 'running'")
+        if {pid for (pid,) in cursor.fetchall()} - {slot.pid for slot in stage.slots}:
+            return "a run of the dead was not taken over"
+        for what, query in OPEN.items():
+            if workers and what in ("a claim is open", "a run lives"):
+                continue
+            cursor.execute(query)
+            count = cursor.fetchone()[0]
+            if count:
+                return f"{what} ({count})"
     return None
+
+
+def paused(stage: Stage) -> bool:
+    """Whether something that failed is left alone until a later instant."""
+    with stage.server_cursor() as cursor:
+        cursor.execute(PAUSED)
+        return bool(cursor.fetchone()[0])
 
 
 def judge_rest(stage: Stage, replay: Replay, minutes: float) -> Iterator[Violation]:
@@ -62,6 +73,7 @@ def judge_rest(stage: Stage, replay: Replay, minutes: float) -> Iterator[Violati
     why = unsettled(stage, minutes, workers=False)
     if why is not None:
         yield Violation("at rest nothing is open and nothing in doubt", why)
+        return
     for name, rows in stage.expected(minutes).items():
         found = stage.tiny.table(name)
         if found != rows:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 PROJECTS = ("upstream", "upstream", "downstream", "downstream")
 FIRST_MINUTE = 60
 MINUTES_PER_SECOND = 6.0
-STUCK_S = 40.0
+STUCK_S = 60.0
+NOBODY_FINDS_S = 15.0
 MACHINES = ((None, 0), (None, 0), ("another", 0), ("a third, ahead", 187), ("a fourth, behind", -243))
 """Boot id and by how many seconds the clock is off. None: this very machine, whose dead are proven to be dead."""
 TICKS = """
@@ -58,6 +59,7 @@ class Slot:
         self.stopped = False
         self.armed = False
         self._fault = ""
+        self._then: Callable[[], None] | None = None
         self._length_s: float | None = None
         self._reporting: int | None = None
         self._seen = (0, 0.0)
@@ -69,6 +71,10 @@ class Slot:
 
     def gone(self) -> None:
         self.pid, self.stopped, self.armed, self.panel = 0, False, False, None
+
+    @property
+    def log(self) -> Path:
+        return self.stage.folder / "logs" / f"{self.name}.jsonl"
 
     @property
     def free(self) -> bool:
@@ -83,13 +89,20 @@ class Slot:
     def owes_a_report(self) -> bool:
         return self.pid != 0 and not self.armed and not self.free
 
-    def arm(self, fault: str, point: str, action: int, length_s: float | None = None) -> None:
+    def arm(
+        self,
+        fault: str,
+        point: str,
+        action: int,
+        length_s: float | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
         """Kill or stop it when it comes to a point of its run; what is stopped goes on after a while.
 
         A fault that it does not come to in a while is taken back, and not counted.
         """
         assert self.panel is not None
-        self.armed, self._fault, self._length_s = True, fault, length_s
+        self.armed, self._fault, self._length_s, self._then = True, fault, length_s, then
         self.panel.arm(point, action)
         pid = self.pid
         self.stage.later(3.0, lambda: self._disarm(pid))
@@ -105,10 +118,10 @@ class Slot:
 
     def _stopped(self, length_s: float) -> None:
         self.stopped, pid = True, self.pid
-        self.stage.later(length_s, lambda: self._resume(pid))
+        self.stage.later(length_s, lambda: self.resume(pid))
 
-    def _resume(self, pid: int) -> None:
-        if self.pid == pid and self.panel is not None:
+    def resume(self, pid: int) -> None:
+        if self.pid == pid and self.panel is not None and self.stopped:
             self._reporting = self.panel.ended if self.panel.works else None
             self.stopped = self.armed = False
             self._seen = (self.panel.ended, time.monotonic())
@@ -119,6 +132,8 @@ class Slot:
         if self._length_s is not None and not self.stopped and self.pid and state_of(self.pid) == "T":
             length, self._length_s = self._length_s, None
             self._stopped(length)
+            if self._then is not None:
+                self._then()
         if self.panel is None or self.stopped:
             return None
         now = time.monotonic()
@@ -217,6 +232,32 @@ class Stage:
         hours = found["gold.hourly"]
         found["gold.totals"] = [(len(hours), sum(h[1] for h in hours), sum(h[2] for h in hours))]
         return found
+
+    def spoil(self, minute: int, seconds: float) -> None:
+        """Poison a row for a while."""
+        with suppress(psycopg2.Error):
+            self.poisoned.add(minute)
+            self.tiny.poison(minute)
+        self.later(seconds, lambda: self.mend(minute))
+
+    def mend_when_found(self, minute: int, after_s: float) -> None:
+        """Repair a poisoned row some time after an evaluation failed on it, or when nobody finds it."""
+        until = time.monotonic() + NOBODY_FINDS_S
+
+        def look() -> None:
+            found = False
+            with suppress(psycopg2.Error), self.server_cursor() as cursor:
+                cursor.execute(
+                    "SELECT EXISTS (SELECT FROM meshgate.mark WHERE kind = 'failed' AND span @> %s)",
+                    [at(minute)],
+                )
+                found = cursor.fetchone()[0]
+            if found or time.monotonic() > until:
+                self.later(after_s, lambda: self.mend(minute))
+            else:
+                self.later(0.3, look)
+
+        look()
 
     def mend(self, minute: int) -> None:
         """Repair a poisoned row, as soon as the source can be reached."""
@@ -354,18 +395,32 @@ class Stage:
             self.tick(0.05, bear=False)
         self.surprises += [f"{slot.name} does not end" for slot in self.slots if slot.pid]
 
+    def orphans(self) -> list[int]:
+        """Processes that a worker left behind: they bear the folder in their command line, as it did."""
+        found = []
+        known = {slot.pid for slot in self.slots} | {self._nursery.pid if self._nursery else 0, os.getpid()}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                argv = (entry / "cmdline").read_bytes().split(b"\0")
+                if os.fsencode(self.folder) in argv and int(entry.name) not in known:
+                    found.append(int(entry.name))
+        return found
+
     def close(self) -> None:
         """End every process, whatever state it is in."""
-        if self._nursery is not None:
-            assert self._nursery.stdin is not None
-            assert self._nursery.stdout is not None
-            for slot in self.slots:
-                if slot.pid:
-                    send(slot.pid, signal.SIGKILL)
-            self._nursery.stdin.close()  # it ends with its orders, and its workers with it
-            try:
-                self._nursery.wait(10)
-            except subprocess.TimeoutExpired:
-                self._nursery.kill()
-                self._nursery.wait()
-            self._nursery.stdout.close()
+        if self._nursery is None:
+            return
+        assert self._nursery.stdin is not None
+        assert self._nursery.stdout is not None
+        for slot in self.slots:
+            if slot.pid:
+                send(slot.pid, signal.SIGKILL)
+        self._nursery.stdin.close()  # it ends with its orders, and its workers with it
+        try:
+            self._nursery.wait(10)
+        except subprocess.TimeoutExpired:
+            self._nursery.kill()
+            self._nursery.wait()
+        self._nursery.stdout.close()
+        for pid in self.orphans():
+            send(pid, signal.SIGKILL)

@@ -293,7 +293,7 @@ class Worker:
                     threads=threading.active_count(),
                 )
             if outcome["state"] != "done":
-                time.sleep(self.random.uniform(0.02, 0.15))
+                time.sleep(self.random.uniform(0.05, 0.3))
         self._close(mesh)
 
     def _open(self) -> Any:

@@ -281,6 +281,16 @@ class Paper:
         self.close(hours, kept=False)
         return "ok"
 
+    def give_up(self, who: str, hours: Hours) -> str:
+        if not self.holds(who):
+            self.late(who, hours)
+            return "no"
+        if any(self.begun.get(hour, ("", 0))[0] != who for hour in hours):
+            return "no"
+        self.doubt("suspect", hours)
+        self.close(hours, kept=False)
+        return "ok"
+
     def close(self, hours: Hours, *, kept: bool) -> None:
         """Nobody writes this any more; `kept`: but it stays reserved for the run's next batch."""
         for hour in self.setting.written(hours):

@@ -58,7 +58,7 @@ def calls_of(who: str) -> list[Call]:
     steps = [
         Step("renew"), Step("finish"), Step("open", FREE), Step("open", BEGUN[other]), Step("open", RESERVED[other]),
         Step("begin", RESERVED[who]), Step("commit", BEGUN[who]), Step("fail", BEGUN[who]),
-        Step("abandon", RESERVED[who]), Step("bury", whom=other, gone=True), Step("break", whom=other),
+        Step("give_up", BEGUN[who]), Step("abandon", RESERVED[who]), Step("bury", whom=other, gone=True), Step("break", whom=other),
     ]  # fmt: skip
     return [Call(who, step) for step in steps]
 

@@ -109,7 +109,7 @@ class Table:
                     "retry_first": timedelta(0), "retry_longest": timedelta(0),
                 }  # fmt: skip
             case "finish":
-                known |= {"state": "done", "counts": json({}), "error": None}
+                known |= {"state": "done", "counts": json({}), "error": None, "writing": False}
             case "bury" | "break":
                 known |= {"run_id": self.runs.get(step.whom, 0), "engine_gone": step.gone, "by": who}
             case "open":
@@ -130,7 +130,7 @@ class Table:
         names = {
             "acquire": "acquire_run", "renew": "renew_run", "finish": "finish_run", "bury": "bury_run",
             "break": "break_run", "open": "open_claims", "begin": "begin_claim", "commit": "commit_claim",
-            "fail": "fail_claim", "abandon": "abandon_claims", "mirrored": "note_mirrored",
+            "fail": "fail_claim", "give_up": "give_up_claim", "abandon": "abandon_claims", "mirrored": "note_mirrored",
         }  # fmt: skip
         return queries()[names.get(step.verb, step.verb)], known
 
@@ -154,6 +154,8 @@ class Table:
                 return "lost"
             case "fail" if not told["recorded"]:
                 return "lost"
+            case "give_up" if not told["given_up"]:
+                return "no"
         return "ok"
 
     def tell(

@@ -94,8 +94,8 @@ class Oracle:
                 return self.change(claim, cells=cells, begun=claim.begun & cells)
         return None
 
-    def distrust(self, claim: Claim, kind: str) -> None:
-        self.mark(claim.version, claim.begun, kind, tried_by=claim.run)
+    def distrust(self, claim: Claim, kind: str, *, tried: bool = True) -> None:
+        self.mark(claim.version, claim.begun, kind, tried_by=claim.run if tried else None)
         assert claim.read is not None
         self.taint(claim.version, claim.read)
 
@@ -187,13 +187,13 @@ class Oracle:
         self.runs[run].expires = self.now + self.runs[run].ttl
         return self.runs[run].expires
 
-    def finish(self, run: int, state: str) -> str:
+    def finish(self, run: int, state: str, *, writing: bool = False) -> str:
+        over = self.runs[run].engine_in_process and not writing
         if self.holds(run):
-            over = self.runs[run].engine_in_process
             self.end_claims(run, self.now if over else self.now + self.runs[run].grace)
             self.runs[run].state = state
         else:
-            self.bury(run, engine_gone=self.runs[run].engine_in_process)
+            self.bury(run, engine_gone=over)
         return self.runs[run].state
 
     def bury(self, run: int, *, engine_gone: bool) -> None:
@@ -361,7 +361,18 @@ class Oracle:
                 self.mark(version, row & lookback, "lookback")
         return made
 
-    def fail(self, run: int, version: int, cells: Cells) -> None:
+    def give_up(self, run: int, version: int, cells: Cells) -> bool:
+        if not self.holds(run):
+            self.refuse(run, version, cells)
+            return False
+        claim = self.piece(run, version, cells, ("begun",))
+        if claim is None:
+            return False
+        self.distrust(claim, "suspect", tried=False)
+        self.change(claim, state="failed")
+        return True
+
+    def fail(self, run: int, version: int, cells: Cells, *, tried: bool = True) -> None:
         if not self.holds(run):
             self.refuse(run, version, cells)
             raise Refused("lost")
@@ -374,7 +385,7 @@ class Oracle:
             ):
                 return
             raise Refused("no claim")
-        self.distrust(claim, "failed")
+        self.distrust(claim, "failed", tried=tried)
         self.change(claim, state="failed")
 
     def abandon(self, run: int, version: int | None, cells: Cells | None) -> int:

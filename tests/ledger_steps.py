@@ -98,14 +98,15 @@ class LedgerSteps(RuleBasedStateMachine):
             what = "busy" if isinstance(answer, Busy) else "lease"
             assert (what, answer.run_id, answer.expires_at) == expected
 
-    def _end(self, run: int, how: str) -> None:
+    def _end(self, run: int, how: str, *, writing: bool = False) -> None:
         if how.startswith("buried"):
             self.ledger.bury(run, engine_gone=how != "buried")
             self.oracle.bury(run, engine_gone=how != "buried")
         elif how == "broken":
             assert self.ledger.break_lease(run, "somebody") == self.oracle.break_lease(run)
         else:
-            assert self.ledger.finish(run, how, {}) == self.oracle.finish(run, how)
+            found = self.ledger.finish(run, how, {}, writing=writing)
+            assert found == self.oracle.finish(run, how, writing=writing)
 
     def _pause(self, run: int, models: set[int]) -> None:
         answer, expected = self.both(
@@ -180,11 +181,16 @@ class LedgerSteps(RuleBasedStateMachine):
                 assert revision > max(self.made)
                 self.made.append(revision)
 
-    def _fail(self, run: int, version: int, piece: Cells) -> None:
+    def _fail(self, run: int, version: int, piece: Cells, *, tried: bool = True) -> None:
+        detail = {"error": "no"} | ({} if tried else {"tried": False})
         self.both(
-            lambda: self.ledger.fail(run, version, interval_of(piece), {"error": "no"}),
-            lambda: self.oracle.fail(run, version, piece),
+            lambda: self.ledger.fail(run, version, interval_of(piece), detail),
+            lambda: self.oracle.fail(run, version, piece, tried=tried),
         )
+
+    def _give_up(self, run: int, version: int, piece: Cells) -> None:
+        found = self.ledger.give_up(run, version, interval_of(piece))
+        assert found == self.oracle.give_up(run, version, piece)
 
     def _ask(self, version: int, piece: Cells, kind: str) -> None:
         assert self.scene.mark(version, interval_of(piece), kind) == self.oracle.mark(version, piece, kind)

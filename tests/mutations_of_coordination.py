@@ -43,6 +43,54 @@ OF_COORDINATION = (
         ("    IF p_tried THEN\n", "    IF p_run_id IS NOT NULL THEN\n"),
     ),
     sql(
+        "back-off: an outage is no try",
+        f"{L}a_failure_that_was_told_without_a_try_is_no_attempt",
+        ("coalesce((p_detail ->> 'tried')::boolean, true)", "true"),
+    ),
+    sql(
+        "back-off: what is given up is no try",
+        f"{L}what_was_given_up_is_no_attempt",
+        (
+            "an evaluation wrote here and was not finished'), false);",
+            "an evaluation wrote here and was not finished'));",
+        ),
+    ),
+    sql(
+        "G3 suspect mark of what is given up",
+        f"{L}what_is_given_up_is_suspect_and_free",
+        (
+            (
+                "    PERFORM meshgate.distrust_claim(piece, 'suspect', jsonb_build_object(\n"
+                "        'cause', 'an evaluation wrote here and was not finished'), false);\n"
+            ),
+            "",
+        ),
+    ),
+    sql(
+        "G4 fence in give_up_claim",
+        f"{L}a_zombie_gives_nothing_up",
+        (
+            (
+                "        PERFORM meshgate.refuse_write(p_run_id, p_version_id, p_span);\n        RETURN false;\n    END IF;\n"
+                "    piece := meshgate.claim_piece(p_run_id, p_version_id, p_span, '{begun}');\n    IF piece IS NULL THEN\n"
+                "        RETURN false;"
+            ),
+            (
+                "        NULL;\n    END IF;\n"
+                "    piece := meshgate.claim_piece(p_run_id, p_version_id, p_span, '{begun}');\n    IF piece IS NULL THEN\n"
+                "        RETURN false;"
+            ),
+        ),
+    ),
+    sql(
+        "G2 quarantine of what still writes",
+        (
+            f"{L}a_run_that_ends_while_it_still_writes_is_waited_for[False]",
+            f"{L}a_run_that_ends_while_it_still_writes_is_waited_for[True]",
+        ),
+        ("SELECT NOT p_writing AND coalesce(", "SELECT coalesce("),
+    ),
+    sql(
         "back-off: outlives a mark that was no try",
         f"{L}the_refused_write_of_a_zombie_is_no_attempt[2]",
         ("SELECT max(m.attempts), max(m.retry_at),", "SELECT max(m.attempts), NULL::timestamptz,"),

@@ -152,13 +152,13 @@ OF_SQL = (
         (
             (
                 "    PERFORM meshgate.put_mark(held.version_id, coalesce(held.batch, held.span), p_kind, held.run_id, "
-                "p_detail, true);\n"
+                "p_detail, p_tried);\n"
             ),
             (
                 "    IF p_kind <> 'failed' OR EXISTS (SELECT FROM meshgate.version v WHERE v.version_id = held.version_id AND v.as_of)\n"
                 "       OR NOT EXISTS (SELECT FROM meshgate.coverage c WHERE c.version_id = held.version_id AND c.span && held.span) THEN\n"
                 "    PERFORM meshgate.put_mark(held.version_id, coalesce(held.batch, held.span), p_kind, held.run_id, "
-                "p_detail, true);\n    END IF;\n"
+                "p_detail, p_tried);\n    END IF;\n"
             ),
         ),
     ),

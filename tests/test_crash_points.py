@@ -13,6 +13,7 @@ SAMPLE = 12
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_killed_anywhere_is_finished_by_the_next(tmp_path: Path, extensions: None) -> None:
     """At each point of a sample: every table is the source's, nothing is left open, in doubt or done twice."""
     done = subprocess.run(
@@ -20,7 +21,7 @@ def test_a_run_killed_anywhere_is_finished_by_the_next(tmp_path: Path, extension
             *(sys.executable, str(Path(__file__).with_name("crash_points.py"))),
             *("--sample", str(SAMPLE), "--seed", os.environ.get("MESHGATE_SEED", "1")),
         ],
-        capture_output=True, text=True, timeout=280, check=False, env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True, text=True, timeout=580, check=False, env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert f": {SAMPLE} of " in done.stdout.splitlines()[-1]

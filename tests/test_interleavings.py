@@ -47,7 +47,10 @@ class Case(NamedTuple):
     def scripts(self) -> tuple[Script, Script]:
         """A begins a part of what it has reserved, brings that to one of its ends, and finishes; B does its hours."""
         renewal = [[Step("renew")]] if self.renews else []
-        end = [Step("commit", BEGUN), Step("fail", BEGUN), Step("abandon", RESERVED - BEGUN)]
+        end = [
+            *(Step(verb, BEGUN) for verb in ("commit", "fail", "give_up")),
+            Step("abandon", RESERVED - BEGUN),
+        ]
         a = [
             [Step("acquire")],
             [Step("open", RESERVED)],

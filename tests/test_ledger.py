@@ -255,6 +255,35 @@ def test_a_failure_keeps_its_facts_and_counts_its_attempts(scene: Scene) -> None
     assert (mark.attempts, mark.detail["audits"]) == (3, [{"audit": "not_null", "count": 3}])
 
 
+def test_what_is_given_up_is_suspect_and_free(scene: Scene) -> None:
+    """The half of a batch that was written and will not be finished: the rest of the batch goes on."""
+    run, version = scene.run("up"), scene.version()
+    scene.record(run, version, span(0, 4))
+    scene.work(run, version, span(0, 4))
+    assert scene.ledger.give_up(run, version, span(2, 4))
+    assert scene.marks(version) == {("suspect", 2), ("suspect", 3)}
+    assert scene.open(scene.run("down"), version, span(0, 2), span(2, 4)) == [run, None]
+    scene.commit(run, version, span(0, 2))
+    assert scene.unclean(version, span(0, 2)) == set()
+
+
+def test_what_was_not_begun_cannot_be_given_up(scene: Scene) -> None:
+    """A reservation has written nothing; the answer says that there was nothing to give up."""
+    run, version = scene.run(), scene.version()
+    scene.open(run, version, span(0, 1))
+    assert not scene.ledger.give_up(run, version, span(0, 1))
+    assert scene.marks(version) == set()
+
+
+def test_a_zombie_gives_nothing_up(scene: Scene) -> None:
+    """That it had written is remembered like its commit would be."""
+    run, version = scene.run("down"), scene.version()
+    scene.work(run, version, span(0, 1))
+    scene.pass_time(61)
+    assert not scene.ledger.give_up(run, version, span(0, 1))
+    assert (scene.state(run), scene.marks(version)) == ("lost", {("suspect", 0)})
+
+
 def test_a_newer_commit_replaces_what_it_overlaps_and_nothing_else(scene: Scene) -> None:
     """The rows around a redone range keep their revision and what they had read."""
     run, version = scene.run(), scene.version()

@@ -215,6 +215,23 @@ def test_a_write_that_is_refused_before_anybody_took_over_is_one_attempt(scene: 
     assert (mark.attempts, mark.retry_at) == (1, None)
 
 
+def test_a_failure_that_was_told_without_a_try_is_no_attempt(scene: Scene) -> None:
+    """The rest of a batch that an outage ended is failed, and left alone for no time."""
+    run, version = scene.run(), scene.version()
+    scene.work(run, version, span(7, 8))
+    scene.ledger.fail(run, version, span(7, 8), {"error": "no", "tried": False})
+    assert scene.known(version, span(7, 8), "failed").retry_at is None
+
+
+def test_what_was_given_up_is_no_attempt(scene: Scene) -> None:
+    """That a half is not ready any more is nobody's failure."""
+    run, version = scene.run(), scene.version()
+    for _ in range(2):
+        scene.work(run, version, span(7, 8))
+        assert scene.ledger.give_up(run, version, span(7, 8))
+    assert scene.known(version, span(7, 8), "suspect").retry_at is None
+
+
 def test_what_plain_sqlmesh_did_is_no_attempt(scene: Scene) -> None:
     """Nobody tried and failed where somebody else wrote."""
     version = scene.version()

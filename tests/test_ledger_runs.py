@@ -363,6 +363,18 @@ def test_the_end_of_a_run_is_the_end_of_its_writes_where_the_engine_is_in_its_pr
     assert scene.open(scene.run(), version, span(0, 2)) == [run if waited_for else None]
 
 
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_a_run_that_ends_while_it_still_writes_is_waited_for(scene: Scene, taken_over: bool) -> None:
+    """A thread inside a statement outlives the end that another thread reports, also of an engine in the process."""
+    version, run = scene.version(), scene.run("down", engine_in_process=True)
+    scene.work(run, version, span(0, 2))
+    if taken_over:
+        scene.pass_time(61)
+        scene.run("other")
+    scene.ledger.finish(run, "stopped", {}, writing=True)
+    assert scene.open(scene.run(), version, span(0, 2)) == [run]
+
+
 def test_a_proven_death_ends_the_quarantine(scene: Scene, lost: tuple[int, int]) -> None:
     """A run that was lost by expiry and is then proven to be gone, engine and all, is not waited for."""
     run, version = lost

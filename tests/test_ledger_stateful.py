@@ -53,9 +53,10 @@ class LedgerMachine(LedgerSteps):
     @rule(
         data=st.data(),
         how=st.sampled_from(["done", "failed", "stopped", "buried", "buried with its engine", "broken"]),
+        writing=st.booleans(),
     )
-    def end(self, data: st.DataObject, how: str) -> None:
-        self._end(self.some_run(data, living=0), how)
+    def end(self, data: st.DataObject, how: str, writing: bool) -> None:
+        self._end(self.some_run(data, living=0), how, writing=writing)
 
     @precondition(lambda self: any(not self.oracle.holds(run) for run in self.oracle.living()))
     @rule()
@@ -171,17 +172,22 @@ class LedgerMachine(LedgerSteps):
         data=st.data(),
         verdict=st.sampled_from(["passed", "passed", "warned", "accepted"]),
         looks_back=st.integers(0, 3),
+        times=st.integers(1, 2),
     )
-    def commit(self, data: st.DataObject, verdict: str, looks_back: int) -> None:
+    def commit(self, data: st.DataObject, verdict: str, looks_back: int, times: int) -> None:
         run, version, piece = self.some_claim(data, "begun", "begun", "begun", "lost", "committed")
         lookback = frozenset(range(max(min(piece) - looks_back, 0), min(piece)))
-        self._commit(run, version, piece, verdict, lookback)
+        for _ in range(times):
+            self._commit(run, version, piece, verdict, lookback)
 
     @claims_are("begun", "lost")
-    @rule(data=st.data())
-    def fail(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), how=st.sampled_from(["failed", "not tried", "given up"]))
+    def fail(self, data: st.DataObject, how: str) -> None:
         run, version, piece = self.some_claim(data, "begun", "begun", "begun", "lost")
-        self._fail(run, version, piece)
+        if how == "given up":
+            self._give_up(run, version, piece)
+        else:
+            self._fail(run, version, piece, tried=how == "failed")
 
     @claims_are("open")
     @rule(data=st.data(), how=st.sampled_from(["range", "version", "run"]))
@@ -216,9 +222,10 @@ class LedgerMachine(LedgerSteps):
     @rule(data=st.data(), how=st.sampled_from(["asked", "foreign", "lost and found"]))
     def something_happens_to_what_is_being_written(self, data: st.DataObject, how: str) -> None:
         """The histories in which somebody interferes between begin and commit."""
-        claim = data.draw(
-            st.sampled_from([c for c in self.oracle.claims if c.state == "begun"]), label="claim"
-        )
+        begun = [c for c in self.oracle.claims if c.state == "begun"]
+        # Somebody else can add only what is not recorded yet.
+        fresh = [c for c in begun if c.begun - set(self.oracle.versions[c.version].facts)]
+        claim = data.draw(st.sampled_from(fresh or begun), label="claim")
         piece = part_of(data, claim)
         if how == "asked":
             self._ask(claim.version, data.draw(stretches(piece), label="asked"), "requested")

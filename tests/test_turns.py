@@ -36,7 +36,9 @@ def node(name: str, project: str, **fields) -> ModelNode:
 FIVE = {"unit": IntervalUnit.FIVE_MINUTE, "cron": "*/5 * * * *"}
 
 
-def planned(now: float, *, patience: timedelta | None = None, same: bool = False, **states: VersionState) -> ModelPlan:
+def planned(
+    now: float, *, patience: timedelta | None = None, same: bool = False, **states: VersionState
+) -> ModelPlan:
     """The plan of a parent with a lookback of 24 five-minute units, of which one unit is due."""
     reader = node(READER, "up" if same else "down")
     nodes = [node(PARENT, "up", lookback=24, **FIVE), node(OTHER, "else", **FIVE), reader]
@@ -75,9 +77,18 @@ def test_a_redo_stands_back_for_a_reader_that_has_lost_patience() -> None:
 
 @pytest.mark.parametrize(
     ("now", "patience", "stands_back"),
-    [(8.25, 0.5, False), (8.5, 0.5, True), (9.25, 0.5, True), (9.5, 0.5, False), (9.75, 2, False), (10, 0, False)],
+    [
+        (8.25, 0.5, False),
+        (8.5, 0.5, True),
+        (9.25, 0.5, True),
+        (9.5, 0.5, False),
+        (9.75, 2, False),
+        (10, 0, False),
+    ],
 )
-def test_a_turn_begins_with_the_end_of_patience_and_ends(now: float, patience: float, *, stands_back: bool) -> None:
+def test_a_turn_begins_with_the_end_of_patience_and_ends(
+    now: float, patience: float, *, stands_back: bool
+) -> None:
     """It lasts as long as the patience, and at least one period of the reader."""
     assert bool(planned(now, patience=patience * HOUR, reader=LATE).deferred) == stands_back
 

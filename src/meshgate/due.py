@@ -75,11 +75,23 @@ def _span(cron: str, tz: str, now: datetime) -> tuple[datetime, datetime]:
     for span in known:
         if span[0] <= now < span[1]:
             return span
-    later = _tick(cron, tz, now, next_one=True)
-    # The tick before the next one, as `get_prev` of a tick itself would step over it.
-    span = (_tick(cron, tz, later, next_one=False), later)
+    span = _span_after(cron, tz, now, known)
     _spans[cron, tz] = (span, *known[: _KEPT - 1])
     return span
+
+
+def _span_after(
+    cron: str, tz: str, now: datetime, known: tuple[tuple[datetime, datetime], ...]
+) -> tuple[datetime, datetime]:
+    for floor, end in known:
+        # As time goes on, it is most often the one after a known one, and half of the search is saved.
+        if end <= now < end + (end - floor):
+            later = _tick(cron, tz, end, next_one=True)
+            if now < later:
+                return end, later
+    later = _tick(cron, tz, now, next_one=True)
+    # The tick before the next one, as `get_prev` of a tick itself would step over it.
+    return _tick(cron, tz, later, next_one=False), later
 
 
 def _tick(cron: str, tz: str, instant: datetime, *, next_one: bool) -> datetime:

@@ -165,6 +165,13 @@ class _Lack:
         return cls(tuple(unclean), tuple(unsettled))
 
 
+def _is_open(reach: IntervalSet, state: ParentState, produced: IntervalSet) -> bool:
+    """Whether all that may be read is there and nothing is wrong with it: the usual case, for little."""
+    return reach <= (state.covered | produced) and not any(
+        o.closes and piece.overlaps(o.span) for piece in reach for o in state.obstacles
+    )
+
+
 def _cut(obstacle: Obstacle, life: Interval, healed: IntervalSet) -> Iterator[Obstacle]:
     for span in IntervalSet((obstacle.span,)).clip(life.start, life.end) - healed:
         yield Obstacle(span, obstacle.reason, obstacle.detail)
@@ -203,7 +210,9 @@ def decide(
     Raises:
         UnknownModelError: The model is not in the graph.
     """
-    child = graph[name]
+    child, hull = graph[name], wanted.hull
+    if hull is None:
+        return Decision(name, wanted)
     if impatient is None:
         impatient = _impatient(child, wanted, now, patience)
     patient = wanted - impatient
@@ -214,7 +223,10 @@ def decide(
         if gate.window.mode == "loaded":
             entries += _unloaded(graph, gate, known, made, wanted)
             continue
-        lack = _Lack.of(graph[gate.parent].life, known, made)
+        parent = graph[gate.parent]
+        if _is_open(reach_of(child, parent, gate.window, hull), known, made):
+            continue
+        lack = _Lack.of(parent.life, known, made)
         entries += _closed(graph, gate, lack.unclean, wanted)
         entries += _closed(graph, gate, lack.unsettled, patient)
     closed = IntervalSet(entry.interval for entry in entries)
