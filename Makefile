@@ -8,10 +8,10 @@ export SQLMESH__DISABLE_ANONYMIZED_ANALYTICS := true
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-peers mutation chaos chaos-bounded bench check-wheel clean
+.PHONY: help setup demo test lint test-peers mutation mutation-bounded chaos chaos-bounded bench check-wheel clean
 
 help: ## What there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## A virtual environment with meshgate and all that its demo and tests need
 
@@ -38,6 +38,9 @@ test-peers: setup ## Also asserts that plain SQLMesh still shows the faults that
 
 mutation: setup ## Removes each protecting line and shows that a test fails
 	@$(BIN)/python tests/mutations.py
+
+mutation-bounded: setup ## The same for CI: sixty of them, by chance
+	@$(BIN)/python tests/mutations.py --sample 60
 
 chaos: setup ## Kills, pauses and starves real runs: every crash point, 200 faults, and each mutation found (half an hour)
 	@$(BIN)/python tests/crash_points.py --all

@@ -2,6 +2,7 @@
 
     python tests/mutations.py                 # all of them
     python tests/mutations.py fence "G2 *"    # those whose names contain or match one of the words
+    python tests/mutations.py --sample 60         # so many by chance, as in CI
     python tests/mutations.py --list
 
 Each mutation replaces exact text in a scratch copy of the package; text that is not there any more is an error, so
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -94,9 +96,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", help="words or patterns; all by default")
     parser.add_argument("--jobs", type=int, default=2, help="how many at once (default 2)")
+    parser.add_argument("--sample", type=int, metavar="N", help="so many of them, by chance")
+    parser.add_argument("--seed", type=int, help="which ones; made up and printed otherwise")
     parser.add_argument("--list", action="store_true", help="only print the table")
     arguments = parser.parse_args()
     mutations = chosen(arguments.names)
+    if arguments.sample and arguments.sample < len(mutations):
+        seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
+        print(f"seed {seed}: {arguments.sample} of {len(mutations)}")
+        mutations = random.Random(seed).sample(mutations, arguments.sample)
     if arguments.list or not mutations:
         for mutation in mutations:
             print(f"{mutation.name:58} {', '.join(mutation.tests)}")
