@@ -104,7 +104,7 @@ def main() -> int:
     if arguments.sample and arguments.sample < len(mutations):
         seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
         print(f"seed {seed}: {arguments.sample} of {len(mutations)}")
-        mutations = random.Random(seed).sample(mutations, arguments.sample)
+        mutations = random.Random(seed).sample(mutations, arguments.sample)  # noqa: S311
     if arguments.list or not mutations:
         for mutation in mutations:
             print(f"{mutation.name:58} {', '.join(mutation.tests)}")

@@ -64,20 +64,19 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "one project, into what is begun": Case(10787, INTO_BEGUN, Setting(), renews=True),
-    "one project, into what is reserved": Case(5600, INTO_RESERVED, Setting()),
-    "two projects, into what is begun": Case(41580, INTO_BEGUN, Setting(projects=TWO), renews=True),
-    "two projects, inside": Case(20790, INSIDE, Setting(projects=TWO)),
-    "two projects, apart": Case(20790, APART, Setting(projects=TWO)),
-    "shared": Case(13754, INTO_BEGUN, Setting(share=True)),
-    "beside a deploy": Case(12636, AROUND, Setting(purposes=("deploy", "run"), share=True)),
-    "one batch at a time": Case(20790, APART, Setting(projects=TWO, most=1)),
-    "A is ended": Case(209862, RESERVED, Setting(), renews=True, ends=True),
-    "A is ended, its engine with it": Case(92115, INTO_BEGUN, Setting(inside=True), ends=True),
-    "a whole table, one project": Case(5600, APART, Setting("full")),
-    "a whole table, two projects": Case(41580, APART, Setting("full", projects=TWO), renews=True),
-    "a whole table, A is ended": Case(92115, INTO_BEGUN, Setting("full"), ends=True),
-    "claimed whole, two projects": Case(20790, AROUND, Setting(alone=True, projects=TWO)),
+    "one project, into what is begun": Case(14368, INTO_BEGUN, Setting(), renews=True),
+    "one project, into what is reserved": Case(7452, INTO_RESERVED, Setting()),
+    "two projects, into what is begun": Case(55440, INTO_BEGUN, Setting(projects=TWO), renews=True),
+    "two projects, inside": Case(27720, INSIDE, Setting(projects=TWO)),
+    "shared, apart": Case(18324, APART, Setting(share=True)),
+    "beside a deploy": Case(16848, AROUND, Setting(purposes=("deploy", "run"), share=True)),
+    "one batch at a time": Case(27720, APART, Setting(projects=TWO, most=1)),
+    "A is ended": Case(279744, RESERVED, Setting(), renews=True, ends=True),
+    "A is ended, its engine with it": Case(122748, INTO_BEGUN, Setting(inside=True), ends=True),
+    "a whole table, one project": Case(7452, APART, Setting("full")),
+    "a whole table, two projects": Case(55440, APART, Setting("full", projects=TWO), renews=True),
+    "a whole table, A is ended": Case(122748, INTO_BEGUN, Setting("full"), ends=True),
+    "claimed whole, two projects": Case(27720, AROUND, Setting(alone=True, projects=TWO)),
 }
 
 
