@@ -216,7 +216,7 @@ FAULTS = (
     Fault("kill at a point", 18, kill_at),
     Fault("stop", 9, stop),
     Fault("stop at a point", 14, stop_at),
-    Fault("late write", 6, late_write),
+    Fault("late write", 10, late_write),
     Fault("terminate backends", 12, terminate),
     Fault("postgres restarts", 6, crash, deafens=True),
     Fault("connections exhausted", 3, exhaust, deafens=True),

@@ -89,13 +89,17 @@ class Outside:
         evaluations: Every one, in any order.
         over: When a run could not write any more: its process was gone, or it had said that it ended.
         overlap: The policy with which a run was started.
-        deaths: When each process was gone, by its id.
+        deaths: When the processes with an id were gone: the system uses ids again.
     """
 
     evaluations: list[Evaluation] = field(default_factory=list)
     over: dict[int, float] = field(default_factory=dict)
     overlap: dict[int, str] = field(default_factory=dict)
-    deaths: Mapping[int, float] = field(default_factory=dict)
+    deaths: Mapping[int, list[float]] = field(default_factory=dict)
+
+    def died(self, pid: int, since: float) -> float | None:
+        """When the process was gone that had this id at an instant."""
+        return min((at for at in self.deaths.get(pid, ()) if at >= since), default=None)
 
 
 @dataclass(frozen=True)
@@ -152,17 +156,17 @@ def said(cells: Iterable[int]) -> str:
     return ",".join(pieces)
 
 
-def outside_of(logs: Iterable[Path], deaths: Mapping[int, float], origin: datetime) -> Outside:
+def outside_of(logs: Iterable[Path], deaths: Mapping[int, list[float]], origin: datetime) -> Outside:
     """What the workers' logs say.
 
     Args:
         logs: One file a worker, a JSON object a line; the last line of a killed worker may be torn.
-        deaths: When each process was gone (or was sent what it cannot survive), by its id.
+        deaths: When the processes with an id were gone, or were sent what they could not survive.
         origin: The first instant of the grid.
     """
     found = Outside(deaths=deaths)
     for log in logs:
-        pid, runs, open_, suicide = 0, set(), {}, None
+        pid, since, runs, open_, suicide = 0, 0.0, set(), {}, None
         for line in log.read_text(encoding="utf-8").splitlines():
             try:
                 event = json.loads(line)
@@ -170,7 +174,7 @@ def outside_of(logs: Iterable[Path], deaths: Mapping[int, float], origin: dateti
                 continue
             kind = event["e"]
             if kind == "start":
-                pid = event["pid"]
+                pid, since = event["pid"], event["t"]
             elif kind == "run":
                 runs.add(event["run"])
                 found.overlap[event["run"]] = event["overlap"]
@@ -184,7 +188,7 @@ def outside_of(logs: Iterable[Path], deaths: Mapping[int, float], origin: dateti
                 found.evaluations.append(
                     _evaluation(open_.pop(event["n"]), event["t"], origin, event["error"])
                 )
-        died = deaths.get(pid) if suicide is None else suicide
+        died = found.died(pid, since) if suicide is None else suicide
         found.evaluations += [_evaluation(event, died, origin) for event in open_.values()]
         for run in runs:
             if died is not None:

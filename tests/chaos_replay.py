@@ -74,7 +74,8 @@ class _Run:
     state: str
     expires: float
     grace: float
-    pid: int = 0
+    pid: int
+    began: float
 
 
 @dataclass
@@ -171,6 +172,7 @@ class Replay:
             expires,
             length_s(now["grace"]),
             now["holder"].get("pid", 0),
+            row.at if known is None else known.began,
         )
         if known is None:
             self._judge_company(key, new, row.at)
@@ -194,8 +196,9 @@ class Replay:
 
     def _was_over(self, run: int, at: float) -> bool:
         # Who died with the answer to its first question never wrote down which run it was.
-        died = self.outside.deaths.get(self.runs[run].pid, float("inf"))
-        return self.outside.over.get(run, died) <= at + SLACK_S
+        died = self.outside.died(self.runs[run].pid, self.runs[run].began)
+        over = self.outside.over.get(run, died)
+        return over is not None and over <= at + SLACK_S
 
     def _judge_company(self, key: int, new: _Run, at: float) -> None:
         for other, known in self.runs.items():
@@ -476,7 +479,7 @@ class Replay:
             return
         for cell in self._table_cells(one, version):
             if not any(at >= one.end - SLACK_S for at in self._again[version, cell]):
-                text = f"run {one.run}, {one.model} {cell}: it ended {one.end - lost:.2f} s after the run was lost"
+                text = f"run {one.run}, {one.model} {cell}: it ended {one.end - lost:.2f} s after the run was lost ({one.error})"
                 self._say("a late write is remembered", text, one.end)
                 return
 

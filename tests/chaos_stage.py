@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ FIRST_MINUTE = 60
 MINUTES_PER_SECOND = 6.0
 STUCK_S = 60.0
 NOBODY_FINDS_S = 15.0
+NEVER_COMES_S = 5.0
 MACHINES = ((None, 0), (None, 0), ("another", 0), ("a third, ahead", 187), ("a fourth, behind", -243))
 """Boot id and by how many seconds the clock is off. None: this very machine, whose dead are proven to be dead."""
 TICKS = """
@@ -105,7 +106,7 @@ class Slot:
         self.armed, self._fault, self._length_s, self._then = True, fault, length_s, then
         self.panel.arm(point, action)
         pid = self.pid
-        self.stage.later(3.0, lambda: self._disarm(pid))
+        self.stage.later(NEVER_COMES_S, lambda: self._disarm(pid))
 
     def _disarm(self, pid: int) -> None:
         if self.pid == pid and self.panel is not None and self.panel.disarm():
@@ -171,7 +172,7 @@ class Stage:
         self.random = random.Random(seed)  # noqa: S311 - not for secrets
         self.ttl_s, self.grace_s = 1.5, 2.0
         self.count: Counter[str] = Counter()
-        self.deaths: dict[int, float] = {}
+        self.deaths: defaultdict[int, list[float]] = defaultdict(list)
         self.poisoned: set[int] = set()
         self.births = -len(PROJECTS)
         self.crashes = 0
@@ -321,7 +322,7 @@ class Stage:
             self.tick(1.0, bear=False)
 
     def kill(self, slot: Slot) -> None:
-        self.deaths[slot.pid] = real_time()
+        self.deaths[slot.pid].append(real_time())
         send(slot.pid, signal.SIGKILL)
 
     def _bear(self, slot: Slot) -> None:
@@ -376,7 +377,7 @@ class Stage:
                 self._buried(event["ended"], event["status"], event["at"])
 
     def _buried(self, pid: int, status: int, when: float) -> None:
-        self.deaths.setdefault(pid, when)
+        self.deaths[pid].append(when)  # after that of the kill, if there was one
         slot = next((s for s in self.slots if s.pid == pid), None)
         if slot is None:
             return

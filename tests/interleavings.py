@@ -97,7 +97,7 @@ class Paper:
         waiting: Until when a late write of somebody to an hour may land.
         recorded: Who recorded an hour.
         doubts: Why an hour is to be computed again, and the number that an answer must have read.
-        failed: Who has said that its evaluation of an hour failed.
+        failed: Who has said that its evaluation of an hour came to nothing.
         tainted: Whether readers of a whole table may meet rows that nobody has judged.
     """
 
@@ -288,6 +288,8 @@ class Paper:
         if any(self.begun.get(hour, ("", 0))[0] != who for hour in hours):
             return "no"
         self.doubt("suspect", hours)
+        # That it failed as well is no news: the doubt is there.
+        self.failed.update((who, hour) for hour in hours)
         self.close(hours, kept=False)
         return "ok"
 

@@ -149,6 +149,7 @@ class Simulation:
         self._quiet: set[str] = set()
         self._over = False
         self._bad_until = {name: self._poison(name) for name in self.ledger.tables}
+        self._doomed = self._find_doomed()
 
     def _patience_s(self, model: str) -> int | None:
         patience = self.scenario.patience
@@ -215,7 +216,7 @@ class Simulation:
         self.works[run.run_id] = work = Work(run, project)
         changes = {m.name: self.ledger.tables[m.name].changes for m in plan.models}
         self._later(self.chance.randint(0, self.scenario.thinks_s), self._claim, work, plan, changes)
-        if self.now > self._end and self._is_hopeless(plan):
+        if self.now > self._end and self._is_doomed(plan):
             work.hopeless = True
             self._settle(project)
 
@@ -228,41 +229,47 @@ class Simulation:
     def _settle(self, project: str) -> None:
         """The history is over when every project had nothing to do but what fails for ever, and nothing waits."""
         waiting = any(
-            reason.retry_at is not None and reason.retry_at > self.now and start not in self._hopeless(name)
+            reason.retry_at is not None and reason.retry_at > self.now and start not in self._doomed[name]
             for name, table in self.ledger.tables.items()
             for marks in table.marks.values()
             for start, reason in marks.items()
         )
         lost = any(c.state == "lost" for t in self.ledger.tables.values() for c in t.claims)
         owing = any(
-            t.stale or t.marks.get("lookback") or t.marks.get("requested")
-            for t in self.ledger.tables.values()
-            if t.node.project in self.scenario.projects
+            ({*t.stale, *t.marks.get("lookback", ()), *t.marks.get("requested", ())}) - self._doomed[name]
+            for name, t in self.ledger.tables.items()
+            # A table that is refreshed as a whole is not refreshed while its next part is blocked.
+            if t.node.project in self.scenario.projects and not (t.whole and self._doomed[name])
         )
-        if self.now <= self._end or waiting or lost or (owing and not self._hopeless_at_all()):
+        if self.now <= self._end or waiting or lost or owing:
             self._quiet.clear()
             return
         self._quiet.add(project)
         others = [w for w in self.works.values() if not w.hopeless and not w.gone]
         if self._quiet == set(self.scenario.projects) and not others:
             self._over = True
-            everything = self._plan(None)
-            hopeless = {name: self._hopeless(name) for name in self.ledger.tables}
             self.checker.at_rest(
-                everything, hopeless, self.scenario.projects, staleness=self.scenario.staleness
+                self._plan(None), self._doomed, self.scenario.projects, staleness=self.scenario.staleness
             )
 
-    def _hopeless(self, model: str) -> set[int]:
-        bad = {start for start, until in self._bad_until[model].items() if until < 0}
-        if bad and self.ledger.tables[model].whole:
-            return {-1, *range(self._end // CELL_S)}
-        return {cell for start in bad for cell in self.geometry.unit(model, start)}
+    def _find_doomed(self) -> dict[str, set[int]]:
+        """What fails for ever, and what reads it; -1 where that is a whole table."""
+        found: dict[str, set[int]] = {}
+        everything = range(self._end // CELL_S)
+        for name, table in self.ledger.tables.items():
+            starts = {start for start, until in self._bad_until[name].items() if until < 0}
+            if starts and table.whole:
+                found[name] = {-1, *everything}
+                continue
+            for start in everything[:: self.geometry.size[name]]:
+                reads = self.geometry.reads(name, start)
+                if any(not found[parent].isdisjoint(window) for parent, window in reads):
+                    starts.add(start)
+            found[name] = {cell for start in starts for cell in self.geometry.unit(name, start)}
+        return found
 
-    def _hopeless_at_all(self) -> bool:
-        return any(until < 0 for bad in self._bad_until.values() for until in bad.values())
-
-    def _is_hopeless(self, plan: Plan) -> bool:
-        return all(cells_of(model.ready) <= self._hopeless(model.name) for model in plan.models)
+    def _is_doomed(self, plan: Plan) -> bool:
+        return all(cells_of(model.ready) <= self._doomed[model.name] for model in plan.models)
 
     # One run
 

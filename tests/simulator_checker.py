@@ -184,7 +184,7 @@ class Checker:
     # At rest
 
     def at_rest(
-        self, plan: Plan, hopeless: dict[str, set[int]], projects: Collection[str], *, staleness: bool
+        self, plan: Plan, doomed: dict[str, set[int]], projects: Collection[str], *, staleness: bool
     ) -> None:
         """Nothing runs, and nothing of the projects that run at all is ready but what fails for ever."""
         told: dict[str, set[int]] = {}
@@ -193,10 +193,10 @@ class Checker:
         for name, table in self.ledger.tables.items():
             marked = {kind: set(marks) for kind, marks in table.marks.items() if marks}
             doubtful = marked.get("failed", set()) | marked.get("suspect", set())
-            excused = told.get(name, set()) | hopeless.get(name, set())
+            excused = told.get(name, set()) | doomed[name]
             if table.node.project not in projects:
                 continue
-            if -1 in doubtful:  # somebody is told that the whole table is in doubt
+            if -1 in doubtful and doomed[name]:
                 continue
             end = end_of(table.node)
             if lost := set(range(end)) - set(table.revision) - excused:

@@ -116,7 +116,7 @@ class Story:
 
 def test_an_orderly_history_violates_nothing() -> None:
     """Open, begin, commit, a child after its parent, a failure, a loss, a mark that is mended: nothing is violated."""
-    story = Story(Outside(deaths={2: 107.0}))
+    story = Story(Outside(deaths={2: [109.5]}))
     story.bronze()
     story.commit(story.claim(2, 1, SILVER, (0, 12)))
     story.commit(story.claim(2, 1, SILVER, (0, 12), "begun", 1))
@@ -276,7 +276,7 @@ def test_what_disappears_from_the_record_is_noticed() -> None:
     [
         (Outside(), True),
         (Outside(over={1: 103.0}), False),
-        (Outside(deaths={1: 103.0}), False),
+        (Outside(deaths={1: [90.0, 103.0]}), False),
         (Outside(evaluations=[Evaluation(1, "bronze", frozenset(range(6)), 103.0, 103.5)]), False),
         (Outside(evaluations=[Evaluation(1, "bronze", frozenset(range(6)), 103.0, None)]), True),
     ],
@@ -342,7 +342,7 @@ def test_a_lease_that_comes_back_is_noticed() -> None:
 @pytest.mark.parametrize("died", [None, 101.5])
 def test_a_lease_that_is_taken_from_the_living_is_noticed(died: float | None) -> None:
     """A lease that has not ended is taken over only if the process is gone."""
-    story = Story(Outside(deaths={} if died is None else {1: died}))
+    story = Story(Outside(deaths={} if died is None else {1: [died]}))
     story.commit(story.run(1))
     story.commit(story.run(1, state="lost"))
     assert story.violated() == ([] if died else ["a lease is taken only from the dead"])

@@ -225,7 +225,7 @@ class LedgerMachine(LedgerSteps):
         begun = [c for c in self.oracle.claims if c.state == "begun"]
         # Somebody else can add only what is not recorded yet.
         fresh = [c for c in begun if c.begun - set(self.oracle.versions[c.version].facts)]
-        claim = data.draw(st.sampled_from(fresh or begun), label="claim")
+        claim = data.draw(st.sampled_from((how == "foreign" and fresh) or begun), label="claim")
         piece = part_of(data, claim)
         if how == "asked":
             self._ask(claim.version, data.draw(stretches(piece), label="asked"), "requested")
