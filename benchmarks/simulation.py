@@ -12,7 +12,6 @@ compares rules about who goes first; `docs/decisions/0021-readers-get-a-turn.md`
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import multiprocessing
 import platform
@@ -24,6 +23,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
+
+from meshgate.coordinator import turns
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 TICK_S = 300
-TURNS = "meshgate.coordinator.turns"
 
 
 @dataclass(frozen=True)
@@ -90,19 +90,10 @@ RULES = (
 )
 
 
-def playable() -> tuple[Rule, ...]:
-    """The rules that can be compared: without the module that knows turns, the redo never yields."""
-    known = importlib.util.find_spec(TURNS) is not None
-    return RULES if known else tuple(rule for rule in RULES if rule.goes_first is nobody)
-
-
 @contextmanager
 def under(rule: Rule) -> Iterator[None]:
     """Play by a rule."""
-    if rule.goes_first is None or importlib.util.find_spec(TURNS) is None:
-        yield
-        return
-    with patch(f"{TURNS}.goes_first", rule.goes_first):
+    with patch.object(turns, "goes_first", rule.goes_first or turns.goes_first):
         yield
 
 
@@ -225,7 +216,7 @@ def patience(histories: int, processes: int) -> None:
     work = [
         (case, rule, histories)
         for case in cases
-        for rule in playable()
+        for rule in RULES
         if rule.patience != HALF_AN_HOUR or case.takes_s == LONG_S
     ]
     told: Case | None = None
@@ -246,7 +237,7 @@ def idle(histories: int) -> None:
     print("| parent runs every | rule | redo late, ticks | intervals never read again |")
     print("|---|---|---|---|")
     case = Case(staleness=False, readers_every_s=3600, overlap="skip", takes_s=LONG_S, lookback=24)
-    for every_s, rule in itertools.product((TICK_S, 3600, 4 * 3600, 24 * 3600), playable()[:5]):
+    for every_s, rule in itertools.product((TICK_S, 3600, 4 * 3600, 24 * 3600), RULES[:5]):
         found = []
         for seed in range(histories):
             projects = {"up": replace(scenario(seed).projects["up"], period_s=every_s)}

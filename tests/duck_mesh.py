@@ -118,7 +118,9 @@ class DuckMesh:
         """Write meshgate.yaml, with what each project has besides its name and path."""
         # Tests run twice for one instant: what failed is not left alone, unless they say so.
         at_once = {"retry": {"first": "0s"}}
-        listed = [{"name": p, "path": p, **at_once, **projects.get(p, {})} for p in ("upstream", "downstream")]
+        listed = [
+            {"name": p, "path": p, **at_once, **projects.get(p, {})} for p in ("upstream", "downstream")
+        ]
         mesh = {"ledger": {"url": self.state_url, **ledger}, "projects": listed}
         (self.folder / "meshgate.yaml").write_text(json.dumps(mesh))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from chaos_history import Change, Evaluation, Model, Outside, cells_of, length_s, said
+from chaos_history import Change, Evaluation, Model, Outside, cells_of, length_s, outside_of, said
 from chaos_replay import Replay
 from tiny_mesh import DAY
 
@@ -368,14 +369,37 @@ def test_ranges_and_lengths_are_read_as_postgres_writes_them() -> None:
     assert said({1, 2, 3, 7}) == "1-3,7"
 
 
+def test_the_log_of_a_killed_worker_says_what_it_left(tmp_path: Path) -> None:
+    """What was begun in the engine and never ended, ended with the process; a torn last line is left out."""
+    batch = {"model": "bronze", "start": DAY.isoformat(), "end": (DAY + timedelta(minutes=10)).isoformat()}
+    lines = [
+        {"e": "start", "t": 100.0, "pid": 7},
+        {"e": "run", "t": 101.0, "run": 1, "overlap": "skip"},
+        {"e": "eval", "t": 102.0, "n": 1, "run": 1, **batch},
+        {"e": "evaled", "t": 103.0, "n": 1, "error": None},
+        {"e": "over", "t": 104.0, "run": 1},
+        {"e": "run", "t": 105.0, "run": 2, "overlap": "skip"},
+        {"e": "eval", "t": 106.0, "n": 2, "run": 2, **batch},
+    ]
+    log = tmp_path / "worker.jsonl"
+    log.write_text("\n".join(map(json.dumps, lines)) + '\n{"e": "eva')
+    found = outside_of([log], {7: [50.0, 107.0]}, DAY)
+    cells = frozenset({0, 1})
+    assert found.evaluations == [
+        Evaluation(1, "bronze", cells, 102.0, 103.0), Evaluation(2, "bronze", cells, 106.0, 107.0)
+    ]  # fmt: skip
+    assert found.over == {1: 104.0, 2: 107.0}
+    assert found.overlap == {1: "skip", 2: "skip"}
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(280)
 def test_a_short_storm_violates_nothing_and_leaves_nothing(tmp_path: Path, extensions: None) -> None:
     """Real processes, a dozen faults: nothing is violated, and no process and no folder is left."""
     chaos = Path(__file__).with_name("chaos.py")
     done = subprocess.run(
         [sys.executable, str(chaos), "--seconds", "12", "--faults", "14", "--restarts", "3", "--seed", "5"],
-        capture_output=True, text=True, check=False, timeout=180, env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True, text=True, check=False, timeout=260, env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "violated    nothing" in done.stdout

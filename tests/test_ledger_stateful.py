@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from meshgate.ledger import Ledger
 
 
+BY_TIME = (1, 2)
+
+
 class LedgerMachine(LedgerSteps):
     """Two models by time, three that are one whole; two projects whose runs may claim any of them."""
 
@@ -78,7 +81,7 @@ class LedgerMachine(LedgerSteps):
         claims = [c for c in self.oracle.claims if c.lives and c.cells & GRID]
         if not claims:
             return
-        waiting = [c for c in claims if c.state == "open"]
+        waiting = [c for c in claims if c.state == "open" and self.oracle.holds(c.run)]
         claim = data.draw(st.sampled_from(waiting or claims), label="claim")
         if limits is None:
             self._acquire(asked(project="deployer", purpose="deploy", ttl=10 * TTL))
@@ -91,8 +94,10 @@ class LedgerMachine(LedgerSteps):
                     self._end(deploy, end)
         else:
             self._acquire(asked(project="up", share=True, ttl=TTL))
-            other = data.draw(st.sampled_from([claim.version, self.some_version(data)]), label="other")
-            run, piece = max(self.oracle.runs), data.draw(stretches(), label="cells")
+            same = claim.version in BY_TIME and data.draw(st.booleans(), label="same")
+            other = claim.version if same else self.some_version(data)
+            free = sorted(GRID - claim.cells) or sorted(GRID)
+            run, piece = max(self.oracle.runs), frozenset([data.draw(st.sampled_from(free), label="cell")])
             self._open(run, other, [piece])
             self._begin(run, other, piece, [], [])
         self._begin(claim.run, claim.version, part_of(data, claim), [], [], "prod", limits or (None, None))
@@ -256,7 +261,7 @@ class LedgerMachine(LedgerSteps):
 
     @rule(
         data=st.data(),
-        steps=st.lists(st.sampled_from(["begin", "begin", "commit", "fail"]), min_size=2, max_size=5),
+        steps=st.lists(st.sampled_from(["begin", "begin", "ask", "commit", "fail"]), min_size=2, max_size=5),
     )
     def work_on_a_whole_table(self, data: st.DataObject, steps: list[str]) -> None:
         """The histories of a batch that is begun again, or ends in parts."""
@@ -276,6 +281,8 @@ class LedgerMachine(LedgerSteps):
             piece = data.draw(stretches(begun[0] & GRID if fits else GRID), label="cells")
             if step == "begin":
                 self._begin(run, version, piece, [], [])
+            elif step == "ask":
+                self._ask(version, piece, "requested")
             elif step == "commit":
                 self._commit(run, version, piece, "passed", frozenset())
             else:
