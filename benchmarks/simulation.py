@@ -102,14 +102,17 @@ def under(rule: Rule) -> Iterator[None]:
 
 def speed(rounds: int) -> None:
     """Ticks per second of CPU time; the best of some rounds, as other processes slow the caches down."""
+    often, longest = {"readers_every_s": TICK_S}, {"takes_s": LONG_S}
     settings: dict[str, dict[str, Any]] = {
-        "runs shorter than the period, readers hourly": {},
-        "runs longer than the period, readers hourly": {"takes_s": LONG_S},
-        "shared, runs longer than the period, readers hourly": {"takes_s": LONG_S, "overlap": "share"},
-        "runs shorter than the period, readers every 5 minutes": {"readers_every_s": TICK_S},
+        "a chain of 3 models, all every 5 minutes": {"chain": True, **often},
+        "a chain of 3 models, readers hourly": {"chain": True},
+        "5 models, all every 5 minutes": often,
+        "5 models, readers hourly": {},
+        "5 models, readers hourly, runs longer than the period": longest,
+        "5 models, readers hourly, runs longer than the period, shared": {**longest, "overlap": "share"},
     }
     print(f"{platform.python_implementation()} {platform.python_version()}, {platform.machine()}; one thread")
-    print("| 48 hours, 3 projects, 5 models, troubles, checker | ticks | skipped | idle | ticks/s |")
+    print("| 48 hours, 3 projects, troubles, checker | ticks | skipped | idle | ticks/s |")
     print("|---|---|---|---|---|")
     for name, fields in settings.items():
         best, told = 0.0, ""

@@ -166,7 +166,10 @@ OF_COORDINATION = (
     ),
     sql(
         "whole: what was not begun cannot end",
-        (f"{L}what_was_not_begun_of_a_whole_table_cannot_end[commit-full]", STATEFUL),
+        (
+            f"{L}what_was_not_begun_of_a_whole_table_cannot_end[commit-full]",
+            f"{L}what_was_not_begun_of_a_whole_table_cannot_end[fail-incremental_by_unique_key]",
+        ),
         ("\n      AND (p_states <> '{begun}' OR c.batch @> p_span);", ";"),
     ),
     sql(

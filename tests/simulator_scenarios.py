@@ -20,12 +20,13 @@ SHORT_S, LONG_S = (20, 100), (150, 400)
 """An evaluation of the parent; a run makes two of them, and its period is 300 seconds."""
 
 
-def mesh(hours: float, lookback: int) -> MeshGraph:
+def mesh(hours: float, lookback: int, *, chain: bool = False) -> MeshGraph:
     """Five models in three projects.
 
     Args:
         hours: How long all models live.
         lookback: Of the parent, in units of five minutes.
+        chain: Only the parent, its child and its grandchild, one model in each project.
     """
     end = ORIGIN + timedelta(hours=hours)
     by_time, full = Kind.INCREMENTAL_BY_TIME_RANGE, Kind.FULL
@@ -55,6 +56,10 @@ def mesh(hours: float, lookback: int) -> MeshGraph:
         Edge(GRANDCHILD, CHILD),
         Edge(GRANDCHILD, AS_OF, Window("latest")),
     ]
+    if chain:
+        nodes = [n for n in nodes if n.name in (LATE_ROWS, CHILD, GRANDCHILD)]
+        kept = {n.name for n in nodes}
+        edges = [e for e in edges if {e.child, e.parent} <= kept]
     return MeshGraph({n.name: n for n in nodes}, edges)
 
 
@@ -66,6 +71,7 @@ def scenario(
     overlap: str = "skip",
     takes_s: tuple[int, int] = SHORT_S,
     readers_every_s: int = 3600,
+    chain: bool = False,
     **others: Any,
 ) -> Scenario:
     """A history of the mesh; the seed says how many minutes after the full hour the readers' projects run.
@@ -77,6 +83,7 @@ def scenario(
         overlap: `skip` or `share`, for every project.
         takes_s: The shortest and the longest evaluation of the parent.
         readers_every_s: The period of the two projects that read.
+        chain: As in `mesh`.
         others: Fields of `Scenario`.
     """
     chance = random.Random(seed)  # noqa: S311 - a history, not a secret
@@ -91,5 +98,5 @@ def scenario(
     takes = {
         LATE_ROWS: takes_s, SAME_PROJECT: (10, 60), CHILD: (30, 200), AS_OF: (30, 200), GRANDCHILD: (30, 200),
     }  # fmt: skip
-    fields = {"graph": mesh(hours, lookback), "projects": projects, "takes_s": takes} | others
+    fields = {"graph": mesh(hours, lookback, chain=chain), "projects": projects, "takes_s": takes} | others
     return Scenario(**fields)
