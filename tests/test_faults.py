@@ -218,8 +218,10 @@ def test_a_worker_that_wakes_up_after_its_work_was_done_elsewhere_records_nothin
             os.kill(zombie.pid, signal.SIGCONT)
         out, errors = zombie.communicate(timeout=60)
         assert out.strip() == "lost", errors
-        (refused,) = [e for e in mesh.ledger.events(limit=1000) if e["kind"] == "commit.refused"]
-        assert refused["run_id"] < done
+        # Once, or twice where the answer was lost with the connections that the end of its trust has cut.
+        refused = [e["run_id"] for e in mesh.ledger.events(limit=1000) if e["kind"] == "commit.refused"]
+        assert refused
+        assert max(refused) < done
         # What it wrote may have come after the other's rows: evaluated once more, and then all is well.
         again = mesh.run("upstream", now=at(120))
         assert again.committed[BRONZE_EVENTS] == IntervalSet([span(60, 120)])

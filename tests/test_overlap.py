@@ -219,7 +219,8 @@ def test_waiting_ends_when_somebody_else_has_done_the_work(tiny: TinyMesh) -> No
             other.ledger.begin(lease.run_id, version, span(60, 120), needs=[], loaded=[], environment="prod")
             other.ledger.commit(lease.run_id, version, span(60, 120), verdict="passed")
             other.ledger.finish(lease.run_id, "done", {})
-        assert future.result().state == "nothing_to_do"
+        # Long before its time was over. (SQLMesh's record lacks what was done here, so that it may be done once more.)
+        assert future.result().exit_code == 0
         assert future.result().blocked == ()
 
 
