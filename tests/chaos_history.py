@@ -89,17 +89,13 @@ class Outside:
         evaluations: Every one, in any order.
         over: When a run could not write any more: its process was gone, or it had said that it ended.
         overlap: The policy with which a run was started.
-        deaths: When the processes with an id were gone: the system uses ids again.
+        deaths: When the process with an id and a start time was gone, or was sent what it could not survive.
     """
 
     evaluations: list[Evaluation] = field(default_factory=list)
     over: dict[int, float] = field(default_factory=dict)
     overlap: dict[int, str] = field(default_factory=dict)
-    deaths: Mapping[int, list[float]] = field(default_factory=dict)
-
-    def died(self, pid: int, since: float) -> float | None:
-        """When the process was gone that had this id at an instant."""
-        return min((at for at in self.deaths.get(pid, ()) if at >= since), default=None)
+    deaths: dict[tuple[int, str], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,12 +157,13 @@ def outside_of(logs: Iterable[Path], deaths: Mapping[int, list[float]], origin: 
 
     Args:
         logs: One file a worker, a JSON object a line; the last line of a killed worker may be torn.
-        deaths: When the processes with an id were gone, or were sent what they could not survive.
+        deaths: When the processes with an id were gone, or were sent what they could not survive: the system uses
+            ids again.
         origin: The first instant of the grid.
     """
-    found = Outside(deaths=deaths)
+    found = Outside()
     for log in logs:
-        pid, since, runs, open_, suicide = 0, 0.0, set(), {}, None
+        who, since, runs, open_, suicide = (0, ""), 0.0, set(), {}, None
         for line in log.read_text(encoding="utf-8").splitlines():
             try:
                 event = json.loads(line)
@@ -174,7 +171,7 @@ def outside_of(logs: Iterable[Path], deaths: Mapping[int, list[float]], origin: 
                 continue
             kind = event["e"]
             if kind == "start":
-                pid, since = event["pid"], event["t"]
+                who, since = (event["pid"], event["started"]), event["t"]
             elif kind == "run":
                 runs.add(event["run"])
                 found.overlap[event["run"]] = event["overlap"]
@@ -188,7 +185,13 @@ def outside_of(logs: Iterable[Path], deaths: Mapping[int, list[float]], origin: 
                 found.evaluations.append(
                     _evaluation(open_.pop(event["n"]), event["t"], origin, event["error"])
                 )
-        died = found.died(pid, since) if suicide is None else suicide
+        died = (
+            min((at for at in deaths.get(who[0], ()) if at >= since), default=None)
+            if suicide is None
+            else suicide
+        )
+        if died is not None:
+            found.deaths[who] = died
         found.evaluations += [_evaluation(event, died, origin) for event in open_.values()]
         for run in runs:
             if died is not None:

@@ -74,8 +74,7 @@ class _Run:
     state: str
     expires: float
     grace: float
-    pid: int
-    began: float
+    process: tuple[int, str]
 
 
 @dataclass
@@ -171,8 +170,7 @@ class Replay:
             now["state"],
             expires,
             length_s(now["grace"]),
-            now["holder"].get("pid", 0),
-            row.at if known is None else known.began,
+            (now["holder"].get("pid", 0), now["holder"].get("started", "")),
         )
         if known is None:
             self._judge_company(key, new, row.at)
@@ -195,9 +193,9 @@ class Replay:
         self.runs[key] = new
 
     def _was_over(self, run: int, at: float) -> bool:
-        # Who died with the answer to its first question never wrote down which run it was.
-        died = self.outside.died(self.runs[run].pid, self.runs[run].began)
-        over = self.outside.over.get(run, died)
+        # Who died with the answer to its first question never wrote down which run it was. The run may then even have
+        # begun after its process was gone: the question had been waiting for a lock.
+        over = self.outside.over.get(run, self.outside.deaths.get(self.runs[run].process))
         return over is not None and over <= at + SLACK_S
 
     def _judge_company(self, key: int, new: _Run, at: float) -> None:

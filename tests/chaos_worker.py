@@ -266,7 +266,9 @@ class Worker:
     # the loop
 
     def work(self) -> None:
-        self.log("start", pid=os.getpid(), **self.order)
+        from meshgate import lease
+
+        self.log("start", pid=os.getpid(), started=lease.start_time(os.getpid()), **self.order)
         self.disguise()
         self.watch()
         mesh = None

@@ -90,6 +90,12 @@ OF_PYTHON = (
         ('return started != holder["started"] or _is_zombie(pid)', "return _is_zombie(pid)"),
     ),
     python(
+        "lease: the last thread of a process",
+        "test_lease.py::test_a_holder_of_which_a_thread_is_left_is_not_gone",
+        "lease.py",
+        ('for task in Path(f"/proc/{pid}/task").iterdir()', 'for task in [Path(f"/proc/{pid}")]'),
+    ),
+    python(
         "lease: another machine or namespace",
         "test_lease.py::test_a_holder_of_another_machine_or_namespace_is_never_proven_gone[boot]",
         "lease.py",

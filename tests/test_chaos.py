@@ -73,7 +73,7 @@ class Story:
     def run(self, key: int, *, expires: float = EVER, state: str = "running", **more: Any) -> Any:
         facts = {
             "run_id": key, "project_id": 1, "environment": "prod", "purpose": "run", "state": state,
-            "expires_at": instant(expires), "grace": "00:00:10", "holder": {"pid": key}, **more,
+            "expires_at": instant(expires), "grace": "00:00:10", "holder": {"pid": key, "started": str(key)}, **more,
         }  # fmt: skip
         return self.write("run", key, **facts)
 
@@ -117,7 +117,7 @@ class Story:
 
 def test_an_orderly_history_violates_nothing() -> None:
     """Open, begin, commit, a child after its parent, a failure, a loss, a mark that is mended: nothing is violated."""
-    story = Story(Outside(deaths={2: [109.5]}))
+    story = Story(Outside(deaths={(2, "2"): 109.5}))
     story.bronze()
     story.commit(story.claim(2, 1, SILVER, (0, 12)))
     story.commit(story.claim(2, 1, SILVER, (0, 12), "begun", 1))
@@ -277,7 +277,7 @@ def test_what_disappears_from_the_record_is_noticed() -> None:
     [
         (Outside(), True),
         (Outside(over={1: 103.0}), False),
-        (Outside(deaths={1: [90.0, 103.0]}), False),
+        (Outside(deaths={(1, "0"): 90.0, (1, "1"): 103.0}), False),
         (Outside(evaluations=[Evaluation(1, "bronze", frozenset(range(6)), 103.0, 103.5)]), False),
         (Outside(evaluations=[Evaluation(1, "bronze", frozenset(range(6)), 103.0, None)]), True),
     ],
@@ -343,7 +343,7 @@ def test_a_lease_that_comes_back_is_noticed() -> None:
 @pytest.mark.parametrize("died", [None, 101.5])
 def test_a_lease_that_is_taken_from_the_living_is_noticed(died: float | None) -> None:
     """A lease that has not ended is taken over only if the process is gone."""
-    story = Story(Outside(deaths={} if died is None else {1: [died]}))
+    story = Story(Outside(deaths={} if died is None else {(1, "1"): died}))
     story.commit(story.run(1))
     story.commit(story.run(1, state="lost"))
     assert story.violated() == ([] if died else ["a lease is taken only from the dead"])
@@ -373,7 +373,7 @@ def test_the_log_of_a_killed_worker_says_what_it_left(tmp_path: Path) -> None:
     """What was begun in the engine and never ended, ended with the process; a torn last line is left out."""
     batch = {"model": "bronze", "start": DAY.isoformat(), "end": (DAY + timedelta(minutes=10)).isoformat()}
     lines = [
-        {"e": "start", "t": 100.0, "pid": 7},
+        {"e": "start", "t": 100.0, "pid": 7, "started": "70"},
         {"e": "run", "t": 101.0, "run": 1, "overlap": "skip"},
         {"e": "eval", "t": 102.0, "n": 1, "run": 1, **batch},
         {"e": "evaled", "t": 103.0, "n": 1, "error": None},
@@ -389,6 +389,7 @@ def test_the_log_of_a_killed_worker_says_what_it_left(tmp_path: Path) -> None:
         Evaluation(1, "bronze", cells, 102.0, 103.0), Evaluation(2, "bronze", cells, 106.0, 107.0)
     ]  # fmt: skip
     assert found.over == {1: 104.0, 2: 107.0}
+    assert found.deaths == {(7, "70"): 107.0}
     assert found.overlap == {1: "skip", 2: "skip"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -204,11 +205,11 @@ def test_a_lease_that_ended_while_the_machine_slept_is_lost(ledger: Ledger, mach
 
 
 @contextmanager
-def holder_process() -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+def holder_process(then: str = "sys.stdin.read()") -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """A process that holds a lease, and who it said it is."""
     code = (
-        "import json, sys; from meshgate.lease import identify;"
-        "print(json.dumps(identify(engine_in_process=True)), flush=True); sys.stdin.read()"
+        "import ctypes, json, sys, threading; from meshgate.lease import identify;"
+        f"print(json.dumps(identify(engine_in_process=True)), flush=True); {then}"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -251,6 +252,19 @@ def test_a_zombie_is_gone() -> None:
         assert proven_gone(holder)
 
 
+def test_a_holder_of_which_a_thread_is_left_is_not_gone() -> None:
+    """Its first thread has ended and shows as a zombie; another may still be inside a write."""
+    exit_thread = {"x86_64": 60, "aarch64": 93}[
+        platform.machine()
+    ]  # the system call, which ends one thread only
+    then = f"threading.Thread(target=sys.stdin.read).start(); ctypes.CDLL(None).syscall({exit_thread}, 0)"
+    with holder_process(then) as (process, holder):
+        eventually(lambda: _state(process.pid) == "Z", "the first thread has ended")
+        assert not proven_gone(holder)
+        process.send_signal(signal.SIGKILL)
+        eventually(lambda: proven_gone(holder), "the others have, too")
+
+
 def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
@@ -283,7 +297,7 @@ def test_a_system_that_tells_nothing_proves_nothing(monkeypatch: pytest.MonkeyPa
 
 def test_a_process_that_is_hidden_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where /proc shows a user his own processes only, that of another one seems to be missing."""
-    monkeypatch.setattr(lease, "_start_time", lambda _pid: None)
+    monkeypatch.setattr(lease, "start_time", lambda _pid: None)
     holder = {"pid": os.getpid(), "started": "1", **lease._machine()}
     assert not proven_gone(holder)
 

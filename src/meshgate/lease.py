@@ -126,7 +126,7 @@ class LeaseKeeper:
                 pause = self._ttl_s / _RENEWALS_PER_TTL
 
 
-def _start_time(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """The kernel's start time of a process, in ticks since boot; None where there is no such process."""
     try:
         # The second field is the command in brackets and may hold anything; what follows it is well-formed.
@@ -136,8 +136,12 @@ def _start_time(pid: int) -> str | None:
 
 
 def _is_zombie(pid: int) -> bool:
+    # The first thread can be gone while another is still inside the kernel, writing: none may be left.
     with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        return all(
+            (task / "stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+            for task in Path(f"/proc/{pid}/task").iterdir()
+        )
     return False
 
 
@@ -170,7 +174,7 @@ def identify(*, engine_in_process: bool) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": pid,
-        "started": _start_time(pid),
+        "started": start_time(pid),
         "engine_in_process": engine_in_process,
         **_machine(),
     }
@@ -186,7 +190,7 @@ def proven_gone(holder: Mapping[str, Any]) -> bool:
     ):
         return False
     pid = int(holder["pid"])
-    started = _start_time(pid)
+    started = start_time(pid)
     if started is None:
         return not _exists(pid)
     return started != holder["started"] or _is_zombie(pid)
