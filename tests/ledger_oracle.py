@@ -62,7 +62,7 @@ class Oracle:
         if tried_by is not None:
             attempts += 1
             retry = self.pause_after(self.runs[tried_by], attempts - (kind == "suspect"))
-        marks.update(dict.fromkeys(cells, Reason(number, max(attempts, 1), retry)))
+        marks.update(dict.fromkeys(cells, Reason(number, attempts, retry)))
         return number
 
     def pause_after(self, run: Run, failures: int) -> datetime | None:
@@ -210,7 +210,12 @@ class Oracle:
         """What others are writing of these models: run, model, cells."""
         self.must_hold(run)
         self.runs[run].promoting = frozenset(models)
-        return [(c.run, c.version, c.cells) for c in self.under_way() if c.run != run and c.version in models]
+        here = self.runs[run].environment
+        return [
+            (c.run, c.version, c.cells)
+            for c in self.under_way()
+            if c.run != run and c.version in models and self.runs[c.run].environment == here
+        ]
 
     def retry(self, versions: Collection[int], cells: Cells) -> int:
         """End the pauses of whole marks that the cells meet; how many marks."""

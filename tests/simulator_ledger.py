@@ -359,7 +359,7 @@ class SimulatedLedger:
             doublings = attempts - (2 if kind == "suspect" else 1)
             first, longest = self._back_off_s
             retry_at = now + min(first << doublings, longest) if doublings >= 0 else None
-        reason = Reason(self._next(table), max(attempts, 1), now, retry_at)
+        reason = Reason(self._next(table), attempts, now, retry_at)
         marks.update(dict.fromkeys(cells, reason))
 
     def _distrust(self, table: Table, claim: Claim, kind: str, now: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,6 +101,24 @@ def test_a_run_killed_between_its_writes_is_finished_by_the_next(
             for m in s.marks
         ]
     tiny.check(120)
+
+
+def test_nothing_is_forked_that_could_outlive_a_killed_run(tiny: TinyMesh) -> None:
+    """Fails without the line in `bridge/project.py` that sets `MAX_FORK_WORKERS`: SQLMesh's pool loads what no cache holds."""
+    tiny.feed(0, 240)
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+    shutil.rmtree(tiny.folder / "upstream" / ".cache")
+    refuse = """
+        import sys
+        def refuse(event, _):
+            if event in {"os.fork", "os.forkpty"}:
+                raise AssertionError("it forks")
+        sys.addaudithook(refuse)
+    """
+    process = start(tiny, "upstream", 120, refuse)
+    out, errors = process.communicate(timeout=100)
+    assert out == "done\n", errors
 
 
 def test_a_run_killed_while_the_engine_works_is_finished_by_the_next(tiny: TinyMesh) -> None:

@@ -261,9 +261,10 @@ def test_what_was_begun_before_the_pause_goes_on_to_its_end(scene: Scene) -> Non
 
 
 def test_a_deploy_is_told_only_of_what_others_write(scene: Scene, deploy: int) -> None:
-    """Neither its own batches, nor other models', nor what is only reserved hold it up."""
+    """Neither its own batches, nor other models', nor what is only reserved, nor what is for another environment."""
     begun(scene, deploy, "p")
     begun(scene, scene.run(), "q")
+    scene.work(scene.run("down", environment="dev"), scene.version("p"), span(7, 8))
     scene.open(scene.run("down"), scene.version("p"), span(5, 6))
     assert scene.ledger.pause(deploy, ["p"]) == ()
 

@@ -238,7 +238,12 @@ def test_what_plain_sqlmesh_did_is_no_attempt(scene: Scene) -> None:
     scene.mark(version, span(7, 8), "suspect")
     scene.reconcile(version, [span(7, 8)])
     mark = scene.known(version, span(7, 8), "suspect")
-    assert (mark.attempts, mark.retry_at) == (1, None)
+    assert (mark.attempts, mark.retry_at) == (0, None)
+    run = scene.run()
+    scene.work(run, version, span(7, 8))
+    scene.ledger.finish(run, "failed", {})
+    mark = scene.known(version, span(7, 8), "suspect")
+    assert (mark.attempts, mark.retry_at) == (1, None), "the first run that dies of it is no reason to wait"
 
 
 # -- retry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from meshgate.interval import IntervalSet
 
 check_hooks()
+
+if "MAX_FORK_WORKERS" not in os.environ:
+    # Children that SQLMesh forks outlive a killed run and keep its connections open: docs/decisions/0030.
+    c.MAX_FORK_WORKERS = 1
 
 
 class _QuietConsole(NoopConsole):  # type: ignore[misc]

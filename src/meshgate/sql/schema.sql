@@ -332,7 +332,7 @@ BEGIN
     -- The newer mark says all that an older one of its kind said.
     PERFORM meshgate.carve_marks(p_version_id, p_span, revision, p_kind);
     INSERT INTO meshgate.mark (version_id, span, kind, revision, run_id, attempts, detail, made_at, retry_at, batch)
-    VALUES (p_version_id, p_span, p_kind, revision, p_run_id, greatest(before, 1), coalesce(p_detail, '{}'),
+    VALUES (p_version_id, p_span, p_kind, revision, p_run_id, coalesce(before, 0), coalesce(p_detail, '{}'),
             meshgate.clock(), again, CASE WHEN whole THEN written END);
     PERFORM meshgate.note('interval.' || p_kind, p_run_id, p_version_id, p_span, p_detail);
     RETURN revision;
@@ -594,8 +594,8 @@ BEGIN
     RETURN lived;
 END $$;
 
--- Before a deploy replaces models: from now on nothing of them begins, and what is being written of them by others is
--- told: an empty answer is the moment to promote. Ends with the run.
+-- Before a deploy replaces models of its environment: from now on nothing of them begins there, and what others are
+-- writing of them for it is told: an empty answer is the moment to promote. Ends with the run.
 CREATE FUNCTION meshgate.pause_models(p_run_id bigint, p_models text[])
 RETURNS TABLE (run_id bigint, model text, span tstzrange) LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
@@ -612,8 +612,8 @@ BEGIN
     RETURN QUERY
     SELECT k.run_id, m.name, meshgate.written(k)
     FROM meshgate.claim k JOIN meshgate.run r USING (run_id) JOIN meshgate.version v USING (version_id)
-    JOIN meshgate.model m USING (model_id)
-    WHERE k.state = 'begun' AND k.run_id <> p_run_id AND m.name = ANY (p_models)
+    JOIN meshgate.model m USING (model_id) JOIN meshgate.run d ON d.run_id = p_run_id
+    WHERE k.state = 'begun' AND k.run_id <> p_run_id AND r.environment = d.environment AND m.name = ANY (p_models)
       AND r.state = 'running' AND r.expires_at > present
     ORDER BY k.run_id, m.name, k.span;
 END $$;
