@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 from chaos_faults import FAULTS
-from chaos_history import Violation, history, outside_of, promoted
+from chaos_history import Violation, history, keep_history, outside_of, promoted
 from chaos_mutations import MUTATIONS, without
 from chaos_replay import Replay
 from chaos_rest import judge_rest, paused, unsettled
@@ -169,6 +169,8 @@ def run(arguments: argparse.Namespace) -> int:
             return _told(sought)
         minutes, recovery = settle(stage)
         found, facts = judge(stage, minutes)
+        if arguments.keep and found:
+            keep_history(stage.tiny.state_url, stage.folder / "logs" / "history.jsonl")
         left = stage.orphans()
         if left:
             found.append(Violation("who is killed leaves nothing", f"{len(left)} processes live on"))
@@ -226,7 +228,11 @@ def main() -> int:
         "--seed", type=int, default=None, help="decides the faults; made up and printed otherwise"
     )
     parser.add_argument("--without", choices=[*MUTATIONS, "all"], help="take a protection away")
-    parser.add_argument("--keep", type=Path, help="a folder for the workers' logs")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        help="a folder for the workers' logs, and for the history that violates something",
+    )
     parser.add_argument("--verbose", action="store_true", help="tell each fault")
     parser.add_argument("--aim", action="append", default=[], help="a fault that is to come more often")
     parser.add_argument("--seek", action="append", default=[], help="a check: end when it is violated")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -226,6 +226,12 @@ def history(url: str) -> list[Change]:
             Change(seq, xid, at, table, was, became, ended)
             for seq, xid, at, table, was, became, ended in cursor.fetchall()
         ]
+
+
+def keep_history(url: str, path: Path) -> None:
+    """Write it into a file, a JSON object a line, to be read by a person."""
+    lines = [json.dumps(asdict(change)) for change in history(url)]
+    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def promoted(url: str) -> list[Model]:

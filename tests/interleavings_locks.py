@@ -113,11 +113,12 @@ class Sessions:
         deadline = time.monotonic() + PATIENCE_S
         while not future.done():
             with self.watcher.cursor() as cursor:
+                # Not for any lock: the server itself, as it analyses a table, may be in the way for a moment.
                 cursor.execute(
-                    "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'",
-                    [self.two.info.backend_pid],
+                    "SELECT %s = ANY (pg_blocking_pids(%s))",
+                    [self.one.info.backend_pid, self.two.info.backend_pid],
                 )
-                if cursor.fetchone():
+                if cursor.fetchone()[0]:
                     return True
             assert time.monotonic() < deadline, "it neither waits nor answers"
         return False
