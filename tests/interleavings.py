@@ -95,6 +95,7 @@ class Paper:
         reserved: Who has claimed an hour.
         begun: Who is writing it, and the number up to which it had read.
         waiting: Until when a late write of somebody to an hour may land.
+        unheard: What somebody had begun who was lost, and may be writing still.
         recorded: Who recorded an hour.
         doubts: Why an hour is to be computed again, and the number that an answer must have read.
         failed: Who has said that its evaluation of an hour came to nothing.
@@ -108,6 +109,7 @@ class Paper:
     reserved: dict[int, str] = field(default_factory=dict)
     begun: dict[int, tuple[str, int]] = field(default_factory=dict)
     waiting: dict[tuple[str, int], datetime] = field(default_factory=dict)
+    unheard: set[tuple[str, int]] = field(default_factory=set)
     recorded: dict[int, str] = field(default_factory=dict)
     doubts: dict[tuple[str, int], int] = field(default_factory=dict)
     failed: set[tuple[str, int]] = field(default_factory=set)
@@ -121,6 +123,7 @@ class Paper:
             reserved=dict(self.reserved),
             begun=dict(self.begun),
             waiting=dict(self.waiting),
+            unheard=set(self.unheard),
             recorded=dict(self.recorded),
             doubts=dict(self.doubts),
             failed=set(self.failed),
@@ -132,7 +135,7 @@ class Paper:
             case "break" if step.whom not in self.holders:
                 return "no run"
             case "bury" | "break":
-                return self.end(step.whom, gone=step.gone)
+                return self.end(step.whom, gone=step.gone, heard=step.verb == "bury")
             case "acquire" | "take_over" | "renew" | "finish" | "mirrored":
                 return str(getattr(self, step.verb)(who))
         return str(getattr(self, step.verb)(who, step.hours))
@@ -148,20 +151,28 @@ class Paper:
         self.doubts.update(dict.fromkeys(((kind, hour) for hour in self.setting.written(hours)), self.number))
         self.tainted = self.setting.as_of
 
-    def drop(self, who: str, until: datetime) -> None:
+    def drop(self, who: str, until: datetime, *, heard: bool) -> None:
         """What somebody had begun is in doubt, and waited for; what it had only reserved is free."""
         begun = frozenset(hour for hour, (owner, _) in self.begun.items() if owner == who)
         if begun:
             self.doubt("suspect", begun)
             self.waiting.update(dict.fromkeys(((who, hour) for hour in begun), until))
+            self.unheard.update((who, hour) for hour in begun if not heard)
         self.begun = {hour: claim for hour, claim in self.begun.items() if claim[0] != who}
         self.reserved = {hour: owner for hour, owner in self.reserved.items() if owner != who}
 
-    def lose(self, who: str, *, gone: bool) -> None:
+    def lose(self, who: str, *, gone: bool, heard: bool = False) -> None:
         run = self.holders[who]
         if run.state == "running":
             run.state = "lost"
-            self.drop(who, self.now if gone else run.expires + GRACE)
+            self.drop(who, self.now if gone else run.expires + GRACE, heard=heard)
+
+    def hear_of(self, who: str) -> None:
+        """Somebody's last word: until now it may have written what it had begun when it was lost."""
+        hours = frozenset(hour for owner, hour in self.unheard if owner == who)
+        if hours:
+            self.doubt("suspect", hours)
+            self.unheard -= {(who, hour) for hour in hours}
 
     def landed(self, who: str, hours: Hours) -> None:
         """Nothing more comes of what somebody had begun here."""
@@ -216,16 +227,18 @@ class Paper:
 
     def finish(self, who: str) -> str:
         if self.holds(who):
-            self.drop(who, self.now if self.setting.inside else self.now + GRACE)
+            self.drop(who, self.now if self.setting.inside else self.now + GRACE, heard=True)
             self.holders[who].state = "done"
         else:
-            self.end(who, gone=self.setting.inside)
+            self.end(who, gone=self.setting.inside, heard=True)
         return self.holders[who].state
 
-    def end(self, who: str, *, gone: bool) -> str:
-        """Somebody else ends a run: it is proven to be gone, or its lease is broken."""
+    def end(self, who: str, *, gone: bool, heard: bool) -> str:
+        """A run that does not hold its lease says that it ends, is proven to be gone, or its lease is broken."""
         if who in self.holders:
-            self.lose(who, gone=gone)
+            self.lose(who, gone=gone, heard=heard)
+            if heard:
+                self.hear_of(who)
             if gone:
                 self.landed(who, WHOLE)
         return "ok"
@@ -332,7 +345,7 @@ class Paper:
             rank[self.number],
             sorted((hour, owner, rank[read]) for hour, (owner, read) in self.begun.items()),
             sorted((doubt, rank[number]) for doubt, number in self.doubts.items()),
-            sorted((key, until) for key, until in self.waiting.items() if until > self.now),
+            sorted((key, until) for key, until in self.waiting.items() if until > self.now), sorted(self.unheard),
             sorted(self.reserved.items()), sorted(self.recorded.items()), sorted(self.standing()["runs"].items()),
             sorted(self.failed), self.tainted,
         ))  # fmt: skip

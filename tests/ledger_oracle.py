@@ -99,20 +99,28 @@ class Oracle:
         assert claim.read is not None
         self.taint(claim.version, claim.read)
 
-    def end_claims(self, run: int, free_at: datetime) -> None:
+    def end_claims(self, run: int, free_at: datetime, *, heard: bool) -> None:
         mine = [c for c in self.claims if c.run == run]
         for claim in sorted((c for c in mine if c.state == "begun"), key=lambda c: (c.version, min(c.cells))):
             self.distrust(claim, "suspect")
-            self.change(claim, state="lost", quarantine=free_at)
+            begun = frozenset() if heard else claim.begun
+            self.change(claim, state="lost", quarantine=free_at, begun=begun)
         for claim in mine:
             if claim.state == "open":
                 self.change(claim, state="abandoned")
 
-    def lose(self, run: int, *, gone: bool) -> None:
+    def lose(self, run: int, *, gone: bool, heard: bool = False) -> None:
         lost = self.runs[run]
         if lost.state == "running":
             lost.state = "lost"
-            self.end_claims(run, self.now if gone else lost.expires + lost.grace)
+            self.end_claims(run, self.now if gone else lost.expires + lost.grace, heard=heard)
+
+    def hear_of(self, run: int) -> None:
+        """The last word about a run that had been lost before: what it had begun may have been written until now."""
+        mine = [c for c in self.claims if (c.run, c.state) == (run, "lost") and c.begun]
+        for claim in sorted(mine, key=lambda c: (c.version, min(c.cells))):
+            self.distrust(claim, "suspect", tried=False)
+            self.change(claim, begun=frozenset())
 
     def release(self, run: int, version: int | None = None, cells: Cells = frozenset()) -> None:
         for claim in [c for c in self.claims if c.run == run and c.state == "lost" and c.cells >= cells]:
@@ -190,14 +198,17 @@ class Oracle:
     def finish(self, run: int, state: str, *, writing: bool = False) -> str:
         over = self.runs[run].engine_in_process and not writing
         if self.holds(run):
-            self.end_claims(run, self.now if over else self.now + self.runs[run].grace)
+            self.end_claims(run, self.now if over else self.now + self.runs[run].grace, heard=not writing)
             self.runs[run].state = state
+        elif writing:
+            self.lose(run, gone=False)
         else:
             self.bury(run, engine_gone=over)
         return self.runs[run].state
 
     def bury(self, run: int, *, engine_gone: bool) -> None:
-        self.lose(run, gone=engine_gone)
+        self.lose(run, gone=engine_gone, heard=True)
+        self.hear_of(run)
         if engine_gone:
             self.release(run)
 

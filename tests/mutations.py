@@ -37,8 +37,9 @@ MUTATIONS = (*OF_SQL, *OF_COORDINATION, *OF_PYTHON)
 
 def killed(mutation: Mutation, folder: Path, postgres: Path) -> tuple[bool, str]:
     """Whether every test of a mutation fails while the smoke test passes; and what happened."""
-    shutil.copytree(REPOSITORY / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(REPOSITORY / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("src", "tests", "examples"):
+        ignored = shutil.ignore_patterns("__pycache__", ".meshgate", ".cache")
+        shutil.copytree(REPOSITORY / part, folder / part, ignore=ignored)
     shutil.copy(REPOSITORY / "pyproject.toml", folder)
     try:
         for edit in mutation.edits:

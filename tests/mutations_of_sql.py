@@ -245,6 +245,19 @@ OF_SQL = (
         ),
     ),
     sql(
+        "G4 the last word of a lost run",
+        f"{L}what_a_zombie_had_begun_is_suspect_anew_when_it_is_heard_of_for_the_last_time[says that it ends]",
+        ("            PERFORM meshgate.hear_of(p_run_id);\n", ""),
+    ),
+    sql(
+        "G4 the end of a lost process",
+        (
+            f"{L}what_a_zombie_had_begun_is_suspect_anew_when_it_is_heard_of_for_the_last_time[is proven gone]",
+            "test_faults.py::test_a_late_write_that_ends_in_an_error_is_mended[True]",
+        ),
+        ("    PERFORM meshgate.hear_of(p_run_id);\n    IF p_engine_gone", "    IF p_engine_gone"),
+    ),
+    sql(
         "G4 the fence of a lost run is kept",
         f"{L}a_zombie_is_remembered_after_the_history_was_pruned",
         ("WHERE r.ended_at < before AND r.state <> 'lost'", "WHERE r.ended_at < before"),

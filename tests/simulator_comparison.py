@@ -102,7 +102,9 @@ class Comparison:
         assert self.ours.open(run, str(version), [piece], self.now) == said
 
     def claims(self, key: int, *states: str) -> list[Any]:
-        return [c for c in self.theirs.claims if c.run == key and c.state in states]
+        """What a run holds, or has lost and may still write."""
+        mine = [c for c in self.theirs.claims if c.run == key and c.state in states]
+        return [c for c in mine if c.state != "lost" or c.begun]
 
     def part(self, cells: frozenset[int]) -> frozenset[int]:
         low, high = min(cells & GRID), max(cells & GRID)

@@ -69,6 +69,8 @@ class Run:
     project: str
     expires: int | None = None
     state: str = "running"
+    unheard: list[tuple[Table, Claim]] = field(default_factory=list)
+    """What it had begun when it was lost: it may be writing it still."""
 
 
 @dataclass
@@ -193,7 +195,7 @@ class SimulatedLedger:
         run = self.running[self._runs] = Run(self._runs, project)
         return run
 
-    def lose(self, run: Run, now: int, *, gone: bool) -> None:
+    def lose(self, run: Run, now: int, *, gone: bool, heard: bool = False) -> None:
         if run.state != "running":
             return
         run.state = "lost"
@@ -206,13 +208,16 @@ class SimulatedLedger:
                     self._distrust(table, claim, "suspect", now)
                     claim.state = "lost"
                     claim.until = 0 if "a lost claim is waited out" in self._without else until
+                    if not (gone or heard):
+                        run.unheard.append((table, claim))
                 else:
                     table.claims.remove(claim)
                 table.view = None
 
     def finish(self, run: Run, now: int) -> None:
         if not self.holds(run, now):
-            self.lose(run, now, gone=False)
+            self.lose(run, now, gone=False, heard=True)
+            self._hear_of(run, now)
             return
         run.state = "done"
         del self.running[run.run_id]
@@ -225,6 +230,12 @@ class SimulatedLedger:
                 else:
                     table.claims.remove(claim)
                 table.view = None
+
+    def _hear_of(self, run: Run, now: int) -> None:
+        """Its last word: it may have written until now, though others have begun the same since."""
+        for table, claim in run.unheard:
+            self._mark(table, claim.cells, "suspect", now)
+        run.unheard.clear()
 
     # Claims
 

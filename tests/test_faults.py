@@ -216,6 +216,58 @@ RunJournal.commit = paused
 """
 
 
+PAUSED_BEFORE_ITS_WORK = """
+import os, signal
+import meshgate.bridge.project
+from sqlmesh.core.scheduler import Scheduler
+evaluate = Scheduler.evaluate
+def paused(self, *args, **kwargs):
+    if not hasattr(Scheduler, "paused"):
+        Scheduler.paused = True
+        os.kill(os.getpid(), signal.SIGSTOP)
+    try:
+        return evaluate(self, *args, **kwargs)
+    finally:
+        LAST_WORD
+Scheduler.evaluate = paused
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_late_write_that_ends_in_an_error_is_mended(
+    tmp_path: Path, postgres: LocalPostgres, extensions: None, *, killed: bool
+) -> None:
+    """G4: SQLMesh writes, and audits afterwards. Who fails then, or is killed, has no commit that could be refused.
+
+    Fails without `hear_of` in `bury_run`; its like in `finish_run` has a test of the ledger's.
+    """
+    tiny = TinyMesh(
+        tmp_path, postgres, settings={"lease_ttl": "1s", "grace": "1s", "statement_timeout": "1s"}
+    )
+    tiny.feed(0, 240)
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+        last = "os.kill(os.getpid(), signal.SIGKILL)" if killed else "pass"
+        zombie = start(tiny, "upstream", 120, PAUSED_BEFORE_ITS_WORK.replace("LAST_WORD", last))
+        try:
+            wait_until(lambda: _is_stopped(zombie.pid), "the pause before the work")
+            wait_until(lambda: mesh.run("upstream", now=at(120)).state == "done", "the takeover")
+            tiny.poison(90)
+        finally:
+            os.kill(zombie.pid, signal.SIGCONT)
+        out, errors = zombie.communicate(timeout=60)
+        assert out.strip() == ("" if killed else "lost"), errors
+        tiny.repair(90)
+        assert (90 * 60, at(90).replace(tzinfo=None), -1 - 90 % 7) in tiny.table("bronze.events"), (
+            "it wrote late"
+        )
+        again = mesh.run("upstream", now=at(120))
+        assert again.committed[BRONZE_EVENTS] == IntervalSet([span(60, 120)])
+        assert mesh.run("upstream", now=at(120)).state == "nothing_to_do"
+    for name in ("bronze.events", "silver.events"):
+        assert tiny.table(name) == tiny.expected(120)[name]
+
+
 def test_a_worker_that_wakes_up_after_its_work_was_done_elsewhere_records_nothing(
     tmp_path: Path, postgres: LocalPostgres, extensions: None
 ) -> None:

@@ -405,6 +405,45 @@ def test_the_suspicion_of_a_zombies_write_outlives_the_successors_commit(
     assert scene.marks(version) == {("suspect", 0), ("suspect", 1)}
 
 
+LAST_WORDS = {
+    "says that it ends": lambda scene, run: scene.ledger.finish(run, "failed", {}),
+    "is proven gone": lambda scene, run: scene.ledger.bury(run, engine_gone=True),
+    "is proven gone, but not its engine": lambda scene, run: scene.ledger.bury(run, engine_gone=False),
+}
+
+
+@pytest.mark.parametrize("heard", LAST_WORDS)
+def test_what_a_zombie_had_begun_is_suspect_anew_when_it_is_heard_of_for_the_last_time(
+    scene: Scene, lost: tuple[int, int], heard: str
+) -> None:
+    """G4: it may have written after its successor, and then have failed, or died, before it could say so. Told once.
+
+    Fails without the loop in `hear_of`, or without its call in `finish_run` or `bury_run`.
+    """
+    run, version = lost
+    scene.set_clock(at(CELLS) + TTL + GRACE)
+    scene.record(scene.run(), version, span(0, 2))
+    assert scene.marks(version) == set()
+    assert run in scene.ledger.watched()
+    LAST_WORDS[heard](scene, run)
+    assert scene.marks(version) == {("suspect", 0), ("suspect", 1)}
+    assert run not in scene.ledger.watched()
+    scene.record(scene.run("third"), version, span(0, 2))
+    LAST_WORDS[heard](scene, run)
+    assert scene.marks(version) == set()
+
+
+def test_a_run_that_still_writes_has_not_said_its_last_word(scene: Scene, lost: tuple[int, int]) -> None:
+    """Its thread may be inside a statement: it is watched until its process is gone."""
+    run, version = lost
+    scene.set_clock(at(CELLS) + TTL + GRACE)
+    scene.record(scene.run(), version, span(0, 2))
+    scene.ledger.finish(run, "stopped", {}, writing=True)
+    assert run in scene.ledger.watched()
+    scene.ledger.bury(run, engine_gone=True)
+    assert scene.marks(version) == {("suspect", 0), ("suspect", 1)}
+
+
 def test_a_zombies_failure_is_remembered_like_its_commit(scene: Scene, lost: tuple[int, int]) -> None:
     """Who failed has written as well."""
     run, version = lost

@@ -129,12 +129,13 @@ WHERE k.version_id = ANY (%(versions)s)
 ORDER BY k.version_id, k.span;
 
 -- name: watched
--- Runs that live, or that were lost and may still write: whoever can prove that they are gone need not wait for them.
--- Not those whose engine outlives them: their loss is known, and what they set in motion is waited out.
+-- Runs that live, or that were lost and may still write: whoever can prove that they are gone need not wait for them, and
+-- remembers what they may have written meanwhile.
 SELECT r.run_id, r.holder FROM meshgate.run r WHERE r.state = 'running'
 UNION
 SELECT r.run_id, r.holder FROM meshgate.claim k JOIN meshgate.run r USING (run_id)
-WHERE k.state = 'lost' AND k.quarantined_until > meshgate.clock() AND r.holder ->> 'engine_in_process' = 'true'
+WHERE k.state = 'lost'
+  AND (NOT isempty(k.batch) OR k.quarantined_until > meshgate.clock() AND r.holder ->> 'engine_in_process' = 'true')
 ORDER BY run_id;
 
 -- name: live_runs

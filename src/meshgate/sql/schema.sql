@@ -177,7 +177,8 @@ CREATE TABLE meshgate.claim (
     opened_at    timestamptz NOT NULL,
     read_revision bigint,
     begun_at     timestamptz,
-    batch        tstzrange,                          -- what was begun: of an as-of table, some part of its time
+    batch        tstzrange,                          -- what was begun: of an as-of table, some part of its time;
+                                                     -- of a lost claim, what its run may still write unheard
     ended_at     timestamptz,
     -- A lost claim may still be written to until this instant; nobody claims its range before.
     quarantined_until timestamptz,
@@ -407,8 +408,10 @@ BEGIN
 END $$;
 
 -- Ends the lease of a run that did not end it itself. p_gone: its process and whatever it had set in motion in
--- the engine are proven to be gone, so nothing of it can be written any more.
-CREATE FUNCTION meshgate.lose_run(p_run_id bigint, p_gone boolean, p_why text) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+-- the engine are proven to be gone, so nothing of it can be written any more. p_heard: this is the last word about it:
+-- it says so itself, or its process is gone.
+CREATE FUNCTION meshgate.lose_run(p_run_id bigint, p_gone boolean, p_heard boolean, p_why text)
+RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     present timestamptz := meshgate.clock();
     r meshgate.run;
@@ -423,6 +426,7 @@ BEGIN
              ORDER BY k.version_id, k.span LOOP
         PERFORM meshgate.distrust_claim(c.claim_id, 'suspect', jsonb_build_object('cause', p_why));
         UPDATE meshgate.claim SET state = 'lost', ended_at = present,
+               batch = CASE WHEN p_heard THEN 'empty' ELSE coalesce(batch, span) END,
                quarantined_until = CASE WHEN p_gone THEN present ELSE r.expires_at + r.grace END
         WHERE claim_id = c.claim_id;
     END LOOP;
@@ -430,6 +434,20 @@ BEGIN
     UPDATE meshgate.claim SET state = 'abandoned', ended_at = present WHERE run_id = p_run_id AND state = 'open';
     PERFORM meshgate.note('run.lost', p_run_id, NULL, NULL, jsonb_build_object('cause', p_why, 'gone', p_gone));
     PERFORM pg_notify('meshgate', p_run_id::text);
+END $$;
+
+-- The last word about a run that had been lost before. It may have written until now what it had begun, though somebody
+-- else has begun it since, or even committed it: that is suspect anew.
+CREATE FUNCTION meshgate.hear_of(p_run_id bigint) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    c record;
+BEGIN
+    FOR c IN SELECT k.claim_id FROM meshgate.claim k WHERE k.run_id = p_run_id AND k.state = 'lost' AND NOT isempty(k.batch)
+             ORDER BY k.version_id, k.span LOOP
+        PERFORM meshgate.distrust_claim(c.claim_id, 'suspect',
+                                        jsonb_build_object('cause', 'a run that had lost its lease may have written here'), false);
+        UPDATE meshgate.claim SET batch = 'empty' WHERE claim_id = c.claim_id;
+    END LOOP;
 END $$;
 
 -- Is the run still its own master? Locks its row, so that a renewal cannot pass in between.
@@ -466,7 +484,7 @@ BEGIN
              ORDER BY x.run_id FOR UPDATE LOOP
         -- Read again under the lock of the row: a renewal may just have been waited out.
         IF r.expires_at <= present THEN
-            PERFORM meshgate.lose_run(r.run_id, false, 'its lease expired');
+            PERFORM meshgate.lose_run(r.run_id, false, false, 'its lease expired');
             RETURN NEXT r.run_id;
         END IF;
     END LOOP;
@@ -544,7 +562,10 @@ BEGIN
     SELECT NOT p_writing AND coalesce(r.holder ->> 'engine_in_process' = 'true', false) INTO over
     FROM meshgate.run r WHERE r.run_id = p_run_id;
     IF NOT holds THEN
-        PERFORM meshgate.lose_run(p_run_id, over, 'its lease expired');
+        PERFORM meshgate.lose_run(p_run_id, over, NOT p_writing, 'its lease expired');
+        IF NOT p_writing THEN
+            PERFORM meshgate.hear_of(p_run_id);
+        END IF;
         UPDATE meshgate.claim SET quarantined_until = least(quarantined_until, present)
         WHERE run_id = p_run_id AND state = 'lost' AND over;
         SELECT state INTO ended FROM meshgate.run WHERE run_id = p_run_id;
@@ -554,6 +575,7 @@ BEGIN
              ORDER BY k.version_id, k.span LOOP
         PERFORM meshgate.distrust_claim(c.claim_id, 'suspect', jsonb_build_object('cause', 'the run ended before it was committed'));
         UPDATE meshgate.claim k SET state = 'lost', ended_at = present,
+               batch = CASE WHEN p_writing THEN coalesce(k.batch, k.span) ELSE 'empty' END,
                quarantined_until = CASE WHEN over THEN present ELSE present + r.grace END
         FROM meshgate.run r WHERE k.claim_id = c.claim_id AND r.run_id = p_run_id;
     END LOOP;
@@ -566,12 +588,14 @@ BEGIN
     RETURN p_state;
 END $$;
 
--- Takes over a run before its lease ends, because its process is proven to be gone. p_engine_gone: so is whatever
--- it had set in motion in the engine (true only for engines inside the process).
+-- A run's process is proven to be gone: takes it over before its lease ends, or remembers what it may have written
+-- since it was lost. p_engine_gone: so is whatever it had set in motion in the engine (true only for engines inside the
+-- process).
 CREATE FUNCTION meshgate.bury_run(p_run_id bigint, p_engine_gone boolean) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     PERFORM meshgate.lock_ledger();
-    PERFORM meshgate.lose_run(p_run_id, p_engine_gone, 'its process is gone');
+    PERFORM meshgate.lose_run(p_run_id, p_engine_gone, true, 'its process is gone');
+    PERFORM meshgate.hear_of(p_run_id);
     IF p_engine_gone THEN
         UPDATE meshgate.claim SET quarantined_until = least(quarantined_until, meshgate.clock())
         WHERE run_id = p_run_id AND state = 'lost';
@@ -590,7 +614,7 @@ BEGIN
     IF lived IS NULL THEN
         RAISE EXCEPTION 'run % is not in the ledger', p_run_id USING ERRCODE = 'MG003';
     END IF;
-    PERFORM meshgate.lose_run(p_run_id, false, 'its lease was broken by ' || p_by);
+    PERFORM meshgate.lose_run(p_run_id, false, false, 'its lease was broken by ' || p_by);
     RETURN lived;
 END $$;
 
@@ -780,7 +804,7 @@ $$;
 -- the suspicion is newer than any of their reads; and the write has landed, so the quarantine is over.
 CREATE FUNCTION meshgate.refuse_write(p_run_id bigint, p_version_id bigint, p_span tstzrange) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
-    PERFORM meshgate.lose_run(p_run_id, false, 'its lease expired');
+    PERFORM meshgate.lose_run(p_run_id, false, false, 'its lease expired');
     PERFORM meshgate.put_mark(p_version_id, p_span, 'suspect', p_run_id,
                               jsonb_build_object('cause', 'a run that had lost its lease wrote here'));
     INSERT INTO meshgate.dirty_span (version_id, from_revision)
