@@ -169,11 +169,14 @@ def test_an_older_ledger_is_led_to_the_present_version(
     assert "meshgate.thing.part" in dict(catalogue(database))
 
 
-def test_the_migrations_lead_the_first_version_to_the_schema(database: Database, postgres: object) -> None:
+@pytest.mark.parametrize("since", range(1, SCHEMA_VERSION))
+def test_the_migrations_lead_each_version_to_the_schema(
+    database: Database, postgres: object, since: int
+) -> None:
     """A ledger that grew is the same as one that was made today, thing by thing."""
-    database.execute(FIRST_SCHEMA.read_text(encoding="utf-8"))
-    database.execute("INSERT INTO meshgate.ledger (schema_version) VALUES (1)")
-    assert migrate(database) == (1, SCHEMA_VERSION)
+    database.execute(FIRST_SCHEMA.with_name(f"schema_{since}.sql").read_text(encoding="utf-8"))
+    database.execute("INSERT INTO meshgate.ledger (schema_version) VALUES (%(since)s)", {"since": since})
+    assert migrate(database) == (since, SCHEMA_VERSION)
     fresh = Database(postgres.ensure_database(f"{database.shown_url.rsplit('/', 1)[1]}_fresh"))  # type: ignore[attr-defined]
     migrate(fresh)
     assert catalogue(database) == catalogue(fresh)

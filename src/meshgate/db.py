@@ -32,7 +32,7 @@ from meshgate.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The version of `sql/schema.sql`; a ledger of any other version is refused."""
 
 # A server that is gone without a word is noticed within half a minute, not after the system's two hours.

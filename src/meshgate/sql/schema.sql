@@ -10,6 +10,8 @@
 --   coverage  (model version, range): what is recorded, at which revision, having read up to which
 --   mark      (model version, range): a reason to compute again: failed, suspect, removed, requested, lookback
 --   dirty_span   revisions between which an as-of table held unchecked rows
+--   hold      (model, range): kept from readers by a person, until released
+--   request   (model, range): somebody asked for it to be computed again; marks carry it to the versions
 --   event     append-only history for people and alerts; nothing is decided from it
 --
 -- RULES THAT EVERY FUNCTION BELOW KEEPS
@@ -211,6 +213,7 @@ CREATE TABLE meshgate.coverage (
     rows          bigint,
     committed_at  timestamptz NOT NULL,
     mirrored_at   timestamptz,                       -- when SQLMesh's own record was known to hold it
+    read_at       timestamptz,                       -- when its parents were read: its batch began; null: unknown
     CONSTRAINT "data is read before it is made" CHECK (read_revision < revision),
     CONSTRAINT "coverage never overlaps" EXCLUDE USING gist (
         int8range(version_id, version_id, '[]') WITH =, span WITH &&)
@@ -244,6 +247,34 @@ CREATE TABLE meshgate.dirty_span (
     PRIMARY KEY (version_id, from_revision)
 );
 
+-- Both belong to the model, and outlive its versions.
+CREATE TABLE meshgate.hold (
+    hold_id      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    model_id     bigint      NOT NULL REFERENCES meshgate.model,
+    span         tstzrange   NOT NULL CONSTRAINT "a hold is about some time" CHECK (NOT isempty(span)),
+    reason       text        NOT NULL,
+    made_by      text        NOT NULL,
+    made_at      timestamptz NOT NULL,
+    released_by  text,
+    released_at  timestamptz,
+    CONSTRAINT "a release says who and when" CHECK ((released_by IS NULL) = (released_at IS NULL))
+);
+CREATE INDEX hold_of_model ON meshgate.hold (model_id) WHERE released_at IS NULL;
+
+CREATE TABLE meshgate.request (
+    request_id   bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    model_id     bigint      NOT NULL REFERENCES meshgate.model,
+    span         tstzrange   NOT NULL CONSTRAINT "a request is about some time" CHECK (NOT isempty(span)),
+    reason       text        NOT NULL,
+    made_by      text        NOT NULL,
+    made_at      timestamptz NOT NULL,
+    revision     bigint      NOT NULL,               -- done where a commit read at or after this
+    cancelled_by text,
+    cancelled_at timestamptz,
+    CONSTRAINT "a cancellation says who and when" CHECK ((cancelled_by IS NULL) = (cancelled_at IS NULL))
+);
+CREATE INDEX request_of_model ON meshgate.request (model_id) WHERE cancelled_at IS NULL;
+
 CREATE TABLE meshgate.event (
     event_id     bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at           timestamptz NOT NULL,
@@ -276,10 +307,10 @@ CREATE FUNCTION meshgate.carve_coverage(p_version_id bigint, p_span tstzrange) R
           AND c.span && p_span
         RETURNING c.*)
     INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, run_id, verdict, audits, duration,
-                                   rows, committed_at, mirrored_at)
+                                   rows, committed_at, mirrored_at, read_at)
     SELECT cut.version_id, piece, cut.revision, cut.read_revision, cut.run_id, cut.verdict, cut.audits,
            -- Shares of one measurement would be invented numbers.
-           NULL, NULL, cut.committed_at, cut.mirrored_at
+           NULL, NULL, cut.committed_at, cut.mirrored_at, cut.read_at
     FROM cut, unnest(tstzmultirange(cut.span) - tstzmultirange(p_span)) AS piece;
 $$;
 
@@ -873,8 +904,10 @@ BEGIN
         END IF;
     END IF;
     PERFORM meshgate.carve_coverage(p_version_id, stamped);
-    INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, run_id, verdict, audits, duration, rows, committed_at)
-    VALUES (p_version_id, stamped, made, held.read_revision, p_run_id, p_verdict, coalesce(p_audits, '[]'), p_duration, p_rows, present);
+    INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, run_id, verdict, audits, duration, rows, committed_at,
+                                   read_at)
+    VALUES (p_version_id, stamped, made, held.read_revision, p_run_id, p_verdict, coalesce(p_audits, '[]'), p_duration, p_rows, present,
+            held.begun_at);
     IF whole THEN
         -- A refresh makes the whole table anew. Merging writes what the interval has once more, and leaves what was
         -- asked for or went wrong elsewhere. Appending mends nothing: whether rows are doubled, a person must say.

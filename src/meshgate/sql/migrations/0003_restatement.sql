@@ -1,0 +1,30 @@
+-- Holds and requests for restatement; when a recorded range had read its parents.
+
+ALTER TABLE meshgate.coverage ADD COLUMN read_at timestamptz;
+
+CREATE TABLE meshgate.hold (
+    hold_id      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    model_id     bigint      NOT NULL REFERENCES meshgate.model,
+    span         tstzrange   NOT NULL CONSTRAINT "a hold is about some time" CHECK (NOT isempty(span)),
+    reason       text        NOT NULL,
+    made_by      text        NOT NULL,
+    made_at      timestamptz NOT NULL,
+    released_by  text,
+    released_at  timestamptz,
+    CONSTRAINT "a release says who and when" CHECK ((released_by IS NULL) = (released_at IS NULL))
+);
+CREATE INDEX hold_of_model ON meshgate.hold (model_id) WHERE released_at IS NULL;
+
+CREATE TABLE meshgate.request (
+    request_id   bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    model_id     bigint      NOT NULL REFERENCES meshgate.model,
+    span         tstzrange   NOT NULL CONSTRAINT "a request is about some time" CHECK (NOT isempty(span)),
+    reason       text        NOT NULL,
+    made_by      text        NOT NULL,
+    made_at      timestamptz NOT NULL,
+    revision     bigint      NOT NULL,
+    cancelled_by text,
+    cancelled_at timestamptz,
+    CONSTRAINT "a cancellation says who and when" CHECK ((cancelled_by IS NULL) = (cancelled_at IS NULL))
+);
+CREATE INDEX request_of_model ON meshgate.request (model_id) WHERE cancelled_at IS NULL;
