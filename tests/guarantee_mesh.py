@@ -13,6 +13,7 @@ from meshgate.coordinator import Workbench
 from meshgate.coordinator.journal import Outcome, RunJournal
 from meshgate.coordinator.plan import ModelPlan, Plan, make_plan
 from meshgate.coordinator.reconcile import Finding, reconcile
+from meshgate.coordinator.staleness import Policy, find, rested_by, settled, states_of
 from meshgate.graph import Edge, Kind, MeshGraph, ModelNode
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
 from meshgate.lease import LeaseKeeper
@@ -52,7 +53,7 @@ class Mesh:
         ledger: An empty ledger whose clock may be set.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, more: tuple[list[ModelNode], list[Edge]] = ([], [])) -> None:
         self.scene = Scene(ledger)
         self.ledger = ledger
         nodes = [
@@ -60,9 +61,11 @@ class Mesh:
             node(SILVER, "up", "five_minute"),
             node(GOLD, "down", "hour"),
             node(DIMENSION, "down", "hour", Kind.FULL),
+            *more[0],
         ]
-        edges = [Edge(SILVER, BRONZE), Edge(GOLD, SILVER), Edge(DIMENSION, SILVER)]
+        edges = [Edge(SILVER, BRONZE), Edge(GOLD, SILVER), Edge(DIMENSION, SILVER), *more[1]]
         self.graph = MeshGraph({n.name: n for n in nodes}, edges)
+        self.policy = Policy(throttle=timedelta(0))
         self.ledger.sync_environment("prod", "plan", self.graph, {"up", "down"})
         self.bench = Workbench(
             MeshConfig(Path("meshgate.yaml"), LedgerConfig("local"), ()), ledger, no_project
@@ -78,10 +81,12 @@ class Mesh:
 
     def plan(self, *projects: str) -> Plan:
         """What a run of some projects would do now."""
-        states = self.ledger.states(self.ids.values())
+        manifest, now = self.ledger.manifest("prod"), self.scene.now
+        states = states_of(self.ledger, manifest, now, lambda _: self.policy)
         return make_plan(
             self.graph, self.ids, states, set(projects) or None,
-            environment="prod", now=self.scene.now, patience=lambda _: None,
+            environment="prod", now=now, patience=lambda _: None,
+            rested=rested_by(self.ledger, manifest, now, lambda _: self.policy),
         )  # fmt: skip
 
     def of(self, name: str) -> ModelPlan:
@@ -140,11 +145,23 @@ class Mesh:
         lease = self.acquire(project)
         plan = self.plan(project)
         journal = self.journal(lease, project)
+        journal.stale_from = {m.name: m.stale_from for m in plan.models if m.stale_from is not None}
         for name, pieces in self.claim(journal, plan).items():
             for piece in pieces:
                 self.evaluate(journal, name, piece, engine)
         self.ledger.finish(lease.run_id, "done", {})
         return journal.outcome
+
+    def stale(self) -> dict[str, IntervalSet]:
+        """What is stale of each model now."""
+        found = find(self.ledger, "prod", self.graph, self.ids)
+        return {name: IntervalSet(s.interval for s in pairs) for name, pairs in found.items()}
+
+    def settle(self) -> None:
+        """Remember what is not stale, as a run does at its end."""
+        at = self.ledger.revision()
+        stale = find(self.ledger, "prod", self.graph, self.ids)
+        self.ledger.settle("prod", settled(stale, self.graph.nodes), self.ids, at)
 
     def mark(self, name: str, interval: Interval, kind: str) -> None:
         self.scene.mark(self.ids[name], interval, kind)
@@ -162,6 +179,7 @@ class Mesh:
             nodes=self.graph.nodes,
             parents={n: tuple(e.parent for e in self.graph.parents(n)) for n in self.graph.nodes},
             recorded=held,
+            unbroken={},
         )
         state = SimpleNamespace(project="up", state_schema="sqlmesh", promoted=lambda *_: found)
         self.scene.pass_time(1)

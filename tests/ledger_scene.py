@@ -278,7 +278,7 @@ class Scene:
 
         rows = self.database.rows(
             "sync_environment", environment=environment, plan_id="plan", projects=[project], models=json(models),
-            edges=json([]),
+            edges=json([]), settled=None, at=0,
         )  # fmt: skip
         return sorted(row["model"] for row in rows)
 

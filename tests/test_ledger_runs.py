@@ -244,7 +244,9 @@ def test_revisions_are_handed_out_in_the_order_of_commits(scene: Scene) -> None:
     one, two = scene.run("up"), scene.run("down")
     scene.work(one, version, span(0, 1))
     scene.work(two, version, span(1, 2))
-    commit = "SELECT meshgate.commit_claim({}, {}, tstzrange('{}', '{}'), 'passed', NULL, NULL, NULL, NULL)"
+    commit = (
+        "SELECT meshgate.commit_claim({}, {}, tstzrange('{}', '{}'), 'passed', NULL, NULL, NULL, NULL, NULL)"
+    )
     clock = f"SET meshgate.now = '{scene.now.isoformat()}';"
     with (
         other_session(scene.ledger, scene.now) as other,
@@ -263,7 +265,7 @@ def test_a_begin_waits_for_a_commit_under_way_and_reads_up_to_it(scene: Scene) -
     one, two = scene.run("up"), scene.run("down")
     scene.work(one, parent, span(0, 1))
     scene.open(two, child, span(0, 1))
-    commit = f"SELECT meshgate.commit_claim({one}, {parent}, tstzrange('{at(0)}', '{at(1)}'), 'passed', NULL, NULL, NULL, NULL)"
+    commit = f"SELECT meshgate.commit_claim({one}, {parent}, tstzrange('{at(0)}', '{at(1)}'), 'passed', NULL, NULL, NULL, NULL, NULL)"
     with (
         other_session(scene.ledger, scene.now) as other,
         locked(scene.ledger, f"SET meshgate.now = '{scene.now.isoformat()}'; {commit}") as first,

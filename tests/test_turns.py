@@ -11,7 +11,7 @@ from meshgate.coordinator import turns
 from meshgate.coordinator.plan import ModelPlan, make_plan
 from meshgate.graph import Edge, Kind, MeshGraph, ModelNode
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval, IntervalSet, IntervalUnit
-from meshgate.ledger import LiveClaim, Mark, VersionState
+from meshgate.ledger import LiveClaim, Mark, Stale, VersionState
 from simulator import Simulation
 from simulator_geometry import ORIGIN
 from simulator_scenarios import CHILD, LATE_ROWS, LONG_S, scenario
@@ -58,7 +58,7 @@ def claim(state: str, start: float, end: float) -> LiveClaim:
 
 def mark(kind: str, start: float, end: float, retry: float | None = None) -> Mark:
     retry_at = None if retry is None else at(retry)
-    return Mark(0, Interval(at(start), at(end)), kind, 1, None, 1, {}, at(0), retry_at)
+    return Mark(0, Interval(at(start), at(end)), kind, 1, None, 1, {}, at(8.5), retry_at)
 
 
 LATE = VersionState(time(0, 7))
@@ -149,6 +149,21 @@ def test_what_somebody_asked_for_stands_back_too() -> None:
     assert time(7, 8) <= IntervalSet(b.interval for b in found.deferred)
 
 
+def test_what_has_waited_for_a_turn_itself_goes() -> None:
+    """Else two projects of one rhythm would let the other go first for ever.
+
+    Fails without the line in `turns.stand_back` that takes away what has waited.
+    """
+    for made, waits in ((8.5, True), (7.5, False)):
+        asked = evolve(mark("requested", 7, 8), made_at=at(made))
+        parent = VersionState(time(0, 8.75 - 1 / 12), marks=(asked,))
+        found = planned(8.75, patience=HOUR / 2, reader=LATE, parent=parent)
+        assert bool(found.redo & time(7, 8)) is not waits
+    stale = Stale(Interval(at(7), at(8)), OTHER, Interval(at(7), at(8)), since=at(7.25))
+    parent = VersionState(time(0, 8.75 - 1 / 12), stale=(stale,))
+    assert planned(8.75, patience=HOUR / 2, reader=LATE, parent=parent).redo & time(7, 8)
+
+
 def test_a_turn_is_as_long_as_said() -> None:
     """From the end of the patience on, for the patience or a period, whichever is longer."""
     for waited, goes in ((1, False), (2, True), (3.9, True), (4, False)):
@@ -176,6 +191,6 @@ def test_readers_wait_less_where_redos_stand_back(monkeypatch: pytest.MonkeyPatc
 
 def test_the_whole_of_time_can_be_planned() -> None:
     """A mark on all of time has ends that no window is shifted beyond."""
-    everything = Mark(0, Interval(MIN_INSTANT, MAX_INSTANT), "requested", 1, None, 1, {}, at(0))
+    everything = Mark(0, Interval(MIN_INSTANT, MAX_INSTANT), "requested", 1, None, 1, {}, at(8.5))
     parent = VersionState(time(0, 8.75 - 1 / 12), marks=(everything,))
     assert planned(8.75, patience=HOUR / 2, reader=LATE, parent=parent).deferred

@@ -214,7 +214,7 @@ def decide(
     if hull is None:
         return Decision(name, wanted)
     if impatient is None:
-        impatient = _impatient(child, wanted, now, patience)
+        impatient = out_of_patience(child, wanted, now, patience)
     patient = wanted - impatient
     entries: list[Blocked] = []
     for gate in graph.gates(name):
@@ -239,10 +239,17 @@ def decide(
     return Decision(name, wanted - closed, tuple(entries))
 
 
-def _impatient(
+def out_of_patience(
     child: ModelNode, wanted: IntervalSet, now: datetime, patience: timedelta | None
 ) -> IntervalSet:
-    """The wanted units that ended so long ago that clean parents must do."""
+    """The wanted units that ended so long ago that clean parents must do.
+
+    Args:
+        child: Who waits.
+        wanted: Its time, UTC.
+        now: The instant that counts, UTC.
+        patience: How long after its end a unit waits; None for two units.
+    """
     if patience is None:
         cut = child.unit.shift(now, -2)
         return wanted.clip(MIN_INSTANT, cut)

@@ -62,6 +62,8 @@ class Promoted:
     nodes: Mapping[str, ModelNode]
     parents: Mapping[str, tuple[str, ...]]
     recorded: Mapping[str, IntervalSet]
+    unbroken: Mapping[str, frozenset[str]] = attrs.field(factory=dict)
+    """By model: the older versions of which the present one is no breaking change."""
 
 
 def promoted(
@@ -79,19 +81,32 @@ def promoted(
     nodes: dict[str, ModelNode] = {}
     parents: dict[str, tuple[str, ...]] = {}
     recorded: dict[str, IntervalSet] = {}
+    unbroken: dict[str, frozenset[str]] = {}
     for snapshot in snapshots:
         if not snapshot.is_model:
             continue
         nodes[snapshot.name] = _node(snapshot, starts[snapshot.snapshot_id])
         parents[snapshot.name] = tuple(sorted(snapshot.model.depends_on))
         recorded[snapshot.name] = interval_set(snapshot.intervals)
+        unbroken[snapshot.name] = _unbroken(snapshot)
     for name in sorted({p for names in parents.values() for p in names} - set(nodes)):
         # A table that only a query names: nobody's model in this state.
         nodes[name] = ModelNode(
             name=name, project="", version="", kind=Kind.EXTERNAL, unit=IntervalUnit.DAY, cron="@daily"
         )
         parents[name] = ()
-    return Promoted(plan_id, finalized, nodes, parents, recorded)
+    return Promoted(plan_id, finalized, nodes, parents, recorded, unbroken)
+
+
+def _unbroken(snapshot: Snapshot) -> frozenset[str]:
+    found: set[str] = set()
+    category = snapshot.change_category
+    for older in reversed(snapshot.previous_versions):
+        if category is None or not (category.is_non_breaking or category.is_metadata):
+            break
+        found.add(older.version)
+        category = older.change_category
+    return frozenset(found)
 
 
 def _starts(snapshots: Collection[Snapshot], now: datetime) -> dict[Any, datetime]:

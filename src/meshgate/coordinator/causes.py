@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import evolve, field, frozen
 
 from meshgate.coordinator.plan import make_plan
+from meshgate.coordinator.staleness import rested_by, states_of
 from meshgate.due import cron_floor, cron_next
 from meshgate.gate import ParentState, decide
 from meshgate.graph import Kind, name_parts, readers_of, window_of
@@ -162,10 +163,12 @@ class Scene:
         self.now = bench.instant(now)
         self.manifest = bench.ledger.manifest(environment)
         self.graph = self.manifest.graph
-        self._states = bench.ledger.states(self.manifest.version_ids.values())
+        policies = bench.staleness()
+        self._states = states_of(bench.ledger, self.manifest, self.now, policies)
         self.plan = make_plan(
             self.graph, self.manifest.version_ids, self._states, None,
             environment=environment, now=self.now, patience=self._patience,
+            rested=rested_by(bench.ledger, self.manifest, self.now, policies),
         )  # fmt: skip
         self._planned = {planned.name: planned for planned in self.plan.models}
         self.clock = bench.ledger.clock()
@@ -362,7 +365,9 @@ def _remedy(cause: Cause) -> str:
     mend = "repair the rows that the audit rejects" if told.get("audits") else "mend what the error names"
     again = f"the next {run} evaluates it again"
     retry = f"`meshgate retry {'.'.join(name_parts(cause.model)[-2:])}`"
-    if told.get("retry_at"):
+    if told.get("retry_at") and cause.reason == "stale":
+        again = f"{run} evaluates it again then, once for all that has changed"
+    elif told.get("retry_at"):
         again = f"{run} evaluates it again after the pause, or at once after {retry}"
     wait = f"wait for run {told.get('run_id')} to end"
     if told.get("expired"):

@@ -92,6 +92,7 @@ class RunJournal:
     ) -> None:
         self.project = project
         self.outcome = Outcome()
+        self.stale_from: Mapping[str, datetime] = {}
         self._ledger = bench.ledger
         self._stop = bench.stop
         self._tell = bench.tell
@@ -408,7 +409,7 @@ class RunJournal:
         with self._lost_is_lost():
             self._ledger.commit(
                 self._run_id, self._ids[name], piece, verdict="warned" if warned else "passed", audits=audits,
-                duration=duration, rows=rows, lookback=lookback,
+                duration=duration, rows=rows, lookback=lookback, stale_from=self.stale_from.get(name),
             )  # fmt: skip
         self._say(node, piece, "committed")
         with self._lock:

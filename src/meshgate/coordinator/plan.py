@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from meshgate.coordinator.standing import standings
+from meshgate.coordinator.standing import stale_facts, standings
 from meshgate.coordinator.turns import stand_back
 from meshgate.due import due, next_due
-from meshgate.gate import Blocked, ParentState, decide
-from meshgate.interval import Interval, IntervalSet
+from meshgate.gate import Blocked, ParentState, decide, out_of_patience
+from meshgate.graph import readers_of
+from meshgate.interval import MAX_INSTANT, Interval, IntervalSet
 from meshgate.ledger import WHOLE
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ class ModelPlan:
         blocked: Every cause that keeps the rest of what is wanted.
         upto: Up to where the model should be recorded by now.
         next_due: When the next unit becomes due, or None if never.
-        deferred: Recorded, and to be computed again later, because a reader goes first; nobody waits for that.
+        deferred: Recorded, and to be computed again later: because a reader goes first, or because it was read not long
+            ago; nobody waits for that.
+        stale_from: Of a table that is refreshed: from which instant on its history is stale.
     """
 
     name: str
@@ -48,11 +51,14 @@ class ModelPlan:
     upto: datetime
     next_due: datetime | None
     deferred: tuple[Blocked, ...] = ()
+    stale_from: datetime | None = None
 
     def without(self, deferred: tuple[Blocked, ...]) -> ModelPlan:
         """The same with a part of what would be computed again left for later."""
         left = IntervalSet(b.interval for b in deferred)
-        return attrs.evolve(self, redo=self.redo - left, lookback=self.lookback - left, deferred=deferred)
+        return attrs.evolve(
+            self, redo=self.redo - left, lookback=self.lookback - left, deferred=(*self.deferred, *deferred)
+        )
 
     @property
     def ready(self) -> IntervalSet:
@@ -104,6 +110,7 @@ def make_plan(
     now: datetime,
     patience: Callable[[ModelNode], timedelta | None],
     present: datetime | None = None,
+    rested: Callable[[ModelNode, IntervalSet], IntervalSet] = lambda _, time: time,
 ) -> Plan:
     """Decide, parents first, what may be evaluated now.
 
@@ -116,9 +123,11 @@ def make_plan(
         now: The instant that counts, UTC.
         patience: How long a model waits for stale and marked parents; None for two of its units.
         present: When what failed may be tried again is judged by this instant, UTC; by `now` by default.
+        rested: Which part of a model's recorded time policy lets be computed again at once, if this run makes it stale.
     """
     known = standings(graph, version_ids, states, now)
     produced: dict[str, dict[str, IntervalSet]] = {}
+    restamped: dict[str, dict[str, IntervalSet]] = {}
     models: list[ModelPlan] = []
     for name in graph.order():
         node = graph[name]
@@ -126,13 +135,17 @@ def make_plan(
             continue
         # What a run produces counts for its own project's models only.
         made = produced.setdefault(node.project, {})
+        again = restamped.setdefault(node.project, {})
+        state = states[version_ids[name]]
+        follows = _follows(graph, node, state.covered, again)
         planned = _model(
-            graph, node, states[version_ids[name]], known, made, now, patience(node), present or now
-        )
-        again = (planned.redo | planned.lookback) & known[name].clean
-        if again:
+            graph, node, state, known, made, now, patience(node), present or now,
+            rested(node, follows) if follows else follows,
+        )  # fmt: skip
+        redone = (planned.redo | planned.lookback) & known[name].clean
+        if redone:
             deferred = stand_back(
-                graph, node, again, version_ids, states, known,
+                graph, node, redone, version_ids, states, known,
                 now=now, present=present or now, patience=patience,
             )  # fmt: skip
             planned = planned.without(deferred)
@@ -140,7 +153,28 @@ def make_plan(
         if planned.ready:
             # A refresh makes a whole table good again.
             made[name] = planned.ready | known[name].covered if node.kind.as_of else planned.ready
+            again[name] = _restamped(node, planned, state)
     return Plan(environment, now, tuple(models), known)
+
+
+def _follows(
+    graph: MeshGraph, node: ModelNode, covered: IntervalSet, restamped: Mapping[str, IntervalSet]
+) -> IntervalSet:
+    """What of a model becomes stale by what this run computes again before it."""
+    found = IntervalSet()
+    for gate in graph.gates(node.name):
+        if again := restamped.get(gate.parent):
+            found |= readers_of(node, graph[gate.parent], gate.window, again, covered)
+    return found
+
+
+def _restamped(node: ModelNode, planned: ModelPlan, state: VersionState) -> IntervalSet:
+    """What of its recorded time gets a new revision: of a table that is refreshed, by no means all that is written."""
+    if not node.kind.reads_everything:
+        return (planned.redo | planned.lookback) & state.covered
+    starts = [m.interval.start for m in state.marks if m.kind in ("requested", "removed")]
+    starts += [] if planned.stale_from is None else [planned.stale_from]
+    return state.covered.clip(min(starts), MAX_INSTANT) if starts else IntervalSet()
 
 
 def _model(
@@ -152,9 +186,11 @@ def _model(
     now: datetime,
     patience: timedelta | None,
     present: datetime,
+    follows: IntervalSet,
 ) -> ModelPlan:
     answer = due(node, state.covered, now)
-    redo, refused = _redo(node, state, answer.fresh, answer.upto)
+    stale = IntervalSet(s.interval for s in state.stale if not s.accepted and s.again_at is None) | follows
+    redo, refused = _redo(node, state, answer.fresh, answer.upto, stale)
     lookback = (answer.lookback | _marked(state.marks, ("lookback",))) & state.covered
     lookback = node.unit.outward(lookback.clip(node.life.start, answer.upto)) - answer.fresh - redo
     taken, claimed = _claimed(node, state.claims, answer.fresh | redo | lookback)
@@ -164,9 +200,19 @@ def _model(
     if node.kind.as_of:
         # Its whole table may be in doubt; whether its history has a hole is another question.
         view[node.name] = ParentState(known[node.name].covered)
-    decision = decide(
-        graph, node.name, (answer.fresh | redo | lookback) - taken, view, produced, now=now, patience=patience
+    wanted = (answer.fresh | redo | lookback) - taken
+    # Redone work has waited since its own last read, not since its unit was over.
+    limit = 2 * node.unit.approximate if patience is None else patience
+    lately = IntervalSet(
+        s.interval for s in state.stale if s.read_at is not None and present - s.read_at < limit
     )
+    impatient = (
+        out_of_patience(node, wanted, now, patience) - (redo & node.unit.outward(lately)) if lately else None
+    )
+    decision = decide(
+        graph, node.name, wanted, view, produced, now=now, patience=patience, impatient=impatient
+    )
+    refreshed = [piece.start for piece in (stale | IntervalSet(s.interval for s in state.stale))]
     return ModelPlan(
         name=node.name,
         project=node.project,
@@ -176,6 +222,18 @@ def _model(
         blocked=(*refused, *claimed, *backed_off, *decision.blocked),
         upto=answer.upto,
         next_due=next_due(node, now),
+        deferred=_throttled(node, state, answer.fresh | redo | lookback),
+        stale_from=min(refreshed, default=None) if node.kind.reads_everything else None,
+    )
+
+
+def _throttled(node: ModelNode, state: VersionState, wanted: IntervalSet) -> tuple[Blocked, ...]:
+    """What is stale and was read not long ago: it is computed again once, when more has come together."""
+    return tuple(
+        Blocked(node.name, node.project, piece, node.name, node.project, piece, "stale", stale_facts(s))
+        for s in state.stale
+        if not s.accepted and s.again_at is not None
+        for piece in IntervalSet([s.interval]) - wanted
     )
 
 
@@ -184,11 +242,11 @@ def _marked(marks: tuple[Mark, ...], kinds: tuple[str, ...]) -> IntervalSet:
 
 
 def _redo(
-    node: ModelNode, state: VersionState, fresh: IntervalSet, upto: datetime
+    node: ModelNode, state: VersionState, fresh: IntervalSet, upto: datetime, stale: IntervalSet
 ) -> tuple[IntervalSet, tuple[Blocked, ...]]:
     """What was recorded and has to be computed again; and what of it must not be, with the reason."""
     marks = [m for m in state.marks if m.kind in _REDONE]
-    if not marks:
+    if not marks and not stale:
         return IntervalSet(), ()
     if not node.kind.redoable:
         # Appending twice doubles rows: a person decides.
@@ -200,7 +258,7 @@ def _redo(
             for m in marks
         )  # fmt: skip
     if not node.kind.as_of:
-        inside = _marked(state.marks, _REDONE) & state.covered
+        inside = (_marked(state.marks, _REDONE) | stale) & state.covered
         return node.unit.outward(inside.clip(node.life.start, upto)) - fresh, ()
     if not node.kind.reads_everything:
         # Merging again is done interval by interval: those that somebody named, and those that went wrong.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from meshgate.coordinator.manifest import build_graph
+from meshgate.coordinator.staleness import after_promotion
 from meshgate.coordinator.standing import standings
 from meshgate.errors import EvaluationError, NotDeployedError
 from meshgate.graph import MeshGraph, readers_of
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from meshgate.bridge.translate import Promoted
     from meshgate.graph import ModelNode
     from meshgate.ledger import Ledger, Manifest, VersionState
+
+
+_ATTEMPTS = 20
 
 
 @attrs.frozen
@@ -113,9 +117,7 @@ def reconcile(
         )
     graph = graph_of(ledger, environment, plan, deploying)
     baseline = baseline and not _met(ledger, environment, plan)
-    changed = ledger.sync_environment(
-        environment, plan.plan_id, graph, {n.project for n in plan.nodes.values() if n.project}
-    )
+    changed = _promote(ledger, environment, plan, graph)
     findings = [Finding(name, graph[name].project, "promoted", None) for name in changed]
     manifest = ledger.manifest(environment)
     states = ledger.states(manifest.version_ids.values())
@@ -135,6 +137,18 @@ def reconcile(
             states.update(ledger.states([version]))
     ledger.set_fingerprint(environment, fingerprint)
     return tuple(findings)
+
+
+def _promote(ledger: Ledger, environment: str, plan: Promoted, graph: MeshGraph) -> tuple[str, ...]:
+    """Let the ledger promote what SQLMesh does; the models whose version changed."""
+    projects = {n.project for n in plan.nodes.values() if n.project}
+    for _ in range(_ATTEMPTS):
+        at = ledger.revision()
+        settled = after_promotion(ledger, environment, graph, plan.unbroken)
+        changed = ledger.sync_environment(environment, plan.plan_id, graph, projects, settled, at)
+        if changed is not None:
+            return changed
+    raise EvaluationError("the ledger changes faster than a promotion can be judged", hint="deploy again")
 
 
 def _met(ledger: Ledger, environment: str, plan: Promoted) -> bool:

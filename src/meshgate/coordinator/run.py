@@ -15,6 +15,7 @@ from meshgate.coordinator.journal import Failure, Outcome, RunJournal
 from meshgate.coordinator.plan import Plan, make_plan
 from meshgate.coordinator.progress import Planned
 from meshgate.coordinator.reconcile import Finding, reconcile, unchanged
+from meshgate.coordinator.staleness import Policy, find, policy_of, rested_by, settled, states_of
 from meshgate.coordinator.waiting import until_free, until_ready
 from meshgate.errors import (
     ConfigError,
@@ -171,6 +172,11 @@ class Workbench:
         """What each project declared at its last deploy, by name."""
         return {name: row["manifest"] or {} for name, row in self.ledger.projects().items()}
 
+    def staleness(self) -> Callable[[ModelNode], Policy]:
+        """What is done about each model's stale time, as its project deployed it."""
+        known = {name: policy_of(manifest) for name, manifest in self.manifests().items()}
+        return lambda node: known.get(node.project, Policy())
+
     def patience(self) -> Callable[[ModelNode], timedelta | None]:
         """How long each model waits for unsettled parents, as its project deployed it; None for the default."""
         known = {
@@ -189,10 +195,12 @@ def plan_of(
     present: datetime | None = None,
 ) -> Plan:
     """What a run of these projects would do now, by the ledger alone. `present`: as in `make_plan`."""
-    states = bench.ledger.states(manifest.version_ids.values())
+    policies = bench.staleness()
+    states = states_of(bench.ledger, manifest, present or now, policies)
     return make_plan(
         manifest.graph, manifest.version_ids, states, projects,
         environment=manifest.environment, now=now, patience=bench.patience(), present=present,
+        rested=rested_by(bench.ledger, manifest, present or now, policies),
     )  # fmt: skip
 
 
@@ -370,6 +378,7 @@ def _work(
             _evaluate(bench, opened, plan, manifest, journal, now)
             findings += reconcile(bench.ledger, opened, target, now)
             state = "failed" if outcome.failed else "done"
+            _settle(bench, target, project.name)
             bench.ledger.prune(_HISTORY)
     except LeaseLostError as lost:
         state, error = "lost", lost.message
@@ -388,6 +397,17 @@ def _work(
     return report
 
 
+def _settle(bench: Workbench, target: str, project: str) -> None:
+    """Remember what is not stale now: the next look begins from here."""
+    at = bench.ledger.revision()
+    manifest = bench.ledger.manifest(target)
+    stale = find(bench.ledger, target, manifest.graph, manifest.version_ids)
+    mine = [
+        name for name, node in manifest.graph.nodes.items() if node.project == project and node.kind.recorded
+    ]
+    bench.ledger.settle(target, settled(stale, mine), manifest.version_ids, at)
+
+
 def _evaluate(
     bench: Workbench,
     opened: SqlmeshProject,
@@ -398,6 +418,7 @@ def _evaluate(
 ) -> None:
     work: dict[str, IntervalSet] = {}
     previews = opened.previews(manifest.environment)
+    journal.stale_from = {m.name: m.stale_from for m in plan.models if m.stale_from is not None}
     for model in plan.models:
         if model.ready and model.name in previews:
             journal.leave_preview(model.name, model.ready)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meshgate.graph import MeshGraph, ModelNode
-    from meshgate.ledger import LiveClaim, Mark, VersionState
+    from meshgate.ledger import LiveClaim, Mark, Stale, VersionState
 
 _UNSETTLED_MARKS = ("requested", "lookback")
 
@@ -31,6 +31,7 @@ def standing(node: ModelNode, known: VersionState, now: datetime) -> ParentState
     """
     obstacles: list[Obstacle] = [_of_mark(mark) for mark in known.marks]
     obstacles += [_of_claim(claim) for claim in known.claims if claim.state == "begun"]
+    obstacles += [_of_stale(stale) for stale in known.stale if not stale.accepted]
     obstacles += _uncovered(node, known.covered, now)
     return ParentState(known.covered, obstacles)  # type: ignore[arg-type]  # mypy cannot type attrs' `tuple` converter
 
@@ -57,6 +58,21 @@ def _of_mark(mark: Mark) -> Obstacle:
     if mark.kind in _UNSETTLED_MARKS:
         return Obstacle(mark.interval, "marked", {"mark": mark.kind, **detail})
     return Obstacle(mark.interval, mark.kind, detail)  # type: ignore[arg-type]  # the schema names the kinds
+
+
+def _of_stale(stale: Stale) -> Obstacle:
+    return Obstacle(stale.interval, "stale", stale_facts(stale))
+
+
+def stale_facts(stale: Stale) -> dict[str, Any]:
+    """Why a range is stale, as data."""
+    return {
+        "parent": stale.parent,
+        "parent_interval": stale.parent_interval,
+        **({"since": stale.since} if stale.since else {}),
+        **({"read_at": stale.read_at} if stale.read_at else {}),
+        **({"retry_at": stale.again_at} if stale.again_at else {}),
+    }
 
 
 def _of_claim(claim: LiveClaim) -> Obstacle:

@@ -40,7 +40,8 @@ class ModelStatus:
         failing: What failed when it was evaluated last.
         suspect: What has to be evaluated again, as nobody knows what it holds.
         held: What only a person can decide on.
-        requested: Recorded, and to be read again: for late rows, or because somebody asked.
+        requested: Recorded, and to be read again: for late rows, because somebody asked, or as it is stale.
+        stale: Recorded before something that it read was computed again; also where policy leaves it so.
         begun: What a run has claimed.
         last_commit: When something of it was recorded last.
         units: How many intervals each of the sets holds, by name.
@@ -61,6 +62,7 @@ class ModelStatus:
     suspect: IntervalSet
     held: IntervalSet
     requested: IntervalSet
+    stale: IntervalSet
     begun: IntervalSet
     last_commit: datetime | None
     units: Mapping[str, int]
@@ -174,6 +176,7 @@ def _model(scene: Scene, name: str, causes: tuple[Cause, ...]) -> ModelStatus:
         "suspect": _time(causes, "suspect", "removed"),
         "held": _time(causes, "held"),
         "requested": _time(causes, "marked", "stale"),
+        "stale": IntervalSet(s.interval for s in scene.state(name).stale),
         "begun": _time(causes, "begun"),
     }
     sets["ready"] = planned.ready - sets["blocked"] - sets["begun"]
@@ -197,8 +200,9 @@ def _waits(scene: Scene, found: Mapping[str, tuple[Cause, ...]]) -> tuple[Wait, 
     waiting: dict[tuple[str, ...], dict[str, IntervalSet]] = {}
     for name, causes in found.items():
         for cause in causes:
-            if cause.in_order or (cause.reason == "marked" and cause.ready):
-                continue
+            again = cause.reason == "marked" and cause.ready
+            if cause.in_order or again or (cause.reason == "stale" and not cause.because):
+                continue  # nobody has to do anything about it
             for root in cause.roots:
                 key = _errand(root)
                 roots.setdefault(key, []).append(root)

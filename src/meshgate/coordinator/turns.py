@@ -84,13 +84,21 @@ def stand_back(
         period = cron_next(reader.cron, reader.cron_tz, now) - cron_floor(reader.cron, reader.cron_tz, now)
         if not goes_first(waited, limit, period):
             continue
+        # Two projects of one rhythm would let the other go first for ever.
+        yields = again - _waited(states[version_ids[node.name]], present - (limit + max(limit, period)))
         read = IntervalSet(r for piece in ready for r in window_of(reader, node, gate.window, piece))
         facts = {"cause": f"{reader.display} of {reader.project} has waited for it and goes first"}
         told += (
             Blocked(node.name, node.project, piece, node.name, node.project, piece, "marked", facts)
-            for piece in (again if node.kind.as_of and read else again & read)
+            for piece in (yields if node.kind.as_of and read else yields & read)
         )
     return tuple(told)
+
+
+def _waited(state: VersionState, since: datetime) -> IntervalSet:
+    """What has been waiting to be computed again since an instant."""
+    stale = (s.interval for s in state.stale if s.since is not None and s.since <= since)
+    return IntervalSet([*stale, *(m.interval for m in state.marks if m.made_at <= since)])
 
 
 def _gates_on(graph: MeshGraph, node: ModelNode) -> Iterator[Edge]:

@@ -6,7 +6,16 @@ has the interval `[MIN_INSTANT, MAX_INSTANT)`.
 """
 
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
-from meshgate.ledger.record import CoverageRow, LiveClaim, Manifest, Mark, RecordLedger, VersionState
+from meshgate.ledger.record import (
+    CoverageRow,
+    LiveClaim,
+    Manifest,
+    Mark,
+    Newer,
+    RecordLedger,
+    Stale,
+    VersionState,
+)
 from meshgate.ledger.work import (
     BackOff,
     Begun,
@@ -41,6 +50,8 @@ __all__ = [
     "LiveRun",
     "Manifest",
     "Mark",
+    "Newer",
     "Refusal",
+    "Stale",
     "VersionState",
 ]

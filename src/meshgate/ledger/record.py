@@ -9,11 +9,11 @@ import attrs
 from meshgate.db import json
 from meshgate.errors import ConfigError, LedgerError, NotDeployedError, SchemaVersionError
 from meshgate.graph import Edge, Kind, MeshGraph, ModelNode, Window
-from meshgate.interval import Interval, IntervalSet, IntervalUnit
+from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval, IntervalSet, IntervalUnit
 from meshgate.ledger.ranges import to_interval, to_range, to_utc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime, timedelta
 
     from meshgate.db import Database
@@ -55,14 +55,54 @@ class LiveClaim:
 
 
 @attrs.frozen
+class Newer:
+    """A recorded range, and one of a parent that is newer than what it read.
+
+    The windows are not applied exactly: whoever asked narrows the range down. UTC, half-open.
+    """
+
+    gate: int
+    interval: Interval
+    parent_interval: Interval
+    since: datetime | None
+    read_at: datetime | None
+
+
+@attrs.frozen
+class Stale:
+    """A recorded range whose parent was computed again after it had been read. UTC, half-open.
+
+    Attributes:
+        interval: The child's time.
+        parent: Who is newer: its name.
+        parent_interval: The parent's time.
+        since: When the parent was recorded; None where it held rows that nobody had judged.
+        read_at: When the child's time was read; None if that is not known.
+        again_at: Not to be computed again before; None: at once.
+        accepted: Policy does not compute it again: it is only shown, and closes no gate.
+    """
+
+    interval: Interval
+    parent: str
+    parent_interval: Interval
+    since: datetime | None = None
+    read_at: datetime | None = None
+    again_at: datetime | None = None
+    accepted: bool = False
+
+
+@attrs.frozen
 class VersionState:
-    """What the ledger knows of one model version."""
+    """What the ledger knows of one model version; `stale` only where somebody has asked for it."""
 
     covered: IntervalSet = attrs.field(factory=IntervalSet)
     marks: tuple[Mark, ...] = ()
     claims: tuple[LiveClaim, ...] = ()
     last_commit: datetime | None = None
     rows: int | None = None
+    stale: tuple[Stale, ...] = ()
+    last_read: datetime | None = None
+    """When something of it was read last."""
 
 
 @attrs.frozen
@@ -95,6 +135,25 @@ class CoverageRow:
     committed_at: datetime
 
 
+def _settled(settled: Mapping[str, IntervalSet], ids: Mapping[str, int]) -> Any:
+    """As `settle_models` takes it."""
+    return json(
+        [
+            {
+                "model": name,
+                "version_id": ids[name],
+                "spans": [[_instant(i.start), _instant(i.end)] for i in spans],
+            }
+            for name, spans in settled.items()
+            if name in ids
+        ]
+    )
+
+
+def _instant(instant: datetime) -> str | None:
+    return None if instant in (MIN_INSTANT, MAX_INSTANT) else instant.isoformat()
+
+
 class RecordLedger:
     """The ledger as those use it who decide and explain: manifest, coverage, marks, history."""
 
@@ -122,8 +181,14 @@ class RecordLedger:
         return {row["name"]: row for row in self.database.rows("projects", again=True)}
 
     def sync_environment(
-        self, environment: str, plan_id: str | None, graph: MeshGraph, projects: Iterable[str]
-    ) -> tuple[str, ...]:
+        self,
+        environment: str,
+        plan_id: str | None,
+        graph: MeshGraph,
+        projects: Iterable[str],
+        settled: Mapping[str, IntervalSet] | None = None,
+        at: int = 0,
+    ) -> tuple[str, ...] | None:
         """Make the ledger's picture of an environment what SQLMesh promotes; the models whose version changed.
 
         Args:
@@ -131,11 +196,15 @@ class RecordLedger:
             plan_id: The plan that made it.
             graph: Its models and windows.
             projects: Whose models this SQLMesh state holds; external tables belong to nobody and come along.
+            settled: For a change of versions or windows: what is not stale by what is promoted now, by model.
+            at: The revision by which that was found.
+
+        Returns:
+            None where the ledger has gone on since that revision: nothing was done, and it has to be found again.
         """
         held = {*projects, ""}
         nodes = [n for n in graph.nodes.values() if n.project in held]
-        for node in nodes:
-            self.register_version(node)
+        ids = {node.name: self.register_version(node) for node in nodes}
         models = [
             {
                 "name": n.name, "version": n.version, "unit": n.unit.value, "cron": n.cron, "cron_tz": n.cron_tz,
@@ -156,9 +225,9 @@ class RecordLedger:
         ]  # fmt: skip
         rows = self.database.rows(
             "sync_environment", environment=environment, plan_id=plan_id, projects=sorted(held - {""}),
-            models=json(models), edges=json(edges),
+            models=json(models), edges=json(edges), settled=None if settled is None else _settled(settled, ids), at=at,
         )  # fmt: skip
-        return tuple(row["model"] for row in rows)
+        return None if rows and rows[0]["model"] is None else tuple(row["model"] for row in rows)
 
     def environments(self) -> tuple[str, ...]:
         """The environments that the ledger has a manifest of."""
@@ -276,9 +345,53 @@ class RecordLedger:
                 claims=tuple(claims.get(key, ())),
                 last_commit=to_utc(covered[key]["last_commit"]) if key in covered else None,
                 rows=covered[key]["rows"] if key in covered else None,
+                last_read=to_utc(covered[key]["last_read"])
+                if key in covered and covered[key]["last_read"]
+                else None,
             )
             for key in wanted
         }
+
+    def revision(self) -> int:
+        """The ledger's present number."""
+        return int(self.database.one("revision", again=True)["revision"])
+
+    def newer(
+        self,
+        environment: str,
+        gates: Sequence[tuple[int, int, timedelta | None, timedelta | None]],
+    ) -> tuple[Newer, ...]:
+        """What is recorded of children, and newer of their parents than they read.
+
+        Args:
+            environment: Where children and parents are promoted.
+            gates: Version of the child, of the parent, and how far before and after its own time the child reads at
+                most; None for no bound.
+        """
+        rows = self.database.rows(
+            "stale", environment=environment, children=[g[0] for g in gates], parents=[g[1] for g in gates],
+            lows=[g[2] for g in gates], highs=[g[3] for g in gates], again=True,
+        )  # fmt: skip
+        return tuple(
+            Newer(
+                row["gate"] - 1, to_interval(row["span"]), to_interval(row["parent_span"]),
+                to_utc(row["since"]) if row["since"] else None, to_utc(row["read_at"]) if row["read_at"] else None,
+            )
+            for row in rows
+        )  # fmt: skip
+
+    def read_lately(self, version_id: int, instant: datetime) -> IntervalSet:
+        """What of a version was read after an instant, UTC."""
+        rows = self.database.rows("read_lately", version_id=version_id, instant=instant, again=True)
+        return IntervalSet(to_interval(row["span"]) for row in rows)
+
+    def settle(
+        self, environment: str, settled: Mapping[str, IntervalSet], ids: Mapping[str, int], revision: int
+    ) -> None:
+        """Remember what was not stale at a revision, by model: it need not be looked at again for what was older."""
+        self.database.rows(
+            "settle_models", environment=environment, settled=_settled(settled, ids), revision=revision
+        )
 
     def coverage_rows(self, version_id: int, interval: Interval) -> tuple[CoverageRow, ...]:
         """The recorded ranges that meet an interval, with how they came to be."""

@@ -114,7 +114,7 @@ def because_of(reason: str, detail: Mapping[str, Any], now: datetime | None = No
         "suspect": f"suspect: {cause}" if cause else "suspect: nobody knows what it holds",
         "removed": str(cause or "removed from SQLMesh's record by somebody else"),
         "held": f"held: {cause}" if cause else "held",
-        "stale": "stale: what it read was computed again since",
+        "stale": _stale(detail, now),
         "marked": "to be read again for late rows"
         if detail.get("mark") == "lookback"
         else "asked to be computed again",
@@ -124,6 +124,14 @@ def because_of(reason: str, detail: Mapping[str, Any], now: datetime | None = No
         "superseded": "another version is promoted now",
     }.get(reason, reason)
     return said + _circumstances(detail, now)
+
+
+def _stale(detail: Mapping[str, Any], now: datetime | None) -> str:
+    if not detail.get("parent"):
+        return "stale: what it read was computed again since"
+    parent, time = model_name(detail["parent"]), detail.get("parent_interval")
+    which = "" if time is None or time.start == MIN_INSTANT else f" {time_of(time, now)}"
+    return f"stale: it had read {parent}{which} before that was computed again"
 
 
 def _claimed(detail: Mapping[str, Any], now: datetime | None) -> str:

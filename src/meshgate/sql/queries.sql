@@ -52,7 +52,7 @@ SELECT meshgate.begin_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(p
 
 -- name: commit_claim
 SELECT meshgate.commit_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(verdict)s, %(audits)s, %(duration)s,
-                             %(rows)s, %(lookback)s::tstzrange) AS revision;
+                             %(rows)s, %(lookback)s::tstzrange, %(stale_from)s) AS revision;
 
 -- name: fail_claim
 SELECT meshgate.fail_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(detail)s) AS recorded;
@@ -73,7 +73,7 @@ SELECT meshgate.register_version(%(project)s, %(model)s, %(version)s, %(kind)s, 
 SELECT meshgate.save_manifest(%(project)s, %(manifest)s, %(sqlmesh)s, %(sqlglot)s);
 
 -- name: sync_environment
-SELECT * FROM meshgate.sync_environment(%(environment)s, %(plan_id)s, %(projects)s, %(models)s, %(edges)s) AS model;
+SELECT * FROM meshgate.sync_environment(%(environment)s, %(plan_id)s, %(projects)s, %(models)s, %(edges)s, %(settled)s, %(at)s) AS model;
 
 -- name: set_fingerprint
 SELECT meshgate.set_fingerprint(%(environment)s, %(fingerprint)s);
@@ -106,7 +106,7 @@ WHERE e.environment = %(environment)s
 ORDER BY c.name, p.name;
 
 -- name: covered
-SELECT c.version_id, ARRAY(SELECT unnest(range_agg(c.span))) AS spans, max(c.committed_at) AS last_commit,
+SELECT c.version_id, ARRAY(SELECT unnest(range_agg(c.span))) AS spans, max(c.committed_at) AS last_commit, max(c.read_at) AS last_read,
        max(c.revision) AS last_revision, sum(c.rows)::bigint AS rows
 FROM meshgate.coverage c WHERE c.version_id = ANY (%(versions)s) GROUP BY c.version_id;
 
@@ -115,6 +115,47 @@ SELECT c.span, c.revision, c.read_revision, c.run_id, c.verdict, c.audits, c.dur
 FROM meshgate.coverage c
 WHERE int8range(c.version_id, c.version_id, '[]') = int8range(%(version_id)s, %(version_id)s, '[]') AND c.span && %(span)s::tstzrange
 ORDER BY c.span;
+
+-- name: stale
+-- Recorded ranges of children, and what of a parent is newer than what they read: by revision, or because rows that nobody
+-- had judged stood there meanwhile. One row for each gate and each pair; the windows are wide, the caller narrows them.
+-- What was settled at a revision has, in effect, read up to there.
+WITH gate AS (
+    SELECT g.*, coalesce(p.settled_revision, 0) AS settled_revision, coalesce(p.settled, '{}') AS settled
+    FROM unnest(%(children)s::bigint[], %(parents)s::bigint[], %(lows)s::interval[], %(highs)s::interval[])
+         WITH ORDINALITY AS g (child, parent, low, high, gate)
+    LEFT JOIN meshgate.version v ON v.version_id = g.child
+    LEFT JOIN meshgate.promotion p ON p.environment = %(environment)s AND p.model_id = v.model_id AND p.version_id = g.child),
+read AS (
+    SELECT x.child, coalesce((SELECT min(CASE WHEN c.revision <= x.settled_revision AND c.span <@ x.settled
+                                              THEN greatest(c.read_revision, x.settled_revision) ELSE c.read_revision END)
+                              FROM meshgate.coverage c WHERE c.version_id = x.child), x.settled_revision) AS upto
+    FROM (SELECT DISTINCT child, settled_revision, settled FROM gate) x),
+pair AS (
+    SELECT g.gate, g.settled_revision, g.settled, c.span, c.revision AS made, p.span AS parent_span, p.revision,
+           p.committed_at AS since, c.read_at
+    FROM gate g JOIN read r USING (child)
+    JOIN meshgate.coverage p ON p.version_id = g.parent AND p.revision > r.upto
+    JOIN meshgate.coverage c ON int8range(c.version_id, c.version_id, '[]') = int8range(g.child, g.child, '[]')
+        AND c.span && tstzrange(lower(p.span) - g.high, upper(p.span) - g.low)
+        AND p.revision > CASE WHEN c.revision <= g.settled_revision AND c.span <@ g.settled
+                              THEN greatest(c.read_revision, g.settled_revision) ELSE c.read_revision END)
+SELECT pair.gate, left_over AS span, pair.parent_span, pair.since, pair.read_at
+FROM pair, unnest(tstzmultirange(pair.span)
+                  - CASE WHEN greatest(pair.made, pair.revision) <= pair.settled_revision THEN pair.settled ELSE '{}' END) AS left_over
+UNION ALL
+SELECT g.gate, c.span, '(,)'::tstzrange, NULL, c.read_at
+FROM gate g JOIN meshgate.dirty_span d ON d.version_id = g.parent
+JOIN meshgate.coverage c ON c.version_id = g.child AND c.revision > d.from_revision
+    AND (d.to_revision IS NULL OR c.read_revision < d.to_revision)
+ORDER BY 1, 2, 3;
+
+-- name: read_lately
+-- What of a version was read after an instant.
+SELECT unnest(range_agg(c.span)) AS span FROM meshgate.coverage c WHERE c.version_id = %(version_id)s AND c.read_at > %(instant)s;
+
+-- name: settle_models
+SELECT meshgate.settle_models(%(environment)s, %(settled)s, %(revision)s);
 
 -- name: marks
 SELECT m.version_id, m.span, m.kind, m.revision, m.run_id, m.attempts, m.detail, m.made_at, m.retry_at, m.batch

@@ -124,6 +124,9 @@ CREATE TABLE meshgate.promotion (
     batch_size   integer,                            -- units
     depends_on_past boolean  NOT NULL DEFAULT false,
     allow_partials  boolean  NOT NULL DEFAULT false,
+    -- What was recorded of this time up to this revision was not stale by what its parents were at this revision.
+    settled         tstzmultirange NOT NULL DEFAULT '{}',
+    settled_revision bigint  NOT NULL DEFAULT 0,
     PRIMARY KEY (environment, model_id)
 );
 
@@ -218,7 +221,7 @@ CREATE TABLE meshgate.coverage (
     CONSTRAINT "coverage never overlaps" EXCLUDE USING gist (
         int8range(version_id, version_id, '[]') WITH =, span WITH &&)
 );
-CREATE INDEX coverage_of_version ON meshgate.coverage (version_id);
+CREATE INDEX coverage_by_revision ON meshgate.coverage (version_id, revision);
 CREATE INDEX coverage_unmirrored ON meshgate.coverage (version_id) WHERE mirrored_at IS NULL;
 CREATE INDEX coverage_of_run ON meshgate.coverage (run_id);
 
@@ -851,8 +854,10 @@ END $$;
 
 -- Records a batch. The revision of its commit, or null where the lease was lost: then nothing is recorded, and the
 -- range is suspect. p_lookback: the units before a fresh one that have to be read again because of it.
+-- p_stale_from: the first instant from which a table that is refreshed was stale.
 CREATE FUNCTION meshgate.commit_claim(p_run_id bigint, p_version_id bigint, p_span tstzrange, p_verdict text,
-                                      p_audits jsonb, p_duration interval, p_rows bigint, p_lookback tstzrange)
+                                      p_audits jsonb, p_duration interval, p_rows bigint, p_lookback tstzrange,
+                                      p_stale_from timestamptz)
 RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     present timestamptz;
@@ -889,15 +894,17 @@ BEGIN
     made := meshgate.next_revision();
     stamped := p_span;
     IF refreshed THEN
-        -- A refresh stamps its new part, and what there is from the first instant on that it was asked to redo.
-        -- Not what a crash left suspect: that touches only the readers in flight (dirty spans).
-        SELECT least(lower(p_span), greatest(min(coalesce(lower(m.span), known.first)), known.first)),
+        -- A refresh stamps its new part, and what there is from the first instant on that was stale or that it was
+        -- asked to redo. Not what a crash left suspect: that touches only the readers in flight (dirty spans).
+        SELECT least(lower(p_span), greatest(min(coalesce(why.since, known.first)), known.first)),
                greatest(upper(p_span), known.frontier)
         INTO asked, upto
-        FROM meshgate.mark m, (SELECT min(lower(c.span)) AS first, max(upper(c.span)) AS frontier
-                               FROM meshgate.coverage c WHERE c.version_id = p_version_id) known
-        WHERE m.version_id = p_version_id AND m.kind IN ('requested', 'removed') AND m.revision <= held.read_revision
-          AND known.first IS NOT NULL
+        FROM (SELECT lower(m.span) AS since FROM meshgate.mark m
+              WHERE m.version_id = p_version_id AND m.kind IN ('requested', 'removed') AND m.revision <= held.read_revision
+              UNION ALL SELECT p_stale_from WHERE p_stale_from IS NOT NULL) why,
+             (SELECT min(lower(c.span)) AS first, max(upper(c.span)) AS frontier
+              FROM meshgate.coverage c WHERE c.version_id = p_version_id) known
+        WHERE known.first IS NOT NULL
         GROUP BY known.first, known.frontier;
         IF FOUND THEN
             stamped := tstzrange(asked, upto);
@@ -906,8 +913,9 @@ BEGIN
     PERFORM meshgate.carve_coverage(p_version_id, stamped);
     INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, run_id, verdict, audits, duration, rows, committed_at,
                                    read_at)
-    VALUES (p_version_id, stamped, made, held.read_revision, p_run_id, p_verdict, coalesce(p_audits, '[]'), p_duration, p_rows, present,
-            held.begun_at);
+    SELECT p_version_id, stamped, made, held.read_revision, p_run_id, p_verdict, coalesce(p_audits, '[]'), p_duration, p_rows, present,
+           coalesce(r.as_of, held.begun_at)
+    FROM meshgate.run r WHERE r.run_id = p_run_id;
     IF whole THEN
         -- A refresh makes the whole table anew. Merging writes what the interval has once more, and leaves what was
         -- asked for or went wrong elsewhere. Appending mends nothing: whether rows are doubled, a person must say.
@@ -1082,14 +1090,20 @@ END $$;
 -- A version that replaces another takes the promotion's own revision: whoever read the old one before reads anew.
 -- What it had read before the old one was made, or was asked to be made again, is suspect: marks belong to the model.
 -- p_projects: whose models this SQLMesh state holds; those of projects with another state are left alone.
-CREATE FUNCTION meshgate.sync_environment(p_environment text, p_plan_id text, p_projects text[], p_models jsonb, p_edges jsonb)
+-- p_settled: what is not stale by what it promotes now, as in settle_models, by what the ledger held at revision p_at; null:
+-- nothing has changed about that. Where it holds more by now, the answer is one null, and nothing was done.
+CREATE FUNCTION meshgate.sync_environment(p_environment text, p_plan_id text, p_projects text[], p_models jsonb, p_edges jsonb,
+                                          p_settled jsonb, p_at bigint)
 RETURNS SETOF text LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     made bigint;
     changed bigint[];
     doubt record;
 BEGIN
-    PERFORM meshgate.lock_ledger();
+    IF meshgate.lock_ledger() <> p_at AND p_settled IS NOT NULL THEN
+        RETURN NEXT NULL;
+        RETURN;
+    END IF;
     INSERT INTO meshgate.environment (environment, plan_id, synced_at) VALUES (p_environment, p_plan_id, meshgate.clock())
     ON CONFLICT (environment) DO UPDATE SET plan_id = excluded.plan_id, synced_at = excluded.synced_at;
     CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS
@@ -1140,7 +1154,12 @@ BEGIN
         batch_size = excluded.batch_size, depends_on_past = excluded.depends_on_past,
         allow_partials = excluded.allow_partials,
         revision = CASE WHEN promotion.version_id = excluded.version_id THEN promotion.revision ELSE excluded.revision END,
-        promoted_at = CASE WHEN promotion.version_id = excluded.version_id THEN promotion.promoted_at ELSE excluded.promoted_at END;
+        promoted_at = CASE WHEN promotion.version_id = excluded.version_id THEN promotion.promoted_at ELSE excluded.promoted_at END,
+        settled_revision = CASE WHEN promotion.version_id = excluded.version_id THEN promotion.settled_revision ELSE 0 END;
+    IF p_settled IS NOT NULL THEN
+        UPDATE meshgate.promotion SET settled_revision = 0 WHERE environment = p_environment;
+        PERFORM meshgate.settle_models(p_environment, p_settled, made);
+    END IF;
     DELETE FROM meshgate.edge e USING meshgate.model m, meshgate.project o
     WHERE e.environment = p_environment AND m.model_id = e.child_id AND o.project_id = m.project_id
       AND o.name = ANY (p_projects);
@@ -1154,6 +1173,20 @@ BEGIN
             'environment', p_environment, 'plan_id', p_plan_id, 'versions', changed));
     END IF;
     RETURN QUERY SELECT m.name FROM meshgate.version v JOIN meshgate.model m USING (model_id) WHERE v.version_id = ANY (changed);
+END $$;
+
+-- What was recorded of these models up to a revision and was not stale by what the ledger held at that revision.
+-- p_settled: {"model", "version_id", "spans": [[start, end], ...]} each.
+CREATE FUNCTION meshgate.settle_models(p_environment text, p_settled jsonb, p_revision bigint)
+RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    UPDATE meshgate.promotion p SET settled_revision = p_revision, settled = coalesce(
+        (SELECT range_agg(tstzrange((piece ->> 0)::timestamptz, (piece ->> 1)::timestamptz))
+         FROM jsonb_array_elements(x.spans) AS piece), '{}')
+    FROM jsonb_to_recordset(p_settled) AS x (model text, version_id bigint, spans jsonb) JOIN meshgate.model m ON m.name = x.model
+    WHERE p.environment = p_environment AND p.model_id = m.model_id AND p.version_id = x.version_id
+      AND p.settled_revision <= p_revision;
 END $$;
 
 ---------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,12 @@
 -- Holds and requests for restatement; when a recorded range had read its parents.
 
 ALTER TABLE meshgate.coverage ADD COLUMN read_at timestamptz;
+CREATE INDEX coverage_by_revision ON meshgate.coverage (version_id, revision);
+DROP INDEX meshgate.coverage_of_version;
+
+ALTER TABLE meshgate.promotion
+    ADD COLUMN settled tstzmultirange NOT NULL DEFAULT '{}',
+    ADD COLUMN settled_revision bigint NOT NULL DEFAULT 0;
 
 CREATE TABLE meshgate.hold (
     hold_id      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

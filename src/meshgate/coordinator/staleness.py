@@ -1,0 +1,244 @@
+"""What was read before its parents were computed again (G5), and what is to become of it.
+
+A recorded range is stale where a parent's range in its window has a newer revision than it had read, or where it read
+an as-of parent while rows stood there that nobody had judged. The ledger finds the pairs in one query over wide windows;
+here they are cut to the windows as they are. Nothing is written down: what follows transitively follows by itself, as
+each recomputation makes its own readers stale.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import frozen
+
+from meshgate.due import cron_floor, cron_next
+from meshgate.graph import readers_of
+from meshgate.interval import IntervalSet
+from meshgate.ledger import Stale
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from datetime import datetime
+
+    from meshgate.graph import Edge, MeshGraph, ModelNode
+    from meshgate.ledger import Ledger, Manifest, VersionState
+
+_ZERO = timedelta(0)
+
+
+@frozen
+class Policy:
+    """What a project does about its stale time.
+
+    Attributes:
+        reprocess: Whether it is computed again; else it is only shown.
+        throttle: How long after its own last read it is left alone; None for one period of the model's cron.
+    """
+
+    reprocess: bool = True
+    throttle: timedelta | None = None
+
+    def redoes(self, node: ModelNode) -> bool:
+        """Whether a model's stale time is computed again by itself.
+
+        Not that of tables which merge: they read only the new part, and a rebuild of their whole history is nothing
+        that happens because one parent's hour changed.
+        """
+        return self.reprocess and (node.kind.time_partitioned or node.kind.reads_everything)
+
+    def again_at(self, node: ModelNode, read_at: datetime | None, now: datetime) -> datetime | None:
+        """Before when stale time is not computed again; None: at once."""
+        if read_at is None:
+            return None
+        at = read_at + (period(node, now) if self.throttle is None else self.throttle)
+        return at if at > now else None
+
+
+def period(node: ModelNode, now: datetime) -> timedelta:
+    """From the last tick of a model's cron to the next one."""
+    return cron_next(node.cron, node.cron_tz, now) - cron_floor(node.cron, node.cron_tz, now)
+
+
+def find(
+    ledger: Ledger, environment: str, graph: MeshGraph, version_ids: Mapping[str, int]
+) -> dict[str, tuple[Stale, ...]]:
+    """What is stale of each model of a graph; those of which nothing is are left out.
+
+    Args:
+        ledger: Holds revisions.
+        environment: Where the versions are promoted: what was settled there is not looked at again.
+        graph: The mesh.
+        version_ids: The ledger's key of each model's version.
+    """
+    gates = [
+        gate
+        for name in graph.order()
+        if name in version_ids
+        for gate in graph.gates(name)
+        if gate.window.mode != "loaded" and gate.parent in version_ids
+    ]
+    if not gates:
+        return {}
+    asked = [
+        (version_ids[g.child], version_ids[g.parent], *_reach(graph[g.child], graph[g.parent], g))
+        for g in gates
+    ]
+    found: dict[str, list[Stale]] = {}
+    for pair in ledger.newer(environment, asked):
+        gate = gates[pair.gate]
+        child, parent = graph[gate.child], graph[gate.parent]
+        span = IntervalSet([pair.parent_interval]).clip(parent.life.start, parent.life.end)
+        for piece in readers_of(child, parent, gate.window, span, IntervalSet([pair.interval])):
+            found.setdefault(child.name, []).append(
+                Stale(piece, parent.name, pair.parent_interval, pair.since, pair.read_at)
+            )
+    return {name: tuple(pairs) for name, pairs in found.items()}
+
+
+def _reach(child: ModelNode, parent: ModelNode, gate: Edge) -> tuple[timedelta | None, timedelta | None]:
+    """How far before and after its own time a child reads at most; None for no bound."""
+    window = gate.window
+    slack = 2 * (child.unit.approximate + parent.unit.approximate)
+    if window.mode == "latest":
+        # After the end of the parent's life its last unit goes on to be read.
+        return (None if parent.end is not None else window.to_offset - slack), window.to_offset + slack
+    if window.mode == "prefix" and parent.start is not None:
+        return None, window.to_offset + slack
+    begin = window.from_offset if window.mode == "interval" else min(_ZERO, window.to_offset)
+    return begin - slack, window.to_offset + slack
+
+
+def judged(
+    stale: Iterable[Stale], node: ModelNode, policy: Policy, present: datetime, refreshed_at: datetime | None
+) -> tuple[Stale, ...]:
+    """What a policy makes of a model's stale time.
+
+    Args:
+        stale: As it was found.
+        node: The model.
+        policy: Of its project.
+        present: By which it is judged when it may be computed again, UTC.
+        refreshed_at: When a table that is computed as a whole was read last, UTC.
+    """
+    redone = policy.redoes(node)
+    whole = node.kind.as_of
+    return tuple(
+        attrs.evolve(
+            s,
+            accepted=not redone,
+            again_at=policy.again_at(node, refreshed_at if whole else s.read_at, present) if redone else None,
+        )
+        for s in stale
+    )
+
+
+def states_of(
+    ledger: Ledger,
+    manifest: Manifest,
+    present: datetime,
+    policies: Callable[[ModelNode], Policy] = lambda _: Policy(),
+) -> dict[int, VersionState]:
+    """What the ledger knows of everything that an environment promotes, with what is stale of it.
+
+    Args:
+        ledger: The ledger.
+        manifest: What the environment promotes.
+        present: By which it is judged when stale time may be computed again, UTC.
+        policies: What each model's project does about stale time.
+    """
+    states = ledger.states(manifest.version_ids.values())
+    for name, found in find(ledger, manifest.environment, manifest.graph, manifest.version_ids).items():
+        key, node = manifest.version_ids[name], manifest.graph[name]
+        refreshed = max((s.read_at for s in found if s.read_at), default=None)
+        if node.kind.as_of:
+            refreshed = states[key].last_read or refreshed
+        states[key] = attrs.evolve(states[key], stale=judged(found, node, policies(node), present, refreshed))
+    return states
+
+
+def rested_by(
+    ledger: Ledger, manifest: Manifest, present: datetime, policies: Callable[[ModelNode], Policy]
+) -> Callable[[ModelNode, IntervalSet], IntervalSet]:
+    """For `make_plan`: which part of a model's time, that a run makes stale, policy lets that run compute again."""
+
+    def rested(node: ModelNode, time: IntervalSet) -> IntervalSet:
+        policy = policies(node)
+        if not policy.redoes(node):
+            return IntervalSet()
+        throttle = period(node, present) if policy.throttle is None else policy.throttle
+        lately = ledger.read_lately(manifest.version_ids[node.name], present - throttle)
+        return (IntervalSet() if lately else time) if node.kind.as_of else time - lately
+
+    return rested
+
+
+def policy_of(manifest: Mapping[str, Any]) -> Policy:
+    """As a project's last deploy declared it."""
+    throttle = manifest.get("throttle_s")
+    return Policy(
+        manifest.get("stale", "reprocess") == "reprocess",
+        None if throttle is None else timedelta(seconds=throttle),
+    )
+
+
+def settled(stale: Mapping[str, Iterable[Stale]], names: Iterable[str]) -> dict[str, IntervalSet]:
+    """What is not stale of some models: all other time, recorded or not."""
+    return {
+        name: IntervalSet.everything() - IntervalSet(s.interval for s in stale.get(name, ()))
+        for name in names
+    }
+
+
+def after_promotion(
+    ledger: Ledger, environment: str, graph: MeshGraph, unbroken: Mapping[str, frozenset[str]]
+) -> dict[str, IntervalSet] | None:
+    """What will not be stale when an environment promotes a graph; None where that changes nothing about it.
+
+    A promotion gives everything that a new version holds a new revision: whoever has read the old one is stale then.
+    Not where the change breaks nothing and the old version held the same: computed from the same parents, with nothing
+    known to be wrong with it. What the new version itself, and its readers in the same plan, had read is judged by the
+    new graph, before the revisions are gone.
+
+    Args:
+        ledger: Holds revisions and what is promoted so far.
+        environment: The environment.
+        graph: What it is going to promote.
+        unbroken: By model: the older versions of which the present one is no breaking change.
+    """
+    if environment not in ledger.environments():
+        return None
+    old = ledger.manifest(environment)
+    changed = {
+        n for n, node in graph.nodes.items() if n in old.version_ids and old.graph[n].version != node.version
+    }
+    others = {
+        n for n in graph.nodes if n in old.version_ids and set(graph.gates(n)) != set(old.graph.gates(n))
+    }
+    if not changed and not others:
+        return None
+    ids = {n: ledger.register_version(node) for n, node in graph.nodes.items() if node.kind.recorded}
+    before = find(ledger, environment, old.graph, old.version_ids)
+    now = find(ledger, environment, graph, ids)
+    states = ledger.states({*ids.values(), *old.version_ids.values()})
+    kept: dict[str, IntervalSet] = {}
+    for name in changed & set(ids):
+        was = states[old.version_ids[name]]
+        wrong = [s.interval for s in before.get(name, ())] + [m.interval for m in was.marks]
+        same = old.graph[name].version in unbroken.get(name, ())
+        kept[name] = (was.covered & states[ids[name]].covered) - IntervalSet(wrong) if same else IntervalSet()
+    found: dict[str, IntervalSet] = {}
+    for name, key in ids.items():
+        if name in changed or name not in old.version_ids:
+            found[name] = IntervalSet.everything() - IntervalSet(s.interval for s in now.get(name, ()))
+        elif name not in others:
+            stale = IntervalSet(s.interval for s in before.get(name, ()))
+            for gate in graph.gates(name):
+                if gate.parent in kept:
+                    parent = graph[gate.parent]
+                    other = IntervalSet([parent.life]) - kept[gate.parent]
+                    stale |= readers_of(graph[name], parent, gate.window, other, states[key].covered)
+            found[name] = IntervalSet.everything() - stale
+    return found

@@ -1,0 +1,381 @@
+"""G5: what was read before its parents were computed again is known, and computed again, once. A real ledger."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from guarantee_mesh import AUDIT, BRONZE, DIMENSION, GOLD, SILVER, Mesh, minutes, node
+from meshgate.coordinator.staleness import Policy
+from meshgate.graph import Edge, Kind, Window, window_of
+from meshgate.interval import Interval, IntervalSet, IntervalUnit
+
+if TYPE_CHECKING:
+    from meshgate.ledger import Ledger
+
+FACT, DAILY, KEYED = '"lake"."fact"', '"lake"."daily"', '"lake"."keyed"'
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def mesh(ledger: Ledger) -> Mesh:
+    return Mesh(ledger)
+
+
+@pytest.fixture
+def star(ledger: Ledger) -> Mesh:
+    """With a fact of the dimension's hours, a fact of its latest state, and a table that merges."""
+    latest = node(DAILY, "down", "hour")
+    return Mesh(
+        ledger,
+        (
+            [node(FACT, "down", "hour"), latest, node(KEYED, "down", "hour", Kind.INCREMENTAL_BY_UNIQUE_KEY)],
+            [
+                Edge(FACT, DIMENSION),
+                Edge(FACT, SILVER),
+                Edge(DAILY, DIMENSION, Window("latest")),
+                Edge(KEYED, SILVER),
+            ],
+        ),
+    )
+
+
+def caught_up(mesh: Mesh, passed: float) -> Mesh:
+    mesh.time(passed)
+    mesh.run("up")
+    mesh.run("down")
+    assert mesh.plan().is_empty
+    return mesh
+
+
+def test_g5_no_silent_staleness(mesh: Mesh) -> None:
+    """A restated interval upstream is computed again through both projects, and no other time is.
+
+    Fails without `p.revision > ...` in the query `stale`, and without the stale ranges in `_redo`.
+    """
+    caught_up(mesh, 180)
+    mesh.mark(BRONZE, minutes(70, 75), "requested")
+    up = mesh.run("up")
+    # Silver follows in the same run: what a run computes again is due below at once.
+    assert up.committed == {BRONZE: IntervalSet([minutes(70, 75)]), SILVER: IntervalSet([minutes(70, 75)])}
+    assert mesh.stale() == {GOLD: IntervalSet([minutes(60, 120)]), DIMENSION: IntervalSet([minutes(60, 180)])}
+    down = mesh.run("down")
+    assert down.committed[GOLD] == IntervalSet([minutes(60, 120)])
+    assert mesh.stale() == {}
+    assert mesh.plan().is_empty
+
+
+def test_g5_an_evaluation_under_way_does_not_hide_it(mesh: Mesh) -> None:
+    """The parent is committed after the child has begun and before it commits: the child is stale at birth."""
+    mesh.time(60)
+    mesh.run("up")
+    lease = mesh.acquire("down")
+    plan = mesh.plan("down")
+    journal = mesh.journal(lease, "down")
+    mesh.claim(journal, plan)
+    (piece,) = journal.begin(GOLD, minutes(0, 60))
+    mesh.mark(SILVER, minutes(10, 15), "requested")
+    mesh.run("up")
+    journal.commit(GOLD, piece, audits=[], duration=HOUR, rows=1)
+    mesh.ledger.finish(lease.run_id, "done", {})
+    assert mesh.stale()[GOLD] == IntervalSet([minutes(0, 60)])
+
+
+def test_twelve_restated_intervals_are_one_hourly_evaluation(mesh: Mesh) -> None:
+    """Whatever the number of restated intervals, and of runs in which they were restated."""
+    caught_up(mesh, 120)
+    before = mesh.ledger.revision()
+    for start in range(60, 120, 5):
+        mesh.mark(BRONZE, minutes(start, start + 5), "requested")
+        mesh.run("up")
+    assert mesh.run("down").committed[GOLD] == IntervalSet([minutes(60, 120)])
+    rows = [e for e in mesh.ledger.events(limit=1000) if e["revision"] > before and e["model"] == GOLD]
+    assert len([e for e in rows if e["kind"] == "interval.committed"]) == 1
+
+
+# -- as-of models
+
+
+def test_the_hourly_refresh_of_a_dimension_makes_no_fact_stale(star: Mesh) -> None:
+    """Routine growth stamps the new part only."""
+    caught_up(star, 60)
+    star.time(120)
+    star.run("up")
+    star.run("down")
+    star.time(180)
+    star.run("up")
+    star.run("down")
+    assert star.stale() == {}
+
+
+def test_a_restated_dimension_makes_its_facts_stale_from_there_on(star: Mesh) -> None:
+    """A refresh stamps everything from the first stale instant on: not only its new part, and no earlier time."""
+    caught_up(star, 180)
+    star.mark(SILVER, minutes(70, 75), "requested")
+    star.run("up")
+    star.time(240)
+    star.run("up")
+    done = star.run("down")
+    assert done.committed[FACT] == IntervalSet([minutes(60, 240)])
+    assert done.committed[DAILY] == IntervalSet([minutes(60, 240)])
+    assert set(star.stale()) == {KEYED}
+
+
+def test_a_table_that_merges_is_only_reported(star: Mesh) -> None:
+    """A rebuild of its whole history is nothing that one restated interval brings about."""
+    caught_up(star, 180)
+    star.mark(SILVER, minutes(70, 75), "requested")
+    star.run("up")
+    star.run("down")
+    assert star.stale() == {KEYED: IntervalSet([minutes(60, 180)])}
+    assert star.plan().is_empty
+    assert all(not o.closes for o in star.plan().standings[KEYED].obstacles)
+
+
+def test_a_reader_in_flight_over_a_failed_refresh_is_stale(star: Mesh) -> None:
+    """It may have read rows that nobody had judged; who read before or after them is not touched.
+
+    Fails without the dirty spans in the query `stale`.
+    """
+    caught_up(star, 120)
+    star.time(180)
+    star.run("up")
+    dimension = star.acquire("down")
+    fact = star.acquire("down", share=True)
+    plan = star.plan("down")
+    writer, reader = star.journal(dimension, "down"), star.journal(fact, "down")
+    star.ledger.open_claims(dimension.run_id, star.ids[DIMENSION], [minutes(120, 180)])
+    star.ledger.open_claims(fact.run_id, star.ids[FACT], [minutes(60, 120)])
+    assert plan
+    # The fact reads hour 1 again while a refresh of the dimension fails.
+    begun = star.ledger.begin(
+        fact.run_id, star.ids[FACT], minutes(60, 120), needs=[], loaded=[], environment="prod"
+    )
+    assert begun.read_revision is not None
+    star.ledger.begin(
+        dimension.run_id, star.ids[DIMENSION], minutes(120, 180), needs=[], loaded=[], environment="prod"
+    )
+    star.ledger.fail(dimension.run_id, star.ids[DIMENSION], minutes(120, 180), AUDIT)
+    star.ledger.commit(fact.run_id, star.ids[FACT], minutes(60, 120), verdict="passed")
+    for lease in (dimension, fact):
+        star.ledger.finish(lease.run_id, "done", {})
+    assert writer
+    assert reader
+    assert star.stale()[FACT] == IntervalSet([minutes(60, 120)])
+    star.run("down")
+    star.run("down")
+    assert FACT not in star.stale()
+
+
+# -- policy
+
+
+def test_stale_time_is_left_alone_for_a_period_after_it_was_read(mesh: Mesh) -> None:
+    """A throttle from its own last read, not a pause after the last change: that would never end."""
+    mesh.policy = Policy()
+    caught_up(mesh, 60)
+    for passed in range(65, 120, 5):
+        mesh.time(passed)
+        mesh.mark(BRONZE, minutes(passed - 60, passed - 55), "requested")
+        mesh.run("up")
+        assert GOLD not in mesh.run("down").committed
+        (told, *_) = mesh.of(GOLD).deferred
+        assert (told.reason, told.detail["retry_at"]) == ("stale", mesh.scene.now.replace(hour=2, minute=0))
+    mesh.time(120)
+    mesh.run("up")
+    assert mesh.run("down").committed[GOLD] == IntervalSet([minutes(0, 120)])
+
+
+def test_what_is_only_reported_closes_no_gate(star: Mesh) -> None:
+    """Accepted staleness: nothing is computed again, and readers go on."""
+    star.policy = Policy(reprocess=False)
+    caught_up(star, 120)
+    star.mark(SILVER, minutes(70, 75), "requested")
+    star.run("up")
+    assert star.run("down").committed == {}
+    star.time(180)
+    star.run("up")
+    assert star.run("down").committed[FACT] == IntervalSet([minutes(120, 180)])
+    assert star.stale()[GOLD] == IntervalSet([minutes(60, 120)])
+
+
+def test_a_reader_of_stale_time_waits_for_a_while(star: Mesh) -> None:
+    """Stale is unsettled: it closes the gate until the reader's patience is over."""
+    star.policy = Policy()
+    caught_up(star, 60)
+    star.time(120)
+    star.run("up")
+    star.run("down")
+    star.mark(SILVER, minutes(65, 70), "requested")
+    star.run("up")
+    blocked = [b for b in star.of(FACT).blocked if b.reason == "stale"]
+    assert not blocked  # nothing of the fact is wanted yet
+    star.time(180)
+    star.run("up")
+    assert {b.reason for b in star.of(FACT).blocked} <= {"stale"}
+
+
+# -- what is remembered of a look
+
+
+def test_what_was_settled_is_not_looked_at_again(mesh: Mesh) -> None:
+    """The next look begins at the revision of the last one, and misses nothing that came later."""
+    caught_up(mesh, 120)
+    mesh.settle()
+    assert mesh.stale() == {}
+    mesh.mark(SILVER, minutes(10, 15), "requested")
+    mesh.run("up")
+    stale = mesh.stale()
+    mesh.settle()  # what is stale is not settled
+    assert mesh.stale() == stale != {}
+    mesh.run("down")
+    mesh.settle()
+    assert mesh.stale() == {}
+
+
+def test_a_claim_under_way_is_not_settled_by_a_look(mesh: Mesh) -> None:
+    """What it records later had read before: its own number counts, not that of the look."""
+    mesh.time(60)
+    mesh.run("up")
+    lease = mesh.acquire("down")
+    journal = mesh.journal(lease, "down")
+    mesh.claim(journal, mesh.plan("down"))
+    (piece,) = journal.begin(GOLD, minutes(0, 60))
+    mesh.mark(SILVER, minutes(10, 15), "requested")
+    mesh.run("up")
+    mesh.settle()
+    journal.commit(GOLD, piece, audits=[], duration=HOUR, rows=1)
+    mesh.ledger.finish(lease.run_id, "done", {})
+    assert mesh.stale()[GOLD] == IntervalSet([minutes(0, 60)])
+
+
+# -- the oracle: rows that know what they were computed from
+
+
+class Rows:
+    """Tables in memory. Each cell of five minutes holds what it was computed from; the source changes behind everybody."""
+
+    def __init__(self, mesh: Mesh, chance: random.Random) -> None:
+        self.mesh = mesh
+        self.chance = chance
+        self.source: defaultdict[int, int] = defaultdict(int)
+        self.bad: set[int] = set()
+        self.tables: dict[str, dict[Interval, Any]] = defaultdict(dict)
+
+    def __call__(self, name: str, piece: Interval) -> dict[str, Any] | None:
+        """Evaluate as an engine does: write first, judge afterwards."""
+        kind = self.mesh.graph[name].kind
+        first = self.mesh.graph[name].life.start if kind.reads_everything else piece.start
+        bad = False
+        for unit in self.mesh.graph[name].unit.split(Interval(first, piece.end)):
+            self.tables[name][unit] = self.row(name, unit, self.tables)
+            bad = bad or (name == BRONZE and self.cell(unit) in self.bad)
+        return AUDIT if bad else None
+
+    def cell(self, unit: Interval) -> int:
+        return int((unit.start - minutes(0, 5).start) / timedelta(minutes=5))
+
+    def row(self, name: str, unit: Interval, tables: dict[str, dict[Interval, Any]]) -> Any:
+        if name == BRONZE:
+            return self.source[self.cell(unit)]
+        graph = self.mesh.graph
+        read = []
+        for edge in graph.parents(name):
+            parent = graph[edge.parent]
+            for piece in window_of(graph[name], parent, edge.window, unit):
+                read += [(edge.parent, u.start, tables[edge.parent].get(u)) for u in parent.unit.split(piece)]
+        return tuple(read)
+
+    def recomputed(self, upto: Interval) -> dict[str, dict[Interval, Any]]:
+        """Everything from the source."""
+        tables: dict[str, dict[Interval, Any]] = defaultdict(dict)
+        for name in self.mesh.graph.order():
+            for unit in self.mesh.graph[name].unit.split(upto):
+                tables[name][unit] = self.row(name, unit, tables)
+        return tables
+
+    def disturb(self, hours: int) -> None:
+        """Late rows, which somebody tells; rows that an audit rejects, and their repair."""
+        cell = self.chance.randrange(hours * 12)
+        self.source[cell] += 1
+        self.mesh.mark(BRONZE, minutes(cell * 5, cell * 5 + 5), "requested")
+        if self.bad and self.chance.random() < 0.7:
+            self.bad.clear()
+        elif self.chance.random() < 0.4:
+            self.bad.add(cell)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_after_any_history_every_row_is_as_if_all_were_computed_anew(ledger: Ledger, seed: int) -> None:
+    """Late rows, failures, crashes in the middle, looks that settle: at rest nothing is stale, and nothing is wrong."""
+    chance = random.Random(seed)  # noqa: S311 - so that a history can be had again
+    latest = node(DAILY, "down", "hour")
+    mesh = Mesh(
+        ledger,
+        (
+            [node(FACT, "down", "hour"), latest],
+            [Edge(FACT, DIMENSION), Edge(FACT, SILVER), Edge(DAILY, DIMENSION, Window("latest"))],
+        ),
+    )
+    mesh.policy = Policy(throttle=timedelta(minutes=chance.choice((0, 10, 60))))
+    rows = Rows(mesh, chance)
+    passed = 60
+    mesh.time(passed)
+    for _ in range(40):
+        passed += chance.choice((0, 5, 5, 30))
+        mesh.time(passed)
+        if chance.random() < 0.5:
+            rows.disturb(passed // 60)
+        project = chance.choice(("up", "down"))
+        if chance.random() < 0.15:
+            _dies(mesh, project, rows, chance)
+            passed += 40
+        else:
+            mesh.run(project, rows)
+        if chance.random() < 0.3:
+            mesh.settle()
+    rows.bad.clear()
+    passed = (passed // 60 + 2) * 60
+    for _ in range(12):
+        passed += 60
+        mesh.time(passed)
+        mesh.run("up", rows)
+        mesh.run("down", rows)
+        if mesh.plan().is_empty and not mesh.stale():
+            break
+    assert mesh.stale() == {}
+    assert rows.tables == rows.recomputed(minutes(0, passed))
+
+
+def _dies(mesh: Mesh, project: str, rows: Rows, chance: random.Random) -> None:
+    """A run that is gone after some batch was written and not recorded."""
+    lease = mesh.acquire(project)
+    plan = mesh.plan(project)
+    journal = mesh.journal(lease, project)
+    journal.stale_from = {m.name: m.stale_from for m in plan.models if m.stale_from is not None}
+    for name, pieces in mesh.claim(journal, plan).items():
+        for piece in pieces:
+            if chance.random() < 0.3:
+                for ready in journal.begin(name, piece):
+                    rows(name, ready)
+                return
+            mesh.evaluate(journal, name, piece, rows)
+    mesh.ledger.finish(lease.run_id, "done", {})
+
+
+def test_a_month_is_read_by_the_units_that_it_touches(ledger: Ledger) -> None:
+    """The windows of the query are wide; what comes back is cut to the units that read it."""
+    weekly = node(DAILY, "down", "hour")
+    mesh = Mesh(
+        ledger,
+        ([weekly], [Edge(DAILY, SILVER, Window("interval", timedelta(hours=-2), timedelta(hours=-2)))]),
+    )
+    caught_up(mesh, 240)
+    mesh.mark(SILVER, minutes(70, 75), "requested")
+    mesh.run("up")
+    assert mesh.stale()[DAILY] == IntervalSet([minutes(180, 240)])
+    assert IntervalUnit.HOUR.count(mesh.stale()[DAILY]) == 1
