@@ -32,7 +32,7 @@ from chaos_history import Violation, history, keep_history, outside_of, promoted
 from chaos_mutations import MUTATIONS, without
 from chaos_replay import Replay
 from chaos_rest import judge_rest, paused, unsettled
-from chaos_stage import Stage
+from chaos_stage import FIRST_MINUTE, Stage
 from meshgate.local_postgres import LocalPostgres
 from meshgate.postgres_server import FSYNC_VARIABLE
 from tiny_mesh import DAY
@@ -88,6 +88,8 @@ def storm(stage: Stage, seconds: float, faults: int, restarts: int, sought: set[
                 return found
         if stage.clock.minutes() + 60 > fed:
             fed = _fed(stage, fed)
+            # Nobody looks for rows that the source does not have yet: they would come late, and nobody would tell.
+            stage.clock.limit(max(fed, FIRST_MINUTE + 60))
         left = max(faults - done, 1)
         stage.tick(min(3.0, stage.random.expovariate(left / max(seconds - passed, 0.3 * left))))
         if done < faults or stage.births + stage.crashes < restarts:
@@ -105,11 +107,12 @@ def _so_far(stage: Stage, sought: set[str]) -> list[Violation]:
 
 
 def _fed(stage: Stage, fed: float) -> float:
+    upto = stage.clock.minutes() // 5 * 5 + 240
     try:
-        stage.feed(stage.clock.minutes() + 240)
+        stage.feed(upto)
     except psycopg2.Error:
         return fed
-    return stage.clock.minutes() + 240
+    return upto
 
 
 def _break_something(stage: Stage) -> None:
@@ -131,7 +134,7 @@ def settle(stage: Stage) -> tuple[float, float]:
     while stage.busy:
         stage.tick(0.05)
     minutes = stage.clock.minutes() // 5 * 5
-    stage.clock.freeze(minutes)
+    stage.clock.limit(minutes)
     began = moved = time.monotonic()
     fed = _fed(stage, 0.0)
     while (why := _why_not(stage, minutes)) is not None or not fed:
@@ -141,10 +144,10 @@ def settle(stage: Stage) -> tuple[float, float]:
             stage.surprises.append(f"not at rest after {RECOVERY_S:.0f} s: {why}")
             break
         with suppress(psycopg2.Error):
-            if time.monotonic() - moved > 5.0 and paused(stage):
+            if time.monotonic() - moved > 5.0 and (pause := paused(stage)):
                 # The time that it is left alone for is the one that stands still.
-                minutes, moved = minutes + 10, time.monotonic()
-                stage.clock.freeze(minutes)
+                minutes, moved = minutes + pause, time.monotonic()
+                stage.clock.limit(minutes)
     took = time.monotonic() - began
     stage.leave()
     return minutes, took

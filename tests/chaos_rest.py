@@ -6,7 +6,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from chaos_history import Violation
+from meshgate.coordinator.staleness import find
+from meshgate.db import Database
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
+from meshgate.ledger import Ledger
 from tiny_mesh import DAY, at
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ COVERED = """
 SELECT lower(r), upper(r) FROM (SELECT unnest(range_agg(span)) AS r FROM meshgate.coverage WHERE version_id = %s) c
 """
 PAUSED = "SELECT count(*) FROM meshgate.mark WHERE retry_at IS NOT NULL"
+THROTTLE_MINUTES = 60
+"""The longest time for which something stale is left alone: one period of the slowest cron."""
 OPEN = {
     "a claim is open": "SELECT count(*) FROM meshgate.claim WHERE state IN ('open', 'begun')",
     "a lost write is waited for": "SELECT count(*) FROM meshgate.claim WHERE state = 'lost' AND quarantined_until > meshgate.clock()",
@@ -58,14 +63,27 @@ def unsettled(stage: Stage, minutes: float, *, workers: bool) -> str | None:
             count = cursor.fetchone()[0]
             if count:
                 return f"{what} ({count})"
+    if stale := stale_models(stage):
+        return f"{', '.join(stale)} stale"
     return None
 
 
-def paused(stage: Stage) -> bool:
-    """Whether something that failed is left alone until a later instant."""
+def stale_models(stage: Stage) -> list[str]:
+    """The models of which something is stale."""
+    database = Database(stage.tiny.state_url)
+    try:
+        manifest = Ledger(database).manifest("prod")
+        return sorted(find(Ledger(database), "prod", manifest.graph, manifest.version_ids))
+    finally:
+        database.close()
+
+
+def paused(stage: Stage) -> float:
+    """For how many simulated minutes something is left alone at most: because it failed, or was read not long ago."""
     with stage.server_cursor() as cursor:
         cursor.execute(PAUSED)
-        return bool(cursor.fetchone()[0])
+        failed = bool(cursor.fetchone()[0])
+    return THROTTLE_MINUTES if stale_models(stage) else 10 if failed else 0
 
 
 def judge_rest(stage: Stage, replay: Replay, minutes: float) -> Iterator[Violation]:

@@ -197,7 +197,7 @@ class Stage:
         )  # fmt: skip
         self.databases = [f"{kind}_{self.tiny.key}" for kind in ("led", "led", "lake", "src")]
         self._deploy()
-        self.clock = Clock.make(folder / "clock", FIRST_MINUTE, MINUTES_PER_SECOND)
+        self.clock = Clock.make(folder / "clock", FIRST_MINUTE, MINUTES_PER_SECOND, FIRST_MINUTE + 60)
 
     # the mesh
 

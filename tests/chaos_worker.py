@@ -115,22 +115,22 @@ class Panel:
 
 
 class Clock:
-    """Simulated time, shared by all: minutes after the mesh's first instant, until it is frozen."""
+    """Simulated time, shared by all: minutes after the mesh's first instant, up to a limit that can be moved."""
 
     def __init__(self, path: Path) -> None:
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), 32)
 
     @classmethod
-    def make(cls, path: Path, minutes: float, per_second: float) -> Clock:
-        path.write_bytes(struct.pack("=dddd", _boottime(), minutes, per_second, 1e12))
+    def make(cls, path: Path, minutes: float, per_second: float, limit: float) -> Clock:
+        path.write_bytes(struct.pack("=dddd", _boottime(), minutes, per_second, limit))
         return cls(path)
 
     def minutes(self) -> float:
         since, first, per_second, last = struct.unpack("=dddd", self._map[:32])
         return min(first + (_boottime() - since) * per_second, last)
 
-    def freeze(self, minutes: float) -> None:
+    def limit(self, minutes: float) -> None:
         struct.pack_into("=d", self._map, 24, minutes)
 
 

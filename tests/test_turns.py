@@ -154,12 +154,12 @@ def test_what_has_waited_for_a_turn_itself_goes() -> None:
 
     Fails without the line in `turns.stand_back` that takes away what has waited.
     """
-    for made, waits in ((8.5, True), (7.5, False)):
+    for made, waits in ((8.5, True), (7.0, False)):
         asked = evolve(mark("requested", 7, 8), made_at=at(made))
         parent = VersionState(time(0, 8.75 - 1 / 12), marks=(asked,))
         found = planned(8.75, patience=HOUR / 2, reader=LATE, parent=parent)
         assert bool(found.redo & time(7, 8)) is not waits
-    stale = Stale(Interval(at(7), at(8)), OTHER, Interval(at(7), at(8)), since=at(7.25))
+    stale = Stale(Interval(at(7), at(8)), OTHER, Interval(at(7), at(8)), since=at(7.0))
     parent = VersionState(time(0, 8.75 - 1 / 12), stale=(stale,))
     assert planned(8.75, patience=HOUR / 2, reader=LATE, parent=parent).redo & time(7, 8)
 

@@ -31,7 +31,7 @@ from attrs import field, frozen
 
 from meshgate.errors import ConfigError, GraphError, UnknownProjectError
 from meshgate.graph import Window
-from meshgate.yaml_source import YamlSource, nearest
+from meshgate.yaml_source import YamlSource, nearest, parse_count
 
 if TYPE_CHECKING:
     from meshgate.yaml_source import Node
@@ -55,7 +55,7 @@ _LEDGER_KEYS: Final = ("url", "lease_ttl", "grace", "statement_timeout")
 _PROJECT_KEYS: Final = (
     *("name", "path", "gateway", "environment", "schedule", "warehouse"),
     *("overlap", "overlap_limit", "stop_grace", "retry", "limits", "exclusive"),
-    *("patience", "on_audit_warning", "edges"),
+    *("patience", "stale", "stale_throttle", "on_audit_warning", "edges"),
 )
 _RETRY_KEYS: Final = ("first", "longest")
 _LIMITS_KEYS: Final = ("warehouse", "models")
@@ -147,6 +147,8 @@ class ProjectConfig:
         model_limits: The same for single models of this project, by any name that the graph resolves.
         exclusive: Time-range models that no two runs may write at once, whatever the ranges.
         patience: How long unsettled parents may hold up a child; None: two units of the child.
+        stale: Whether what was read before its parents changed is computed again (`reprocess`) or only shown (`report`).
+        stale_throttle: How long after its own last read; None: one period of the model's cron.
         on_audit_warning: A failed non-blocking audit is recorded, shown, and lets readers pass.
         edges: Windows other than the default, declared by this project's models.
     """
@@ -166,6 +168,8 @@ class ProjectConfig:
     model_limits: Mapping[str, int] = field(factory=dict)
     exclusive: tuple[str, ...] = ()
     patience: timedelta | None = None
+    stale: str = "reprocess"
+    stale_throttle: timedelta | None = None
     on_audit_warning: OnAuditWarning = "pass"
     edges: tuple[EdgeConfig, ...] = ()
 
@@ -381,6 +385,8 @@ def _project(file: Path, source: YamlSource, node: Node, key: str) -> ProjectCon
         model_limits=model_limits,
         exclusive=_names(source, found, key, "exclusive"),
         patience=source.converted(found, key, "patience", _parse_patience, _A_PAUSE),
+        stale=source.choice(found, key, "stale", ("reprocess", "report")),
+        stale_throttle=source.converted(found, key, "stale_throttle", _parse_patience, _A_PAUSE),
         on_audit_warning=cast("OnAuditWarning", on_audit_warning),
         edges=_edges(source, found, key),
     )
@@ -421,9 +427,9 @@ def _limits(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[
             source.unexpected(listed, f"{at}.models", "a mapping of models' names to numbers")
         entries = source.mapping(listed, f"{at}.models", tuple(name.text for name, _ in listed.entries))
         for name in entries:
-            limit = source.converted(entries, f"{at}.models", name, _parse_count, _A_COUNT)
+            limit = source.converted(entries, f"{at}.models", name, parse_count, _A_COUNT)
             models[name] = 1 if limit is None else limit
-    return source.converted(found, at, "warehouse", _parse_count, _A_COUNT), models
+    return source.converted(found, at, "warehouse", parse_count, _A_COUNT), models
 
 
 def _names(source: YamlSource, project: Mapping[str, Node], key: str, name: str) -> tuple[str, ...]:
@@ -484,12 +490,6 @@ def _parse_patience(text: str) -> timedelta:
     if not _ZERO <= found <= _LONGEST:
         raise ConfigError(f"{text!r} is negative, or longer than a year")
     return found
-
-
-def _parse_count(text: str) -> int:
-    if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
-        raise ConfigError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def _parse_cron(text: str) -> str:

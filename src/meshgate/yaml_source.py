@@ -272,3 +272,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     words = list(known)
     close = difflib.get_close_matches(word.lower(), words, n=1)
     return f"did you mean {close[0]}?" if close else f"known are: {', '.join(words)}"
+
+
+def parse_count(text: str) -> int:
+    """A whole number above 0, for `YamlSource.converted`.
+
+    Raises:
+        ConfigError: It is none, or beyond all reason.
+    """
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
+        raise ConfigError(f"{text!r} is not a whole number above 0")
+    return int(text)

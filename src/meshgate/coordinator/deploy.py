@@ -187,4 +187,8 @@ def _declared(project: ProjectConfig) -> dict[str, Any]:
         "schedule": project.schedule,
         "overlap": project.overlap,
         "patience_s": project.patience.total_seconds() if project.patience is not None else None,
+        "stale": project.stale,
+        "stale_throttle_s": project.stale_throttle.total_seconds()
+        if project.stale_throttle is not None
+        else None,
     }

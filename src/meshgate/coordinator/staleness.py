@@ -177,7 +177,7 @@ def rested_by(
 
 def policy_of(manifest: Mapping[str, Any]) -> Policy:
     """As a project's last deploy declared it."""
-    throttle = manifest.get("throttle_s")
+    throttle = manifest.get("stale_throttle_s")
     return Policy(
         manifest.get("stale", "reprocess") == "reprocess",
         None if throttle is None else timedelta(seconds=throttle),
