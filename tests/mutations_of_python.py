@@ -90,6 +90,77 @@ OF_PYTHON = (
         ('return started != holder["started"] or _is_zombie(pid)', "return _is_zombie(pid)"),
     ),
     python(
+        "G5 stale time is computed again",
+        "test_staleness.py::test_g5_no_silent_staleness",
+        "coordinator/plan.py",
+        (
+            "inside = (_marked(state.marks, _REDONE) | stale) & state.covered",
+            "inside = _marked(state.marks, _REDONE) & state.covered",
+        ),
+    ),
+    python(
+        "G5 readers follow in the same run",
+        "test_staleness.py::test_g5_no_silent_staleness",
+        "coordinator/plan.py",
+        ("again[name] = _restamped(node, planned, state)", "again[name] = IntervalSet()"),
+    ),
+    python(
+        "G5 a child that was being computed is stale at birth",
+        "test_staleness.py::test_g5_an_evaluation_under_way_does_not_hide_it",
+        "sql/queries.sql",
+        (
+            "THEN greatest(c.read_revision, g.settled_revision) ELSE c.read_revision END)",
+            "THEN greatest(c.read_revision, g.settled_revision) ELSE c.revision END)",
+        ),
+    ),
+    python(
+        "G5 dirty spans",
+        "test_staleness.py::test_a_reader_in_flight_over_a_failed_refresh_is_stale",
+        "sql/queries.sql",
+        (
+            "JOIN meshgate.dirty_span d ON d.version_id = g.parent",
+            "JOIN meshgate.dirty_span d ON d.version_id = g.parent AND false",
+        ),
+    ),
+    python(
+        "G5 what was under way at a look is not settled by it",
+        "test_staleness.py::test_a_claim_under_way_is_not_settled_by_a_look",
+        "sql/queries.sql",
+        (
+            "AND p.revision > CASE WHEN c.revision <= g.settled_revision AND c.span <@ g.settled",
+            "AND p.revision > CASE WHEN c.span <@ g.settled",
+        ),
+        (
+            "WHEN greatest(pair.made, pair.revision) <= pair.settled_revision THEN",
+            "WHEN pair.revision <= pair.settled_revision THEN",
+        ),
+        (
+            "coalesce((SELECT min(CASE WHEN c.revision <= x.settled_revision AND c.span <@ x.settled",
+            "coalesce((SELECT min(CASE WHEN c.span <@ x.settled",
+        ),
+    ),
+    python(
+        "G5 the throttle",
+        "test_staleness.py::test_stale_time_is_left_alone_for_a_period_after_it_was_read",
+        "coordinator/staleness.py",
+        ("return at if at > now else None", "return None"),
+    ),
+    python(
+        "G5 an old version's staleness outlives a deploy that breaks nothing",
+        "test_staleness_end_to_end.py::test_a_non_breaking_deploy_hides_no_staleness",
+        "coordinator/staleness.py",
+        (
+            "wrong = [s.interval for s in before.get(name, ())] + [m.interval for m in was.marks]",
+            "wrong = [m.interval for m in was.marks]",
+        ),
+    ),
+    python(
+        "G3 a redo that has waited goes",
+        "test_turns.py::test_what_has_waited_for_a_turn_itself_goes",
+        "coordinator/turns.py",
+        ("again - _waited(states[version_ids[node.name]], present - (limit + max(limit, period)))", "again"),
+    ),
+    python(
         "bridge: no process of SQLMesh's own",
         "test_faults.py::test_nothing_is_forked_that_could_outlive_a_killed_run",
         "bridge/project.py",

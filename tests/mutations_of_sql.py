@@ -245,6 +245,11 @@ OF_SQL = (
         ),
     ),
     sql(
+        "G5 a refresh stamps from the first stale instant on",
+        "test_staleness.py::test_a_restated_dimension_makes_its_facts_stale_from_there_on",
+        ("SELECT p_stale_from WHERE p_stale_from IS NOT NULL", "SELECT p_stale_from WHERE false"),
+    ),
+    sql(
         "G4 the last word of a lost run",
         f"{L}what_a_zombie_had_begun_is_suspect_anew_when_it_is_heard_of_for_the_last_time[says that it ends]",
         ("            PERFORM meshgate.hear_of(p_run_id);\n", ""),

@@ -1,0 +1,117 @@
+"""G5 on real tables: what upstream computes again, downstream computes again; deploys make nobody stale without need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meshgate.interval import IntervalSet
+from tiny_mesh import SILVER, TinyMesh, at, span
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from meshgate.local_postgres import LocalPostgres
+    from meshgate.mesh import Mesh
+
+BRONZE_EVENTS, SILVER_EVENTS, GOLD_HOURLY = (
+    '"lake"."bronze"."events"',
+    '"lake"."silver"."events"',
+    '"lake"."gold"."hourly"',
+)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, postgres: LocalPostgres, extensions: None) -> TinyMesh:
+    return TinyMesh(tmp_path, postgres, policies={"stale_throttle": "0s", "retry": {"first": "0s"}})
+
+
+def ask(mesh: Mesh, model: str, start: float, end: float) -> None:
+    """Ask for time of a model to be computed again."""
+    mesh.ledger.database.execute(
+        "SELECT meshgate.put_mark(%(v)s, tstzrange(%(a)s, %(b)s), 'requested', NULL, '{}')",
+        {"v": mesh.ledger.manifest("prod").version_id(model), "a": at(start), "b": at(end)},
+    )
+
+
+def change(tiny: TinyMesh, minute: float) -> None:
+    """Let the source say something else about a minute."""
+    tiny.sql(tiny.source_url, f"UPDATE events SET value = value + 100 WHERE id = {int(minute * 60)}")
+
+
+def test_g5_no_silent_staleness_across_projects(tiny: TinyMesh) -> None:
+    """A changed source row, and one interval asked for: everything that follows from it is computed again, once."""
+    tiny.feed(0, 240)
+    with tiny.mesh() as mesh:
+        for project in ("upstream", "downstream"):
+            mesh.deploy(project, now=at(180))
+        change(tiny, 72)
+        ask(mesh, BRONZE_EVENTS, 70, 75)
+        done = mesh.run("upstream", now=at(180)).committed
+        assert done == dict.fromkeys((BRONZE_EVENTS, SILVER_EVENTS), IntervalSet([span(70, 75)]))
+        (gold,) = (m for p in mesh.status(now=at(180)).projects for m in p.models if m.model == GOLD_HOURLY)
+        assert gold.stale == IntervalSet([span(60, 120)])
+        assert mesh.run("downstream", now=at(180)).committed == {GOLD_HOURLY: IntervalSet([span(60, 120)])}
+        for project in ("upstream", "downstream"):
+            assert mesh.run(project, now=at(180)).state == "nothing_to_do"
+    tiny.check(180)
+
+
+def test_what_is_stale_is_told(tiny: TinyMesh) -> None:
+    """`why` names the parent's interval that was computed again, and who evaluates it."""
+    tiny.feed(0, 240)
+    with tiny.mesh() as mesh:
+        for project in ("upstream", "downstream"):
+            mesh.deploy(project, now=at(180))
+        ask(mesh, SILVER_EVENTS, 70, 75)
+        mesh.run("upstream", now=at(180))
+        told = mesh.why("gold.hourly", span(60, 120), now=at(180))
+    (cause,) = told.causes
+    assert (cause.reason, cause.detail["parent"], cause.ready) == ("stale", SILVER_EVENTS, True)
+    assert cause.detail["parent_interval"].overlaps(span(70, 75))
+
+
+@pytest.mark.parametrize("breaking", [False, True])
+def test_a_deploy_makes_stale_what_reads_other_data_now_and_nothing_else(
+    tiny: TinyMesh, *, breaking: bool
+) -> None:
+    """A column more is no other data: nobody reads again. Breaking, the plan makes the readers anew, and they are fresh."""
+    tiny.feed(0, 240)
+    with tiny.mesh() as mesh:
+        for project in ("upstream", "downstream"):
+            mesh.deploy(project, now=at(180))
+        changed = "value + 0 AS value FROM" if breaking else "value, 1 AS more FROM"
+        tiny.write("upstream", "silver", SILVER.replace("value FROM", changed))
+        done = mesh.deploy("upstream", now=at(180)).committed
+        assert (GOLD_HOURLY in done) is breaking
+        for project in ("upstream", "downstream"):
+            assert mesh.run(project, now=at(180)).state == "nothing_to_do"
+        # What comes after the deploy is noticed as before.
+        change(tiny, 72)
+        ask(mesh, BRONZE_EVENTS, 70, 75)
+        mesh.run("upstream", now=at(180))
+        assert mesh.run("downstream", now=at(180)).committed == {GOLD_HOURLY: IntervalSet([span(60, 120)])}
+    rows = [row[:3] for row in tiny.table("silver.events")]
+    assert rows == tiny.expected(180)["silver.events"]
+    assert tiny.table("gold.hourly") == tiny.expected(180)["gold.hourly"]
+
+
+def test_a_non_breaking_deploy_hides_no_staleness(tiny: TinyMesh) -> None:
+    """7a: the new version is built from newer rows than the old one had read; the old one's readers are stale.
+
+    Fails without `before` in what `after_promotion` takes from what is kept.
+    """
+    tiny.feed(0, 240)
+    with tiny.mesh() as mesh:
+        for project in ("upstream", "downstream"):
+            mesh.deploy(project, now=at(180))
+        change(tiny, 72)
+        ask(mesh, BRONZE_EVENTS, 70, 75)
+        told = """UPDATE meshgate.project SET manifest = manifest || '{"stale": "report"}' WHERE name = 'upstream'"""
+        tiny.sql(tiny.state_url, told)
+        assert mesh.run("upstream", now=at(180)).committed == {BRONZE_EVENTS: IntervalSet([span(70, 75)])}
+        tiny.write("upstream", "silver", SILVER.replace("value FROM", "value, 1 AS more FROM"))
+        mesh.deploy("upstream", now=at(180))
+        assert mesh.run("downstream", now=at(180)).committed == {GOLD_HOURLY: IntervalSet([span(60, 120)])}
+    assert tiny.table("gold.hourly") == tiny.expected(180)["gold.hourly"]
