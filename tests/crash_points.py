@@ -222,8 +222,8 @@ UNION ALL SELECT 'SQLMesh lacks something', count(*) FROM meshgate.coverage c
     JOIN meshgate.promotion p ON p.version_id = c.version_id AND p.environment = 'prod' WHERE c.mirrored_at IS NULL
 """
 WAITS = """
-SELECT EXISTS (SELECT FROM meshgate.run WHERE state = 'running' AND expires_at > clock_timestamp())
-    OR EXISTS (SELECT FROM meshgate.claim WHERE state = 'lost' AND quarantined_until > clock_timestamp()) AS so
+SELECT run_id FROM meshgate.run WHERE state = 'running' AND expires_at > clock_timestamp()
+UNION SELECT run_id FROM meshgate.claim WHERE state = 'lost' AND quarantined_until > clock_timestamp()
 """
 MIRRORED = """
 SELECT c.version_id, c.span FROM meshgate.coverage c WHERE c.mirrored_at IS NOT NULL AND NOT EXISTS (
@@ -253,7 +253,7 @@ class Stage:
     @classmethod
     def make(cls, folder: Path, server: LocalPostgres, nursery: Nursery, stack: ExitStack) -> Stage:
         """Two projects, deployed, with an hour of history."""
-        tiny = TinyMesh(folder, server)
+        tiny = TinyMesh(folder, server, policies={"stale_throttle": "0s"})
         # The same mesh with leases that end soon, for those whose end nobody can prove.
         brief = folder / "brief"
         brief.mkdir()
@@ -340,8 +340,9 @@ class Stage:
         """Until nobody lives or may still write, or all who might are proven to be gone."""
 
         def over() -> bool:
-            waits = self.rows(WAITS)[0]["so"]
-            return not waits or all(map(lease.proven_gone, self.mesh.ledger.watched().values()))
+            watched = self.mesh.ledger.watched()
+            waits = [row["run_id"] for row in self.rows(WAITS)]
+            return all(run in watched and lease.proven_gone(watched[run]) for run in waits)
 
         until(over, "the end of a lease and of its grace")
 
@@ -351,7 +352,7 @@ class Stage:
             for _ in range(MOST_RUNS):
                 self.wait_for_the_dead()
                 report = self.mesh.run(project, now=at(self.minutes))
-                if report.state == "nothing_to_do" and not self.rows(WAITS)[0]["so"]:
+                if report.state == "nothing_to_do" and not self.rows(WAITS):
                     break
             else:
                 raise AssertionError(f"{project} is not at rest after {MOST_RUNS} runs: {report}")
@@ -388,7 +389,10 @@ class Stage:
         again = self._pieces(self.rows(COMMITTED, after=died))
         for row in done:
             cells = again.get(row["version_id"], [])
-            assert not any(cell in self._cells(row["span"]) for cell in cells), "what was done is done anew"
+            anew = [cell for cell in cells if cell in self._cells(row["span"])]
+            assert not anew, (
+                f"what was done is done anew: version {row['version_id']}, {anew[0]} and {len(anew) - 1} more"
+            )
         for version, cells in again.items():
             assert len(cells) == len(set(cells)), f"version {version} was done twice after the death"
 
