@@ -7,6 +7,7 @@ has the interval `[MIN_INSTANT, MAX_INSTANT)`.
 
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
 from meshgate.ledger.record import CoverageRow, LiveClaim, Manifest, Mark, RecordLedger, VersionState
+from meshgate.ledger.requests import Pace, Request, RequestLedger
 from meshgate.ledger.work import (
     BackOff,
     Begun,
@@ -23,7 +24,7 @@ WHOLE = Interval(MIN_INSTANT, MAX_INSTANT)
 """The claim or mark of an as-of table: all of time."""
 
 
-class Ledger(WorkLedger, RecordLedger):
+class Ledger(WorkLedger, RecordLedger, RequestLedger):
     """One ledger in one database."""
 
 
@@ -41,6 +42,8 @@ __all__ = [
     "LiveRun",
     "Manifest",
     "Mark",
+    "Pace",
     "Refusal",
+    "Request",
     "VersionState",
 ]
