@@ -55,6 +55,7 @@ class Promoted:
         nodes: Models by name; external ones included, also those that only a query names.
         parents: The names that each model's query reads.
         recorded: What SQLMesh has recorded, by name.
+        disable_restatement: The models that must not be computed again, by declaration or by their kind's default.
     """
 
     plan_id: str | None
@@ -62,6 +63,7 @@ class Promoted:
     nodes: Mapping[str, ModelNode]
     parents: Mapping[str, tuple[str, ...]]
     recorded: Mapping[str, IntervalSet]
+    disable_restatement: frozenset[str] = frozenset()
 
 
 def promoted(
@@ -91,7 +93,8 @@ def promoted(
             name=name, project="", version="", kind=Kind.EXTERNAL, unit=IntervalUnit.DAY, cron="@daily"
         )
         parents[name] = ()
-    return Promoted(plan_id, finalized, nodes, parents, recorded)
+    kept = frozenset(s.name for s in snapshots if s.disable_restatement)
+    return Promoted(plan_id, finalized, nodes, parents, recorded, kept)
 
 
 def _starts(snapshots: Collection[Snapshot], now: datetime) -> dict[Any, datetime]:
