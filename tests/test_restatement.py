@@ -110,6 +110,7 @@ def test_a_refreshed_table_is_made_anew_and_changes_from_the_first_instant_on():
     found = steps(expand(graph, "source", at(3), all_recorded(graph)))
     assert (found["dim"].range, found["dim"].changed) == (hours(0, 48), hours(3, 48))
     assert found["fact"].range == hours(3, 48)
+    assert steps(expand(graph, "dim", at(3), all_recorded(graph)))["fact"].range == hours(3, 48)
 
 
 def test_a_table_that_merges_is_only_reported_unless_a_rebuild_is_asked_for():
