@@ -35,7 +35,7 @@ OF_RESTATEMENT = (
     sql(
         "restatement: a table that merges is asked for as a whole",
         f"{R}a_request_for_a_table_that_merges_is_for_all_of_it[scd_type_2]",
-        ("CASE WHEN NOT v.as_of OR v.kind IN ('full', 'view') THEN p_span", "CASE WHEN true THEN p_span"),
+        ("        asked := '(,)';\n", ""),
     ),
     sql(
         "restatement: an open request is kept",

@@ -1247,18 +1247,24 @@ END $$;
 -- The time of a version that a request for span is about: recorded time only, what is not is due anyway. Of a table that
 -- merges rows all of it: nothing less than a rebuild makes it right. p_before: only what was read before this revision.
 CREATE FUNCTION meshgate.requested_time(p_version_id bigint, p_span tstzrange, p_before bigint DEFAULT NULL)
-RETURNS tstzmultirange LANGUAGE sql STABLE AS $$
-    WITH asked AS (
-        SELECT CASE WHEN NOT v.as_of OR v.kind IN ('full', 'view') THEN p_span
-                    WHEN EXISTS (SELECT FROM meshgate.coverage c
-                                 WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
-                                   AND c.span && p_span) THEN '(,)'
-                    ELSE 'empty' END AS span
-        FROM meshgate.version v WHERE v.version_id = p_version_id)
-    SELECT coalesce(range_agg(c.span * asked.span), '{}') FROM asked, meshgate.coverage c
+RETURNS tstzmultirange LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    asked tstzrange := p_span;
+    found tstzmultirange;
+BEGIN
+    IF (SELECT v.as_of AND v.kind NOT IN ('full', 'view') FROM meshgate.version v WHERE v.version_id = p_version_id) THEN
+        asked := '(,)';
+        IF NOT EXISTS (SELECT FROM meshgate.coverage c
+                       WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
+                         AND c.span && p_span) THEN
+            RETURN '{}';
+        END IF;
+    END IF;
+    SELECT range_agg(c.span * asked) INTO found FROM meshgate.coverage c
     WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
-      AND c.span && asked.span AND (p_before IS NULL OR c.read_revision < p_before);
-$$;
+      AND c.span && asked AND (p_before IS NULL OR c.read_revision < p_before);
+    RETURN coalesce(found, '{}');
+END $$;
 
 -- Puts the marks that are still missing of what is requested: of a new request, and of a version that was promoted since.
 -- Whatever was read before the request is open until a commit that read later; marks only say so to the runs.
