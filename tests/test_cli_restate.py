@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import socket
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,11 @@ import structlog
 from command_line import Answer, answer_of
 from ledger_story import PROJECTS, Story, fqn, mesh_graph, node
 from meshgate.bridge.contract import installed_versions
+from meshgate.coordinator import RunReport
 from meshgate.errors import ConfigError, IntervalError, UnknownModelError
 from meshgate.graph import Window
 from meshgate.interval import Interval, IntervalSet
+from meshgate.mesh import Mesh
 from tiny_mesh import TinyMesh, at, span
 
 if TYPE_CHECKING:
@@ -205,6 +208,45 @@ def test_rebuild_asks_for_the_tables_that_merge_too(story: Story, call: Any) -> 
     assert set(requested(story)) == {"bronze.transactions", "gold.by_customer"}
 
 
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The projects that are run, by a stand-in that only upstream fails in."""
+    seen: list[str] = []
+
+    def run(self: Mesh, project: str, *, environment: str) -> RunReport:
+        seen.append(project)
+        state = "failed" if project == "upstream" else "done"
+        return RunReport(project, environment, at(0), state, run_id=len(seen))
+
+    monkeypatch.setattr(Mesh, "run", run)
+    return seen
+
+
+def test_now_runs_the_projects_that_it_concerns_parents_first(
+    story: Story, call: Any, runs: list[str]
+) -> None:
+    """Each as ever, whatever became of the one before; anything that failed is exit code 1."""
+    answer = call("transactions", *HOUR, "--apply", "--now")
+    assert (answer.code, runs) == (1, ["upstream", "downstream"])
+    assert "run 1 of upstream: failed" in answer.out
+    assert "run 2 of downstream: done" in answer.out
+    found = call("fact_sales", *HOUR, "--apply", "--now", "--json").document
+    assert (found["made"], [run["project"] for run in found["runs"]]) == ([2], ["downstream"])
+    assert runs[2:] == ["downstream"]
+
+
+def test_now_leaves_projects_of_other_repositories_to_their_own_runs(
+    story: Story, call: Any, runs: list[str], tmp_path: Path
+) -> None:
+    """And says so."""
+    config = json.loads((tmp_path / "meshgate.yaml").read_text())
+    config["projects"] = [p for p in config["projects"] if p["name"] == "upstream"]
+    (tmp_path / "meshgate.yaml").write_text(json.dumps(config))
+    answer = call("transactions", *HOUR, "--apply", "--now")
+    assert runs == ["upstream"]
+    assert "downstream is not in" in answer.err
+
+
 # Bad input
 
 
@@ -226,6 +268,7 @@ def test_rebuild_asks_for_the_tables_that_merge_too(story: Story, call: Any) -> 
             "due anyway",
         ),
         (["list", "7"], "takes no number", "meshgate restate list"),
+        (["fact_sales", *HOUR, "--now"], "--now runs what was asked for", "add --apply"),
         (["list", "--apply"], "takes no options about a range", "meshgate restate MODEL"),
         (["show"], "which request is to be shown?", "meshgate restate list"),
         (["cancel"], "which request is to be cancelled?", "meshgate restate list"),
@@ -301,6 +344,13 @@ def test_show_tells_how_far_a_request_is_and_what_is_in_its_way(story: Story, ca
         story.commit(lease, "bronze.transactions", "2026-01-05T03:30/2026-01-05T04:00")
     assert call("show", "1").out.splitlines()[0].endswith(": done")
     assert call("show", "1", "--json").document["request"]["state"] == "done"
+
+
+def test_why_names_the_request(story: Story, call: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever wonders why an interval is computed again learns who asked for it."""
+    call("fact_sales", *HOUR, "--apply", "--reason", "late rows")
+    answer = answer_of(capsys, story.folder, "why", "fact_sales", "2026-01-05T03:00/2026-01-05T04:00")
+    assert "asked to be computed again by request 1: late rows" in answer.out
 
 
 def test_cancel_takes_back_what_is_left_and_says_what_was_done(story: Story, call: Any) -> None:

@@ -93,7 +93,7 @@ def promoted(
             name=name, project="", version="", kind=Kind.EXTERNAL, unit=IntervalUnit.DAY, cron="@daily"
         )
         parents[name] = ()
-    kept = frozenset(s.name for s in snapshots if s.disable_restatement)
+    kept = frozenset(s.name for s in snapshots if s.is_model and s.model.disable_restatement)
     return Promoted(plan_id, finalized, nodes, parents, recorded, kept)
 
 

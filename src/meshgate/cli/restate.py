@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,7 @@ from meshgate.errors import ConfigError
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from meshgate.coordinator.restate import Preview
     from meshgate.interval import Interval
 
 _VERBS = ("list", "show", "cancel")
@@ -36,6 +37,9 @@ _VERBS = ("list", "show", "cancel")
     help="Ask also for tables that merge rows, where they read what changes: they are rebuilt from their beginning.",
 )
 @click.option("--apply", is_flag=True, help="Make the request; it lasts until it is done or cancelled.")
+@click.option(
+    "--now", is_flag=True, help="With --apply: run the projects that it concerns at once, parents first."
+)
 @environment_option
 @json_option
 @pass_call
@@ -51,6 +55,7 @@ def restate(
     only_downstream: bool,
     rebuild: bool,
     apply: bool,
+    now: bool,
 ) -> int:
     """Show what computing a range of MODEL again comes to, and ask for it with --apply.
 
@@ -59,13 +64,13 @@ def restate(
     project, on their own schedule.
 
     \b
-    meshgate restate MODEL --from INSTANT --to INSTANT [--apply]
+    meshgate restate MODEL --from INSTANT --to INSTANT [--apply [--now]]
     meshgate restate list             the newest requests and how far they are
     meshgate restate show REQUEST     one of them: what is in its way, what follows
     meshgate restate cancel REQUEST   take back what of it is not done
     """  # noqa: D301 - click reads the \b
     if what in _VERBS:
-        given = [start, end, reason, only_downstream or None, rebuild or None, apply or None]
+        given = [start, end, reason, only_downstream or None, rebuild or None, apply or None, now or None]
         if any(value is not None for value in given):
             raise ConfigError(
                 f"`meshgate restate {what}` takes no options about a range",
@@ -77,14 +82,46 @@ def restate(
             f"`meshgate restate {what}` takes no number of a request",
             hint=f"did you mean `meshgate restate show {number}` ?",
         )
+    if now and not apply:
+        raise ConfigError(
+            "--now runs what was asked for, and nothing is", hint="add --apply, or leave --now away"
+        )
     interval = _range(what, start, end)
     with call.open() as mesh:
         found = mesh.restate(
             what, interval, reason=reason, by=who(), only_downstream=only_downstream, rebuild=rebuild, apply=apply,
             environment=environment,
         )  # fmt: skip
+    if call.json:
+        code, reports = _run(call, found) if now else (0, [])
+        call.show("restate", found, page="restatement", **({"runs": reports} if now else {}))
+        return code
     call.show("restate", found, page="restatement")
-    return 0
+    return _run(call, found)[0] if now else 0
+
+
+def _run(call: Call, found: Preview) -> tuple[int, list[dict[str, Any]]]:
+    """The ordinary runs of the projects that a request concerns; an exit code as of one run, and what they did."""
+    from meshgate.report import data
+
+    reports: list[dict[str, Any]] = []
+    codes = {0}
+    for project in found.projects:
+        with call.working(project) as mesh:
+            if project not in {p.name for p in mesh.config.projects}:
+                click.echo(f"{project} is not in {mesh.config.path}: its own runs do its part", err=True)
+                continue
+            report = mesh.run(project, environment=found.environment)
+        codes.add(report.exit_code)
+        reports.append(data.run(report, (), "run"))
+        if report.exit_code == 1:
+            call.failure = f"run {report.run_id} of {project!r} ended as {report.state}"
+        if not call.json:
+            click.echo()
+            call.show("run", report, (), "run")
+        if call.signum:
+            return 128 + call.signum, reports
+    return (1 if 1 in codes else max(codes)), reports
 
 
 def _range(model: str, start: datetime | None, end: datetime | None) -> Interval:
