@@ -278,10 +278,10 @@ DECLARED = [
 
 @st.composite
 def cases(draw: st.DrawFn, *, tidy: bool) -> Case:
-    """Up to eight models. Tidy ones are recorded up to now, which is midnight, and declare nothing."""
+    """Four to eight models. Tidy ones are recorded up to now, which is midnight, and declare nothing."""
     names = ("time",) * 6 + ("full", "full", "view", "embedded", "key", "key", "scd")
     specs: list[Spec] = []
-    for place in range(draw(st.integers(2, 8))):
+    for place in range(draw(st.integers(4, 8))):
         root = place == 0 or draw(st.integers(0, 6)) == 0
         roots = ("time", "time", "time", "seed", "external", "full", "key")
         kind = draw(st.sampled_from(roots if root else (*names, "unmanaged") if not tidy else names))
@@ -310,7 +310,7 @@ def cases(draw: st.DrawFn, *, tidy: bool) -> Case:
     return Case(tuple(specs), draw(st.integers(0, min(3, len(specs) - 1))), Interval(start, end), now)
 
 
-@examples(350)
+@examples(330)
 @given(cases(tidy=True))
 def test_the_preview_is_sqlmeshs_cascade(seed_file: Path, case: Case):
     """Same models, same ranges, but for readers of refreshed tables and of views."""
@@ -318,7 +318,7 @@ def test_the_preview_is_sqlmeshs_cascade(seed_file: Path, case: Case):
     assert set(used) <= {WIDER, _THROUGH}
 
 
-@examples(200)
+@examples(180)
 @given(cases(tidy=False))
 def test_on_meshes_that_lag_and_declare_windows_a_rule_explains_each_difference(seed_file: Path, case: Case):
     """Frontiers that differ, an asked range before the beginning, windows, tables that append."""
