@@ -291,22 +291,3 @@ def test_how_long_evaluations_took_is_known(scene: Scene) -> None:
     (pace,) = scene.ledger.paces([version]).values()
     assert (pace.evaluations, pace.took, pace.time) == (2, timedelta(minutes=6), timedelta(hours=2))
     assert scene.ledger.paces([version + 1]) == {}
-
-
-def test_the_time_of_a_request_is_found_by_index(scene: Scene) -> None:
-    """Each look at an environment asks for that of every request: however much else the version has recorded."""
-    version = scene.version()
-    scene.database.execute(
-        "INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, verdict, committed_at)"
-        " SELECT %(v)s, tstzrange(t, t + interval '5 minutes'), 2, 1, 'passed', t"
-        " FROM generate_series('2025-01-01Z'::timestamptz, '2025-03-01Z', '5 minutes') t;"
-        "ANALYZE meshgate.coverage",
-        {"v": version},
-    )
-    (row,) = scene.database.execute(
-        "SELECT meshgate.requested_time(%(v)s, '[2025-02-01 00:00Z,2025-02-01 01:00Z)', 2)::text AS found,"
-        " pg_stat_get_xact_numscans('meshgate.coverage'::regclass) AS scans",
-        {"v": version},
-    )
-    assert row["scans"] == 0
-    assert row["found"].count("2025-02-01") == 2
