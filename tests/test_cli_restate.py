@@ -412,3 +412,41 @@ def test_a_deploy_keeps_which_models_disable_restatement(
         found = mesh.restate("bronze.events", span(0, 60))
         assert [step.model for step in found.steps] == [BRONZE]
         assert [(stop.name, stop.reason) for stop in found.stops] == [(SILVER, "disabled")]
+
+
+def test_tables_that_are_one_whole_are_restated_by_ordinary_runs(
+    tmp_path: Path, postgres: LocalPostgres, extensions: None
+) -> None:
+    """One refresh for a FULL table; all of its intervals once more for one that merges rows."""
+    tiny = TinyMesh(tmp_path, postgres)
+    tiny.write(
+        "downstream",
+        "total",
+        "MODEL (name gold.total, kind FULL, cron '@hourly'); SELECT COUNT(*)::BIGINT AS events FROM silver.events",
+    )
+    tiny.write(
+        "downstream",
+        "latest",
+        "MODEL (name gold.latest, kind INCREMENTAL_BY_UNIQUE_KEY (unique_key value), cron '@hourly');"
+        " SELECT value, MAX(ts) AS ts FROM silver.events WHERE ts >= @start_dt AND ts < @end_dt GROUP BY 1",
+    )
+    tiny.feed(0, 180)
+    total, latest = '"lake"."gold"."total"', '"lake"."gold"."latest"'
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(180))
+        mesh.deploy("downstream", now=at(180))
+        found = mesh.restate("silver.events", span(60, 70), only_downstream=True, apply=True, by="ann")
+        assert {s.model: s.range for s in found.steps} == {
+            GOLD: IntervalSet([span(60, 120)]),
+            total: IntervalSet([span(0, 180)]),
+            latest: IntervalSet([span(0, 180)]),
+        }
+        report = mesh.run("downstream", now=at(180))
+        assert set(report.committed) == {GOLD, total, latest}
+        assert (report.committed[GOLD], report.committed[latest]) == (
+            IntervalSet([span(60, 120)]),
+            IntervalSet([span(0, 180)]),
+        )
+        assert {mesh.request(number).request.state for number in found.made} == {"done"}
+        assert mesh.run("downstream", now=at(180)).state == "nothing_to_do"
+        tiny.check(180)
