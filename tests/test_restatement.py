@@ -171,6 +171,13 @@ def test_what_is_not_recorded_is_due_anyway():
     assert (found.steps, [s.reason for s in found.stops]) == ((), ["unrecorded"])
 
 
+def test_what_lies_outside_the_life_of_a_model_stays_as_it_is():
+    """Its start may have been moved since that was recorded."""
+    graph = made(node("gold", U.HOUR, (ORIGIN + 4 * HOUR, ORIGIN + 7 * HOUR)), reads={})
+    (step,) = expand(graph, "gold", Interval(at(2).start, at(9).start), all_recorded(graph)).steps
+    assert step.range == hours(4, 7)
+
+
 def test_only_downstream_leaves_the_model_alone_and_asks_for_its_readers():
     """Through views, over what they read of exactly the asked time."""
     graph = made(

@@ -171,7 +171,8 @@ def expand(
         node = graph[name]
         if not node.kind.recorded:
             continue
-        known = recorded.get(name, IntervalSet())
+        # What lies outside its life stays as it is: no run would evaluate it.
+        known = recorded.get(name, IntervalSet()).clip(node.life.start, node.life.end)
         found = _reach(graph, node, asked.get(name), interval, changed, known)
         step = Step(name, node.project, name in asked, *found)
         reason = _obstacle(node, step, name in disabled, rebuild=rebuild)
