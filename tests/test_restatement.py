@@ -179,16 +179,30 @@ def test_what_lies_outside_the_life_of_a_model_stays_as_it_is():
 
 
 def test_only_downstream_leaves_the_model_alone_and_asks_for_its_readers():
-    """Through views, over what they read of exactly the asked time."""
+    """Through views, and by their windows: whoever reads a day reads all of it."""
     graph = made(
         node("daily", U.DAY, LIFE), node("view", U.HOUR, LIFE, Kind.EMBEDDED), node("hourly", U.HOUR, LIFE),
-        node("far", U.HOUR, LIFE), reads={"view": ["daily"], "hourly": ["view"], "far": ["hourly"]},
+        node("far", U.HOUR, LIFE), node("lookup", U.HOUR, LIFE),
+        reads={"view": ["daily"], "hourly": ["view"], "far": ["hourly"], "lookup": {"daily": Window("latest")}},
     )  # fmt: skip
     found = expand(graph, "daily", at(3), all_recorded(graph), only_downstream=True)
     assert {s.name: (s.asked, s.range) for s in found.steps} == {
-        "hourly": (True, hours(3, 4)),
-        "far": (False, hours(3, 4)),
+        "hourly": (True, hours(0, 24)),
+        "far": (False, hours(0, 24)),
+        "lookup": (True, hours(23, 47)),
     }
+
+
+def test_a_reader_that_is_asked_for_and_follows_is_requested_for_what_was_asked():
+    """What follows anyway needs no mark, nor does what lies between."""
+    late = Window("interval", from_offset=timedelta(hours=-20), to_offset=timedelta(hours=-20))
+    graph = made(
+        node("source", U.HOUR, LIFE), node("near", U.HOUR, LIFE), node("both", U.HOUR, LIFE),
+        reads={"near": ["source"], "both": {"source": Window(), "near": late}},
+    )  # fmt: skip
+    found = expand(graph, "source", at(3), all_recorded(graph), only_downstream=True)
+    assert steps(found)["both"].range == hours(3, 4) | hours(23, 24)
+    assert found.requests == (("near", at(3)), ("both", at(3)))
 
 
 @pytest.mark.parametrize("kind", [Kind.EXTERNAL, Kind.EMBEDDED, Kind.VIEW])

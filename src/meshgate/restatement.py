@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from meshgate.graph import MeshGraph
 
+_WITHOUT_TIME: Final = (Kind.VIEW, Kind.EMBEDDED, Kind.EXTERNAL, Kind.SEED)
 _DISABLED_BY_DEFAULT: Final = (Kind.SCD_TYPE_2, Kind.INCREMENTAL_UNMANAGED, Kind.MANAGED)
 
 Reason = Literal["unit", "window", "depends_on_past", "refresh", "rebuild"]
@@ -100,17 +101,14 @@ class Restatement:
         interval: Which time of it, as it was asked.
         steps: Every model that is computed again, parents first.
         stops: Where the cascade ends before its natural end, parents first.
+        requests: What has to be requested: models, and the time of each.
     """
 
     model: str
     interval: Interval
     steps: tuple[Step, ...]
     stops: tuple[Stop, ...]
-
-    @property
-    def requests(self) -> tuple[tuple[str, Interval], ...]:
-        """What has to be requested: models, and the time of each."""
-        return tuple((step.name, hull) for step in self.steps if step.asked and (hull := step.reached.hull))
+    requests: tuple[tuple[str, Interval], ...]
 
 
 def disabled_models(graph: MeshGraph, manifests: Mapping[str, Mapping[str, object]]) -> frozenset[str]:
@@ -167,24 +165,28 @@ def expand(
     changed: dict[str, IntervalSet] = {}
     steps: list[Step] = []
     stops: list[Stop] = []
+    requests: list[tuple[str, Interval]] = []
     for name in graph.order():
         node = graph[name]
         if not node.kind.recorded:
             continue
         # What lies outside its life stays as it is: no run would evaluate it.
         known = recorded.get(name, IntervalSet()).clip(node.life.start, node.life.end)
-        found = _reach(graph, node, asked.get(name), interval, changed, known)
-        step = Step(name, node.project, name in asked, *found)
+        step = _reach(graph, node, asked.get(name), interval, changed, known)
         reason = _obstacle(node, step, name in disabled, rebuild=rebuild)
         if reason is not None:
             stops.append(Stop(name, node.project, reason, step.because, step.reached))
         elif step.reached:
             steps.append(_by_kind(graph, node, step, known))
             changed[name] = steps[-1].changed
+            wanted = asked.get(name, step.reached if steps[-1].asked else ())
+            hulls = ((IntervalSet((piece,)) & known).hull for piece in wanted)
+            requests += ((name, hull) for hull in hulls if hull is not None)
     told = {*changed, *(stop.name for stop in stops)}
     order = {name: place for place, name in enumerate(graph.order())}
     stops += (stop for stop in _ungated(graph, changed) if stop.name not in told)
-    return Restatement(model, interval, tuple(steps), tuple(sorted(stops, key=lambda s: order[s.name])))
+    stops.sort(key=lambda stop: order[stop.name])
+    return Restatement(model, interval, tuple(steps), tuple(stops), tuple(requests))
 
 
 def _asked(
@@ -198,16 +200,13 @@ def _asked(
     if not only_downstream and node.kind.recorded:
         asked[node.name] = IntervalSet((node.unit.outward(interval),))
     if only_downstream or node.kind.transparent or not node.kind.recorded:
-        for reader, window in _direct_readers(graph, node):
-            # Only what was asked for is wrong, whatever the units in which it is recorded.
+        read = node
+        if node.kind in _WITHOUT_TIME:
+            # It has no intervals of its own that would make more of it wrong than was asked for.
             read = evolve(node, unit=IntervalUnit.FIVE_MINUTE, start=None, end=None)
-            reach = readers_of(
-                reader,
-                read,
-                window,
-                IntervalSet((interval,)),
-                IntervalSet((reader.unit.outward(reader.life),)),
-            )
+        for reader, window in _direct_readers(graph, node):
+            everything = IntervalSet((reader.unit.outward(reader.life),))
+            reach = readers_of(reader, read, window, IntervalSet((interval,)), everything)
             if reach:
                 asked[reader.name] = asked.get(reader.name, IntervalSet()) | reach
     return asked
@@ -238,8 +237,8 @@ def _reach(
     interval: Interval,
     changed: Mapping[str, IntervalSet],
     known: IntervalSet,
-) -> tuple[tuple[str, ...], IntervalSet, IntervalSet, IntervalSet, tuple[Widening, ...]]:
-    """Which parents' changes a model reads and what of its recorded time that concerns."""
+) -> Step:
+    """What of a model's recorded time is asked for or reads a parent's change; what is computed is not decided yet."""
     reached = asked & known if asked else IntervalSet()
     because: dict[str, None] = {}
     widened: dict[Widening, None] = {}
@@ -256,7 +255,9 @@ def _reach(
         if gate.window.mode in ("interval", "latest") and part - changed[gate.parent]:
             declared = None if gate.window.is_default else gate.window
             widened[Widening("window" if declared else "unit", gate.parent, declared)] = None
-    return tuple(because), reached, IntervalSet(), IntervalSet(), tuple(widened)
+    return Step(
+        node.name, node.project, asked is not None, tuple(because), reached, reached, reached, tuple(widened)
+    )
 
 
 def _obstacle(node: ModelNode, step: Step, disabled: bool, *, rebuild: bool) -> Obstacle | None:
@@ -286,9 +287,9 @@ def _by_kind(graph: MeshGraph, node: ModelNode, step: Step, known: IntervalSet) 
             step, asked=True, range=known, changed=known, widened=(*step.widened, Widening("rebuild"))
         )
     if graph.sequential(node.name) and onwards != step.reached:
-        step = evolve(step, widened=(*step.widened, Widening("depends_on_past")))
-        return evolve(step, range=onwards, changed=onwards)
-    return evolve(step, range=step.reached, changed=step.reached)
+        widened = (*step.widened, Widening("depends_on_past"))
+        return evolve(step, range=onwards, changed=onwards, widened=widened)
+    return step
 
 
 def _ungated(graph: MeshGraph, changed: Mapping[str, IntervalSet]) -> Iterator[Stop]:
