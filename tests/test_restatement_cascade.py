@@ -127,16 +127,24 @@ def seed_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def model_of(spec: Spec, name: str, names: tuple[str, ...], seed_file: Path) -> Any:
     """A model without a file or a parse: its query is always the same, what it reads is told."""
-    if spec.kind == "external":
+    reads = frozenset({names[place] for place in spec.parents} | ({name} if spec.reads_itself else set()))
+    return _model(spec.kind, spec.unit, reads, spec.disabled, name, seed_file)
+
+
+@cache
+def _model(
+    kind: str, unit: str, reads: frozenset[str], disabled: bool | None, name: str, seed_file: Path
+) -> Any:
+    """Rendering a query is what costs here; a model is not changed by who uses it."""
+    if kind == "external":
         return create_external_model(name, project=PROJECT)
-    if spec.kind == "seed":
+    if kind == "seed":
         seed = kinds.SeedKind(path=str(seed_file))
         return create_seed_model(name, seed, path=seed_file, start=START.isoformat(), project=PROJECT)
-    more = {} if spec.disabled is None else {"disable_restatement": spec.disabled}
-    reads = {names[place] for place in spec.parents} | ({name} if spec.reads_itself else set())
+    more = {} if disabled is None else {"disable_restatement": disabled}
     return create_sql_model(
-        name, _query(), kind=KINDS[spec.kind](**more), cron=CRONS[spec.unit], start=START.isoformat(),
-        depends_on=reads, dialect="duckdb", project=PROJECT,
+        name, _query(), kind=KINDS[kind](**more), cron=CRONS[unit], start=START.isoformat(), depends_on=set(reads),
+        extract_dependencies_from_query=False, dialect="duckdb", project=PROJECT,
     )  # fmt: skip
 
 
@@ -152,8 +160,9 @@ def snapshots_of(case: Case, seed_file: Path) -> list[Snapshot]:
         for name, spec in zip(case.names, case.specs, strict=True)
     }
     found = []
+    fingerprints: dict[str, Any] = {}
     for name, spec in zip(case.names, case.specs, strict=True):
-        snapshot = Snapshot.from_node(models[name], nodes=models)
+        snapshot = Snapshot.from_node(models[name], nodes=models, cache=fingerprints)
         snapshot.categorize_as(SnapshotChangeCategory.BREAKING)
         if spec.kind not in ("embedded", "external"):
             unit = IntervalUnit(snapshot.node.interval_unit.value)
