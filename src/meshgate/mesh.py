@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from meshgate.coordinator.doctor import Diagnosis
     from meshgate.coordinator.explain import GateAnswer, Why
     from meshgate.coordinator.progress import Progress
+    from meshgate.coordinator.restate import Preview, RequestStanding
     from meshgate.coordinator.status import Status, Wait
     from meshgate.interval import Interval
-    from meshgate.ledger import LiveRun
+    from meshgate.ledger import LiveRun, Request
     from meshgate.local_postgres import LocalPostgres
 
 
@@ -225,6 +226,64 @@ class Mesh:
         from meshgate.coordinator.explain import gate
 
         return gate(self._bench, model, interval, environment=environment, now=now)
+
+    def restate(
+        self,
+        model: str,
+        interval: Interval,
+        *,
+        reason: str | None = None,
+        by: str | None = None,
+        only_downstream: bool = False,
+        rebuild: bool = False,
+        apply: bool = False,
+        environment: str | None = None,
+    ) -> Preview:
+        """What computing some time of a model again comes to; with `apply` it is asked for.
+
+        Args:
+            model: Its name, or the last parts of it.
+            interval: Which time of it, UTC; it is widened to whole units.
+            reason: Why: for the history.
+            by: Who asks: for the history.
+            only_downstream: Whether the model is right, and only what was derived from it is asked for.
+            rebuild: Whether tables that merge rows are asked for too where they read what is changed.
+            apply: Whether to make the request, which lasts until it is done or cancelled.
+            environment: SQLMesh's environment; by default the one that the configured projects share.
+
+        Raises:
+            UnknownModelError: There is no such model; names the nearest.
+            IntervalError: The interval lies in the future.
+            ConfigError: With `apply`: nothing can be computed again; says why.
+            NotDeployedError: Nothing was deployed in the environment.
+        """
+        from meshgate.coordinator.restate import preview, request
+
+        found = preview(
+            self._bench, model, interval,
+            only_downstream=only_downstream, rebuild=rebuild, environment=environment,
+        )  # fmt: skip
+        return request(self._bench, found, reason=reason, by=by) if apply else found
+
+    def requests(self, *, environment: str | None = None) -> tuple[Request, ...]:
+        """The newest requests for restatement, newest first, each with its progress."""
+        from meshgate.coordinator.restate import requests
+
+        return requests(self._bench, environment)
+
+    def request(self, request_id: int, *, environment: str | None = None) -> RequestStanding:
+        """One request: how far it is, what is in its way, and what follows it. See `coordinator.restate.standing_of`."""
+        from meshgate.coordinator.restate import standing_of
+
+        return standing_of(self._bench, request_id, environment)
+
+    def cancel_request(
+        self, request_id: int, by: str, *, environment: str | None = None
+    ) -> tuple[Request, bool]:
+        """Take back what of a request is not done; see `coordinator.restate.cancel`."""
+        from meshgate.coordinator.restate import cancel
+
+        return cancel(self._bench, request_id, by, environment)
 
     @classmethod
     def doctor(cls, path: str | Path | None = None) -> Diagnosis:

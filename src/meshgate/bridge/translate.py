@@ -55,6 +55,7 @@ class Promoted:
         nodes: Models by name; external ones included, also those that only a query names.
         parents: The names that each model's query reads.
         recorded: What SQLMesh has recorded, by name.
+        disable_restatement: The models that must not be computed again, by declaration or by their kind's default.
     """
 
     plan_id: str | None
@@ -62,6 +63,7 @@ class Promoted:
     nodes: Mapping[str, ModelNode]
     parents: Mapping[str, tuple[str, ...]]
     recorded: Mapping[str, IntervalSet]
+    disable_restatement: frozenset[str] = frozenset()
     unbroken: Mapping[str, frozenset[str]] = attrs.field(factory=dict)
     """By model: the older versions of which the present one is no breaking change."""
 
@@ -95,7 +97,8 @@ def promoted(
             name=name, project="", version="", kind=Kind.EXTERNAL, unit=IntervalUnit.DAY, cron="@daily"
         )
         parents[name] = ()
-    return Promoted(plan_id, finalized, nodes, parents, recorded, unbroken)
+    kept = frozenset(s.name for s in snapshots if s.is_model and s.model.disable_restatement)
+    return Promoted(plan_id, finalized, nodes, parents, recorded, kept, unbroken)
 
 
 def _unbroken(snapshot: Snapshot) -> frozenset[str]:

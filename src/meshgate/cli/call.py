@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +60,8 @@ class Call:
                 finally:
                     self.signum = mesh.stop.signum
 
-    def show(self, name: str, *found: Any, **also: Any) -> None:
-        """Print an answer: `report.data.<name>` or `report.text.<name>` of it; `also` goes into JSON only."""
+    def show(self, name: str, *found: Any, page: str = "text", **also: Any) -> None:
+        """Print an answer: `report.data.<name>` or `report.<page>.<name>` of it; `also` goes into JSON only."""
         if self._narrator is not None:
             self._narrator.close()
         if self.json:
@@ -68,9 +69,11 @@ class Call:
 
             click.echo(data.dumped({**getattr(data, name)(*found), **also}))
         else:
-            from meshgate.report import text
+            from importlib import import_module
 
-            getattr(text, name)(text.console(sys.stdout), *found)
+            from meshgate.report.text import console
+
+            getattr(import_module(f"meshgate.report.{page}"), name)(console(sys.stdout), *found)
 
 
 class _Stderr:
@@ -105,6 +108,18 @@ def log_to_stderr(*, verbose: bool) -> None:
     )
 
 
+def who() -> str:
+    """Who types this, for the history."""
+    import getpass
+    import socket
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in some containers
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
 # Options that several commands share. What they hold is read before anything is opened.
 
 
@@ -112,7 +127,8 @@ def _read_json(ctx: click.Context, _: click.Parameter, *, value: bool) -> None:
     ctx.ensure_object(Call).json = value
 
 
-def _read_instant(_: click.Context, __: click.Parameter, value: str | None) -> datetime | None:
+def read_instant(_: click.Context, __: click.Parameter, value: str | None) -> datetime | None:
+    """An instant, UTC."""
     from meshgate.interval import parse_instant
 
     return None if value is None else parse_instant(value)
@@ -161,6 +177,6 @@ environment_option = click.option(
 now_option = click.option(
     "--now",
     metavar="INSTANT",
-    callback=_read_instant,
+    callback=read_instant,
     help="A past instant that stands for the present: UTC, ISO 8601.",
 )

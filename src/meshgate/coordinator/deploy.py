@@ -133,7 +133,11 @@ def _apply(
         found = reconcile(ledger, opened, target, now, deploying=deploying)
         findings += tuple(f for f in found if f.what != "promoted")  # that was this deploy
         sqlmesh, sqlglot = opened.versions
-        manifest = {**declared, **_state_facts(bench, opened, target)}
+        manifest = {
+            **declared,
+            **_state_facts(bench, opened, target),
+            **_kept(opened.promoted(target, now), project),
+        }
         ledger.save_manifest(project.name, manifest, sqlmesh=sqlmesh, sqlglot=sqlglot)
         state = "failed" if outcome.failed else ("done" if changed else "nothing_to_do")
     except LeaseLostError as lost:
@@ -171,6 +175,14 @@ def _state_facts(bench: Workbench, opened: SqlmeshProject, target: str) -> dict[
     return {
         "engine_in_process": opened.engine_in_process,
         "state_schema": opened.state_schema if here else None,
+    }
+
+
+def _kept(promoted: Promoted | None, project: ProjectConfig) -> dict[str, Any]:
+    """The project's models that must not be computed again: previews and policies need it without SQLMesh."""
+    kept = sorted(promoted.disable_restatement) if promoted else ()
+    return {
+        "disable_restatement": [n for n in kept if promoted and promoted.nodes[n].project == project.name]
     }
 
 

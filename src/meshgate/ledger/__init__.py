@@ -16,6 +16,7 @@ from meshgate.ledger.record import (
     Stale,
     VersionState,
 )
+from meshgate.ledger.requests import Pace, Request, RequestLedger
 from meshgate.ledger.work import (
     BackOff,
     Begun,
@@ -32,7 +33,7 @@ WHOLE = Interval(MIN_INSTANT, MAX_INSTANT)
 """The claim or mark of an as-of table: all of time."""
 
 
-class Ledger(WorkLedger, RecordLedger):
+class Ledger(WorkLedger, RecordLedger, RequestLedger):
     """One ledger in one database."""
 
 
@@ -51,7 +52,9 @@ __all__ = [
     "Manifest",
     "Mark",
     "Newer",
+    "Pace",
     "Refusal",
+    "Request",
     "Stale",
     "VersionState",
 ]

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from meshgate.coordinator.doctor import Diagnosis
     from meshgate.coordinator.explain import GateAnswer, ProjectRuns, Why
     from meshgate.coordinator.plan import Plan
+    from meshgate.coordinator.restate import Preview, Redo, RequestStanding
     from meshgate.coordinator.run import RunReport
     from meshgate.coordinator.status import ModelStatus, Status, Wait
     from meshgate.errors import MeshgateError
     from meshgate.gate import Blocked
-    from meshgate.ledger import Busy, CoverageRow, LiveRun
+    from meshgate.graph import Window
+    from meshgate.ledger import Busy, CoverageRow, LiveRun, Request
 
 VERSION = 1
 
@@ -232,6 +234,48 @@ def _lease(run: LiveRun, now: datetime) -> dict[str, Any]:
 def retry(model: str, project: str, ended: int) -> dict[str, Any]:
     """`meshgate.retry`: how many pauses were ended."""
     return document("retry", model=model, project=project, ended=ended)
+
+
+def restate(found: Preview) -> dict[str, Any]:
+    """`meshgate.restate`: a preview, or what was asked for; `made` are the numbers of the requests."""
+    facts = _record(found)
+    facts["steps"] = [_redo(step) for step in found.steps]
+    facts["requests"] = [{"model": m, "interval": plain(i)} for m, i in found.requests]
+    return document("restate", **facts, projects=found.projects, expected_s=found.expected)
+
+
+def _redo(step: Redo) -> dict[str, Any]:
+    facts = _record(step)
+    facts["expected_s"] = facts.pop("expected")
+    facts["widened"] = [{**_record(w), "window": _window(w.window)} for w in step.widened]
+    return facts
+
+
+def _window(window: Window | None) -> dict[str, Any] | None:
+    if window is None:
+        return None
+    return {"mode": window.mode, "from_s": plain(window.from_offset), "to_s": plain(window.to_offset)}
+
+
+def requests(found: Sequence[Request], now: datetime) -> dict[str, Any]:
+    """`meshgate.requests`."""
+    return document("requests", now=now, requests=[_request(r) for r in found])
+
+
+def _request(found: Request) -> dict[str, Any]:
+    return {**_record(found), "state": found.state, "done": plain(found.done)}
+
+
+def request(found: RequestStanding) -> dict[str, Any]:
+    """`meshgate.request`."""
+    facts = _record(found)
+    facts |= {"request": _request(found.request), "follows": [_redo(step) for step in found.follows]}
+    return document("request", **facts)
+
+
+def cancelled(found: Request, ended: bool) -> dict[str, Any]:
+    """`meshgate.request_cancelled`: `ended` is false where it had been cancelled before."""
+    return document("request_cancelled", request=_request(found), ended=ended)
 
 
 def error(found: MeshgateError) -> dict[str, Any]:

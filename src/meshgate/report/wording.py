@@ -117,7 +117,8 @@ def because_of(reason: str, detail: Mapping[str, Any], now: datetime | None = No
         "stale": _stale(detail, now),
         "marked": "to be read again for late rows"
         if detail.get("mark") == "lookback"
-        else "asked to be computed again",
+        else "asked to be computed again"
+        + (f" by request {detail['request_id']}: {cause}" if detail.get("request_id") else ""),
         "late": f"not evaluated yet{since}",
         "missing": f"never evaluated: {cause}" if cause else f"never evaluated{since}",
         "not_due": str(cause) if cause else f"not due before {instant(due, now)}" if due else "not due yet",

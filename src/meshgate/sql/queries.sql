@@ -215,3 +215,29 @@ SELECT EXISTS (
 SELECT (SELECT concat_ws('/', count(*), max(created_ts), sum(created_ts::numeric)) FROM {schema}._intervals) || ':' ||
        coalesce((SELECT concat_ws('/', plan_id, finalized_ts) FROM {schema}._environments WHERE name = %(environment)s), '')
        AS fingerprint;
+
+-- name: request_ranges
+SELECT meshgate.request_ranges(%(models)s, %(spans)s::tstzrange[], %(reason)s, %(by)s) AS request_id;
+
+-- name: cancel_request
+SELECT meshgate.cancel_request(%(request_id)s, %(by)s) AS cancelled;
+
+-- name: requests
+-- Progress is read from coverage: marks of one kind are merged, and discharged ones are gone.
+SELECT q.request_id, m.name AS model, o.name AS project, q.span, q.reason, q.made_by, q.made_at, q.revision, q.cancelled_by,
+       q.cancelled_at, p.version_id,
+       ARRAY(SELECT unnest(meshgate.requested_time(p.version_id, q.span))) AS asked,
+       ARRAY(SELECT unnest(meshgate.requested_time(p.version_id, q.span, q.revision))) AS open
+FROM meshgate.request q JOIN meshgate.model m USING (model_id) JOIN meshgate.project o USING (project_id)
+JOIN meshgate.promotion p ON p.model_id = q.model_id AND p.environment = %(environment)s
+WHERE %(request_id)s::bigint IS NULL OR q.request_id = %(request_id)s
+ORDER BY q.request_id DESC LIMIT %(limit)s;
+
+-- name: durations
+-- How long the last evaluations of versions took, and over how much time.
+SELECT v AS version_id, count(*) AS evaluations, sum(c.duration) AS took, sum(upper(c.span) - lower(c.span)) AS time
+FROM unnest(%(versions)s::bigint[]) AS v,
+     LATERAL (SELECT k.duration, k.span FROM meshgate.coverage k
+              WHERE k.version_id = v AND k.duration IS NOT NULL
+              ORDER BY k.committed_at DESC LIMIT 100) c
+GROUP BY v;

@@ -1168,6 +1168,7 @@ BEGIN
     FROM jsonb_to_recordset(p_edges) AS x (child text, parent text, mode text, from_offset interval, to_offset interval)
     JOIN meshgate.model c ON c.name = x.child JOIN meshgate.model p ON p.name = x.parent;
     DROP TABLE incoming;
+    PERFORM meshgate.mark_requests();
     IF changed IS NOT NULL THEN
         PERFORM meshgate.note('environment.promoted', NULL, NULL, NULL, jsonb_build_object(
             'environment', p_environment, 'plan_id', p_plan_id, 'versions', changed));
@@ -1273,6 +1274,117 @@ BEGIN
 END $$;
 
 ---------------------------------------------------------------------------------------------------------------
+-- Restatement requests
+---------------------------------------------------------------------------------------------------------------
+
+-- The time of a version that a request for span is about: recorded time only, what is not is due anyway. Of a table that
+-- merges rows all of it: nothing less than a rebuild makes it right. p_before: only what was read before this revision.
+CREATE FUNCTION meshgate.requested_time(p_version_id bigint, p_span tstzrange, p_before bigint DEFAULT NULL)
+RETURNS tstzmultirange LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    asked tstzrange := p_span;
+    found tstzmultirange;
+BEGIN
+    IF (SELECT v.as_of AND v.kind NOT IN ('full', 'view') FROM meshgate.version v WHERE v.version_id = p_version_id) THEN
+        asked := '(,)';
+        IF NOT EXISTS (SELECT FROM meshgate.coverage c
+                       WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
+                         AND c.span && p_span) THEN
+            RETURN '{}';
+        END IF;
+    END IF;
+    SELECT range_agg(c.span * asked) INTO found FROM meshgate.coverage c
+    WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
+      AND c.span && asked AND (p_before IS NULL OR c.read_revision < p_before);
+    RETURN coalesce(found, '{}');
+END $$;
+
+-- Puts the marks that are still missing of what is requested: of a new request, and of a version that was promoted since.
+-- Whatever was read before the request is open until a commit that read later; marks only say so to the runs.
+CREATE FUNCTION meshgate.mark_requests(p_model_id bigint DEFAULT NULL) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    q record;
+    piece tstzrange;
+BEGIN
+    FOR q IN SELECT r.request_id, r.span, r.revision, r.reason, p.version_id
+             FROM meshgate.request r JOIN (SELECT DISTINCT model_id, version_id FROM meshgate.promotion) p USING (model_id)
+             WHERE r.cancelled_at IS NULL AND (p_model_id IS NULL OR r.model_id = p_model_id)
+             ORDER BY r.request_id, p.version_id LOOP
+        FOR piece IN SELECT unnest(meshgate.requested_time(q.version_id, q.span, q.revision) - coalesce(
+                         (SELECT range_agg(m.span) FROM meshgate.mark m
+                          WHERE m.version_id = q.version_id AND m.kind = 'requested' AND m.revision >= q.revision), '{}')) LOOP
+            PERFORM meshgate.put_mark(q.version_id, piece, 'requested', NULL,
+                                      jsonb_build_object('request_id', q.request_id, 'cause', q.reason));
+        END LOOP;
+    END LOOP;
+END $$;
+
+-- Somebody wants a range of a model computed again. Only what was asked is marked: its readers follow, because what they
+-- had read is newer then; a mark for each of them would age with every deploy.
+CREATE FUNCTION meshgate.request_range(p_model text, p_span tstzrange, p_reason text, p_by text) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    present timestamptz;
+    known bigint;
+    made bigint;
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    present := meshgate.clock();
+    SELECT m.model_id INTO known FROM meshgate.model m WHERE m.name = p_model;
+    IF NOT EXISTS (SELECT FROM meshgate.promotion p
+                   WHERE p.model_id = known AND NOT isempty(meshgate.requested_time(p.version_id, p_span))) THEN
+        RAISE EXCEPTION 'nothing of % is recorded in %', p_model, p_span USING ERRCODE = 'MG003';
+    END IF;
+    INSERT INTO meshgate.request (model_id, span, reason, made_by, made_at, revision)
+    VALUES (known, p_span, p_reason, p_by, present, meshgate.next_revision()) RETURNING request_id INTO made;
+    PERFORM meshgate.mark_requests(known);
+    PERFORM meshgate.note('request.made', NULL, NULL, p_span, jsonb_build_object(
+        'request_id', made, 'model', p_model, 'reason', p_reason, 'by', p_by));
+    PERFORM pg_notify('meshgate', '');
+    RETURN made;
+END $$;
+
+-- Several at once, or none: the readers of a model, a model and the tables that are to be rebuilt with it.
+CREATE FUNCTION meshgate.request_ranges(p_models text[], p_spans tstzrange[], p_reason text, p_by text)
+RETURNS SETOF bigint LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    RETURN QUERY SELECT meshgate.request_range(x.model, x.span, p_reason, p_by) FROM unnest(p_models, p_spans) AS x (model, span);
+END $$;
+
+-- Takes back what of a request was not begun. False where somebody had cancelled it before. What another request wants
+-- too stays marked, with the mark that it has: an evaluation under way goes on to count.
+CREATE FUNCTION meshgate.cancel_request(p_request_id bigint, p_by text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    q meshgate.request;
+    present bigint;
+    marked record;
+BEGIN
+    present := meshgate.lock_ledger();
+    UPDATE meshgate.request SET cancelled_by = p_by, cancelled_at = meshgate.clock()
+    WHERE request_id = p_request_id AND cancelled_at IS NULL RETURNING * INTO q;
+    IF NOT FOUND THEN
+        IF NOT EXISTS (SELECT FROM meshgate.request WHERE request_id = p_request_id) THEN
+            RAISE EXCEPTION 'request % is not in the ledger', p_request_id USING ERRCODE = 'MG003';
+        END IF;
+        RETURN false;
+    END IF;
+    FOR marked IN
+        SELECT v.version_id, unnest(meshgate.requested_time(v.version_id, q.span) - coalesce(
+                   (SELECT range_agg(wanted) FROM meshgate.request o,
+                           unnest(meshgate.requested_time(v.version_id, o.span, o.revision)) AS wanted
+                    WHERE o.model_id = q.model_id AND o.cancelled_at IS NULL), '{}')) AS span
+        FROM meshgate.version v WHERE v.model_id = q.model_id
+          AND EXISTS (SELECT FROM meshgate.mark m WHERE m.version_id = v.version_id AND m.kind = 'requested')
+        ORDER BY 1, 2
+    LOOP
+        PERFORM meshgate.carve_marks(marked.version_id, marked.span, present, 'requested');
+    END LOOP;
+    PERFORM meshgate.note('request.cancelled', NULL, NULL, q.span, jsonb_build_object('request_id', p_request_id, 'by', p_by));
+    PERFORM pg_notify('meshgate', '');
+    RETURN true;
+END $$;
+
+---------------------------------------------------------------------------------------------------------------
 -- Housekeeping
 ---------------------------------------------------------------------------------------------------------------
 
@@ -1284,6 +1396,10 @@ BEGIN
     PERFORM meshgate.lock_ledger();
     DELETE FROM meshgate.event WHERE at < before;
     DELETE FROM meshgate.claim WHERE ended_at < before AND (quarantined_until IS NULL OR quarantined_until < before);
+    DELETE FROM meshgate.request q WHERE coalesce(q.cancelled_at, q.made_at) < before
+      AND (q.cancelled_at IS NOT NULL OR NOT EXISTS (
+               SELECT FROM meshgate.promotion p WHERE p.model_id = q.model_id
+                  AND NOT isempty(meshgate.requested_time(p.version_id, q.span, q.revision))));
     -- A lost run may still write; without its row nobody would remember that it did.
     DELETE FROM meshgate.run r WHERE r.ended_at < before AND r.state <> 'lost'
       AND NOT EXISTS (SELECT FROM meshgate.claim c WHERE c.run_id = r.run_id)

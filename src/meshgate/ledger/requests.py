@@ -1,0 +1,136 @@
+"""Requests for restatement: what somebody wants computed again, and how far that is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from meshgate.interval import Interval, IntervalSet
+from meshgate.ledger.ranges import to_interval, to_range, to_utc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime, timedelta
+
+    from meshgate.db import Database
+
+
+@attrs.frozen
+class Request:
+    """Somebody wants a range of a model computed again. Times UTC, half-open.
+
+    Attributes:
+        request_id: The ledger's key.
+        model: The model.
+        project: Its project.
+        interval: What was asked for.
+        reason: Why.
+        made_by: By whom.
+        made_at: When.
+        revision: What was read at or after it counts.
+        asked: What of the promoted version it is about: recorded time; all of it where a table merges rows.
+        open: What of that is still as it was.
+        cancelled_by: Who took it back, or None.
+        cancelled_at: When.
+    """
+
+    request_id: int
+    model: str
+    project: str
+    interval: Interval
+    reason: str
+    made_by: str
+    made_at: datetime
+    revision: int
+    asked: IntervalSet
+    open: IntervalSet
+    cancelled_by: str | None = None
+    cancelled_at: datetime | None = None
+
+    @property
+    def done(self) -> IntervalSet:
+        """What has been computed again since."""
+        return self.asked - self.open
+
+    @property
+    def state(self) -> str:
+        """`open`, `done` or `cancelled`."""
+        if self.cancelled_at is not None:
+            return "cancelled"
+        return "open" if self.open else "done"
+
+
+@attrs.frozen
+class Pace:
+    """How long the last evaluations of a version took.
+
+    Attributes:
+        evaluations: How many they were.
+        took: How long all of them took.
+        time: How much of the model's time they were about.
+    """
+
+    evaluations: int
+    took: timedelta
+    time: timedelta
+
+
+class RequestLedger:
+    """The ledger as those use it who ask for a restatement."""
+
+    database: Database
+
+    def request(self, asked: Sequence[tuple[str, Interval]], *, reason: str, by: str) -> tuple[int, ...]:
+        """Ask for ranges of models to be computed again, all or none; the keys of the requests.
+
+        Args:
+            asked: Full names, and the time of each.
+            reason: Why: for the history.
+            by: Who asks: for the history.
+
+        Raises:
+            LedgerError: Nothing of a model is recorded there.
+        """
+        rows = self.database.rows(
+            "request_ranges", models=[name for name, _ in asked], spans=[to_range(i) for _, i in asked],
+            reason=reason, by=by,
+        )  # fmt: skip
+        return tuple(row["request_id"] for row in rows)
+
+    def cancel_request(self, request_id: int, by: str) -> bool:
+        """Take back what of a request was not begun yet; False where it had been taken back before.
+
+        Raises:
+            LedgerError: There is no such request.
+        """
+        return bool(self.database.one("cancel_request", request_id=request_id, by=by)["cancelled"])
+
+    def requests(
+        self, environment: str, request_id: int | None = None, *, limit: int = 50
+    ) -> tuple[Request, ...]:
+        """The newest requests for models that an environment promotes, newest first, or only one of them."""
+        rows = self.database.rows(
+            "requests", environment=environment, request_id=request_id, limit=limit, again=True
+        )
+        return tuple(_request(row) for row in rows)
+
+    def paces(self, version_ids: Iterable[int]) -> dict[int, Pace]:
+        """How long the last evaluations of versions took, by key; those without any are left out."""
+        return {
+            row["version_id"]: Pace(row["evaluations"], row["took"], row["time"])
+            for row in self.database.rows("durations", versions=sorted(set(version_ids)), again=True)
+        }
+
+
+def _request(row: Mapping[str, Any]) -> Request:
+    facts = {key: row[key] for key in ("request_id", "model", "project", "reason", "made_by", "revision")}
+    return Request(
+        **facts,
+        interval=to_interval(row["span"]),
+        made_at=to_utc(row["made_at"]),
+        asked=IntervalSet(to_interval(s) for s in row["asked"]),
+        open=IntervalSet(to_interval(s) for s in row["open"]),
+        cancelled_by=row["cancelled_by"],
+        cancelled_at=to_utc(row["cancelled_at"]) if row["cancelled_at"] else None,
+    )

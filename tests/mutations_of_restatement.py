@@ -1,0 +1,72 @@
+"""What can be taken away of restatement, and the test that must then fail."""
+
+from __future__ import annotations
+
+from mutation import python, sql
+
+R = "test_ledger_requests.py::test_"
+P = "test_restatement.py::test_"
+C = "test_restatement_cascade.py::test_"
+
+OF_RESTATEMENT = (
+    sql(
+        "restatement: what was read before a request does not fulfil it",
+        f"{R}an_evaluation_that_was_under_way_does_not_fulfil_a_request",
+        (
+            "AND (p_before IS NULL OR c.read_revision < p_before);",
+            "AND (p_before IS NULL OR c.revision < p_before);",
+        ),
+    ),
+    sql(
+        "restatement: a request goes over to versions that are promoted later",
+        f"{R}a_request_reaches_a_version_that_has_more_than_the_one_it_marked",
+        ("    PERFORM meshgate.mark_requests();\n", ""),
+    ),
+    sql(
+        "restatement: a mark that is there is not made anew",
+        f"{R}looking_at_an_environment_again_does_not_ask_again",
+        ("m.kind = 'requested' AND m.revision >= q.revision), '{}')) LOOP", "false), '{}')) LOOP"),
+    ),
+    sql(
+        "restatement: cancelling leaves what another request wants",
+        f"{R}cancelling_one_of_two_requests_leaves_the_other_as_it_was",
+        ("WHERE o.model_id = q.model_id AND o.cancelled_at IS NULL), '{}'))", "WHERE false), '{}'))"),
+    ),
+    sql(
+        "restatement: a table that merges is asked for as a whole",
+        f"{R}a_request_for_a_table_that_merges_is_for_all_of_it[scd_type_2]",
+        ("        asked := '(,)';\n", ""),
+    ),
+    sql(
+        "restatement: an open request is kept",
+        f"{R}what_is_done_or_cancelled_is_forgotten_in_time_and_what_is_open_is_not",
+        ("AND (q.cancelled_at IS NOT NULL OR NOT EXISTS (", "AND (true OR NOT EXISTS ("),
+    ),
+    python(
+        "restatement: what reads itself follows up to its frontier",
+        (
+            f"{P}what_reads_itself_is_computed_again_up_to_its_frontier",
+            f"{C}each_kind_follows_as_in_sqlmesh[time-range_2]",
+        ),
+        "restatement.py",
+        ("if graph.sequential(node.name) and onwards", "if False and onwards"),
+    ),
+    python(
+        "restatement: a refresh changes what comes after, too",
+        f"{P}a_refreshed_table_is_made_anew_and_changes_from_the_first_instant_on",
+        "restatement.py",
+        ("range=known, changed=onwards, widened", "range=known, changed=step.reached, widened"),
+    ),
+    python(
+        "restatement: disable_restatement stops it",
+        f"{P}the_cascade_stops_where_it_is_told_to",
+        "restatement.py",
+        ('    if disabled:\n        return "disabled"\n', ""),
+    ),
+    python(
+        "restatement: a table that appends is not computed twice",
+        f"{P}what_cannot_be_computed_again_cannot_be_asked_for[Kind.INCREMENTAL_UNMANAGED-disabled2-not_redoable]",
+        "restatement.py",
+        ("    if not node.kind.redoable:", "    if False:"),
+    ),
+)
