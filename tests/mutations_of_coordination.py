@@ -251,8 +251,8 @@ OF_COORDINATION = (
         "break: waits for what was begun",
         f"{L}what_a_broken_run_had_begun_is_waited_out_as_after_an_expiry",
         (
-            "lose_run(p_run_id, false, 'its lease was broken by '",
-            "lose_run(p_run_id, true, 'its lease was broken by '",
+            "lose_run(p_run_id, false, false, 'its lease was broken by '",
+            "lose_run(p_run_id, true, false, 'its lease was broken by '",
         ),
     ),
     sql(
