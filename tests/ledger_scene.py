@@ -31,8 +31,8 @@ GRACE = timedelta(seconds=30)
 PATIENCE_S = float(os.environ.get("MESHGATE_PATIENCE_S", "30"))
 
 _TABLES = (
-    "event", "dirty_span", "mark", "coverage", "claim", "run", "edge", "promotion", "environment", "version", "model",
-    "project", "ledger",
+    "event", "dirty_span", "mark", "coverage", "claim", "run", "edge", "promotion", "environment", "version", "hold",
+    "model", "project", "ledger",
 )  # fmt: skip
 
 

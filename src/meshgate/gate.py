@@ -301,7 +301,9 @@ def _queued(
         if child.start is None:
             begin = min(i.start for i in (own.covered.first, wanted.first) if i is not None)
         history = IntervalSet.of(begin, wanted.hull.end)
-        first |= history - own.clean - wanted - produced
+        # A hold keeps readers back, not the model's own evaluation.
+        kept = tuple(o for o in own.obstacles if o.reason != "held")
+        first |= history - ParentState(own.covered, kept).clean - wanted - produced
     if first.first is None:
         return []
     hole = first.first

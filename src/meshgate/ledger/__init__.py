@@ -6,7 +6,8 @@ has the interval `[MIN_INSTANT, MAX_INSTANT)`.
 """
 
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
-from meshgate.ledger.record import CoverageRow, LiveClaim, Manifest, Mark, RecordLedger, VersionState
+from meshgate.ledger.holds import HoldLedger
+from meshgate.ledger.record import CoverageRow, Hold, LiveClaim, Manifest, Mark, RecordLedger, VersionState
 from meshgate.ledger.work import (
     BackOff,
     Begun,
@@ -23,7 +24,7 @@ WHOLE = Interval(MIN_INSTANT, MAX_INSTANT)
 """The claim or mark of an as-of table: all of time."""
 
 
-class Ledger(WorkLedger, RecordLedger):
+class Ledger(WorkLedger, RecordLedger, HoldLedger):
     """One ledger in one database."""
 
 
@@ -34,6 +35,7 @@ __all__ = [
     "Busy",
     "ClaimAnswer",
     "CoverageRow",
+    "Hold",
     "Lease",
     "Ledger",
     "Limits",

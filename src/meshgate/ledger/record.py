@@ -55,6 +55,17 @@ class LiveClaim:
 
 
 @attrs.frozen
+class Hold:
+    """A range that a person keeps from the readers of a model; its own evaluation goes on."""
+
+    interval: Interval
+    reason: str
+    by: str
+    since: datetime
+    hold_id: int | None = None
+
+
+@attrs.frozen
 class VersionState:
     """What the ledger knows of one model version."""
 
@@ -63,6 +74,9 @@ class VersionState:
     claims: tuple[LiveClaim, ...] = ()
     last_commit: datetime | None = None
     rows: int | None = None
+    holds: tuple[Hold, ...] = ()
+    accepted: IntervalSet = attrs.field(factory=IntervalSet)
+    """The part of `covered` that a person took as it was."""
 
 
 @attrs.frozen
@@ -93,6 +107,8 @@ class CoverageRow:
     duration: timedelta | None
     rows: int | None
     committed_at: datetime
+    accepted: Mapping[str, Any] | None = None
+    """Of the verdict `accepted`: `by` whom, for which `reason`, and what it `was`: `missing`, `failed`, ..."""
 
 
 class RecordLedger:
@@ -267,11 +283,21 @@ class RecordLedger:
                     to_interval(row["written"]) if row["written"] is not None else None,
                 )
             )  # fmt: skip
+        holds: dict[int, list[Hold]] = {}
+        for row in self.database.rows("holds", versions=wanted, again=True):
+            found = Hold(
+                to_interval(row["span"]), row["reason"], row["made_by"], to_utc(row["made_at"]), row["hold_id"]
+            )
+            holds.setdefault(row["version_id"], []).append(found)
         return {
             key: VersionState(
                 covered=IntervalSet(to_interval(s) for s in covered[key]["spans"])
                 if key in covered
                 else IntervalSet(),
+                accepted=IntervalSet(to_interval(s) for s in covered[key]["accepted"])
+                if key in covered
+                else IntervalSet(),
+                holds=tuple(holds.get(key, ())),
                 marks=tuple(marks.get(key, ())),
                 claims=tuple(claims.get(key, ())),
                 last_commit=to_utc(covered[key]["last_commit"]) if key in covered else None,
@@ -285,7 +311,8 @@ class RecordLedger:
         return tuple(
             CoverageRow(
                 to_interval(row["span"]), row["revision"], row["read_revision"], row["run_id"], row["verdict"],
-                tuple(row["audits"]), row["duration"], row["rows"], to_utc(row["committed_at"]),
+                () if row["verdict"] == "accepted" else tuple(row["audits"]), row["duration"], row["rows"],
+                to_utc(row["committed_at"]), row["audits"][0] if row["verdict"] == "accepted" else None,
             )
             for row in self.database.rows("coverage_rows", version_id=version_id, span=to_range(interval), again=True)
         )  # fmt: skip
