@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ledger_scene import CELLS, Scene, at, meanwhile, other_session, span, locked, wait_until_blocked
+from ledger_scene import CELLS, Scene, at, locked, meanwhile, other_session, span, wait_until_blocked
 from meshgate.errors import ClaimConflictError, LeaseLostError, LedgerError
 from meshgate.interval import IntervalSet
 from meshgate.ledger import WHOLE

@@ -24,7 +24,9 @@ from meshgate.cli.call import (
     pass_call,
     read_interval,
     read_wait,
+    who,
 )
+from meshgate.cli.holds import accept, hold, release
 from meshgate.errors import ConfigError, EvaluationError, MeshgateError, StoppedError
 
 if TYPE_CHECKING:
@@ -269,7 +271,7 @@ def lease(call: Call, broken: int | None, *, yes: bool) -> int:
                 call.failure = f"the lease of run {broken} was not broken"
                 click.echo("nothing was done", err=True)
                 return 1
-            was = mesh.break_lease(broken, _who())
+            was = mesh.break_lease(broken, who())
         call.show("lease", mesh.leases(), mesh.ledger.clock(), was)
     return 0
 
@@ -295,16 +297,8 @@ def _agreed(mesh: Mesh, run: LiveRun) -> bool:
     return click.confirm("break its lease?", err=True)
 
 
-def _who() -> str:
-    """Who types this, for the history."""
-    import getpass
-    import socket
-
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as in some containers
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+for _command in (hold, release, accept):
+    cli.add_command(_command)
 
 
 # From a process to an exit code, or to an exception

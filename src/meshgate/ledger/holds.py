@@ -98,7 +98,11 @@ def _in_the_way(busy: dict[str, Any]) -> ClaimConflictError:
     until = to_instant(busy["until"], MAX_INSTANT)
     run = f"run {busy['run_id']} of {busy['project']!r}"
     lost = busy["claim"] == "lost"
-    did = f"{run} was lost while it evaluated it, and may write until" if lost else f"{run} is evaluating it, its lease until"
+    did = (
+        f"{run} was lost while it evaluated it, and may write until"
+        if lost
+        else f"{run} is evaluating it, its lease until"
+    )
     return ClaimConflictError(
         f"{_interval(busy)} cannot be accepted: {did} {until:%Y-%m-%d %H:%M:%SZ}",
         hint="accept it afterwards; `meshgate lease` shows who works",

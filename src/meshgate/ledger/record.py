@@ -286,7 +286,11 @@ class RecordLedger:
         holds: dict[int, list[Hold]] = {}
         for row in self.database.rows("holds", versions=wanted, again=True):
             found = Hold(
-                to_interval(row["span"]), row["reason"], row["made_by"], to_utc(row["made_at"]), row["hold_id"]
+                to_interval(row["span"]),
+                row["reason"],
+                row["made_by"],
+                to_utc(row["made_at"]),
+                row["hold_id"],
             )
             holds.setdefault(row["version_id"], []).append(found)
         return {
