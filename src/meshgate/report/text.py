@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from meshgate.interval import IntervalSet
-from meshgate.report.holds import accepted_row, holds_beside
+from meshgate.report.holds import accept, accepted_row, hold, holds_beside, release  # noqa: F401 - found by name
 from meshgate.report.wording import (
     because_of,
     boundary,
