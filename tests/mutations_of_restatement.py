@@ -49,7 +49,7 @@ OF_RESTATEMENT = (
     sql(
         "release: the rest stays held",
         f"{HOLDS}releasing_a_part_leaves_the_rest_held_as_it_was",
-        ("        SELECT h.model_id, piece, h.reason, h.made_by, h.made_at\n", "        SELECT h.model_id, piece, h.reason, p_by, h.made_at\n"),
+        ("    SELECT h.model_id, h.version_id, piece, h.reason, h.made_by, h.made_at\n", "    SELECT h.model_id, h.version_id, piece, h.reason, p_by, h.made_at\n"),
     ),
     sql(
         "release: only what is asked for",
@@ -67,6 +67,32 @@ OF_RESTATEMENT = (
         "test_holds.py::test_a_model_that_reads_itself_goes_on_over_its_own_hold",
         "gate.py",
         ("history - own.unheld.clean", "history - own.clean"),
+    ),
+    sql(
+        "policy: held in the commit",
+        f"{HOLDS}a_policy_holds_what_it_was_told_to_in_the_commit",
+        ("    IF p_why IS NOT NULL THEN\n        INSERT INTO meshgate.hold", "    IF false THEN\n        INSERT INTO meshgate.hold"),
+    ),
+    sql(
+        "policy: ends where it passes",
+        f"{HOLDS}a_hold_by_policy_ends_where_the_range_is_written_again_and_passes",
+        ("        PERFORM meshgate.cut_hold(h, p_gone, 'run ' || p_run_id);\n", "        NULL;\n"),
+    ),
+    sql(
+        "policy: not the holds of people",
+        f"{HOLDS}a_commit_leaves_the_holds_of_people_alone",
+        ("p_version_id AND x.version_id = p_version_id AND x.released", "p_version_id AND x.released"),
+    ),
+    sql(
+        "policy: one version",
+        f"{HOLDS}a_hold_by_policy_is_on_the_rows_of_one_version",
+        ("\n      AND coalesce(h.version_id, p_version_id) = p_version_id;", ";"),
+    ),
+    python(
+        "policy: only where the project says so",
+        "test_holds.py::test_what_an_audit_warns_of_is_held_where_the_project_says_so",
+        "coordinator/allowance.py",
+        ('== "hold")', '== "no")'),
     ),
     # -- declared holes
     sql(

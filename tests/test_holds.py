@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meshgate.interval import IntervalSet
-from tiny_mesh import GOLD, SILVER, TinyMesh, at, span
+from tiny_mesh import AUDIT, GOLD, SILVER, TinyMesh, at, span
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,6 +89,33 @@ def test_a_model_that_reads_itself_goes_on_over_its_own_hold(tiny: TinyMesh) -> 
         mesh.hold("gold.hourly", span(60, 120), reason="odd", by="ann")
         mesh.run("upstream", now=at(240))
         assert mesh.run("downstream", now=at(240)).committed == {GOLD_HOURLY: IntervalSet([span(180, 240)])}
+
+
+def test_what_an_audit_warns_of_is_held_where_the_project_says_so(
+    tmp_path: Path, postgres: LocalPostgres, extensions: None
+) -> None:
+    """Its readers wait, and are told the audit; once it is repaired and passes they go on."""
+    tiny = TinyMesh(tmp_path, postgres, policies={"on_audit_warning": "hold"})
+    mild = AUDIT.replace("value_is_positive)", "value_is_positive, blocking false)")
+    (tiny.folder / "upstream/audits/positive.sql").write_text(mild)
+    with tiny.mesh() as mesh:
+        deployed(tiny, mesh, 180)
+        tiny.poison(182)
+        report = mesh.run("upstream", now=at(185))
+        assert [w.interval for w in report.warned] == [span(180, 185)]
+        assert {(b.model, b.reason) for b in report.blocked} == {(SILVER_EVENTS, "held")}
+        (told,) = mesh.status(now=at(185)).holds
+        assert (told[0], told[2].by) == (BRONZE_EVENTS, "on_audit_warning")
+        assert told[2].reason == "audit value_is_positive found 1"
+        tiny.repair(182)
+        with tiny.plain("upstream", load=True) as plain:
+            snapshot = plain.get_snapshot("bronze.events")
+            plain.state_sync.remove_intervals([(snapshot, snapshot.inclusive_exclusive(at(180), at(185)))])
+        again = mesh.run("upstream", now=at(185))
+        assert again.committed[BRONZE_EVENTS] == IntervalSet([span(180, 185)])
+        assert mesh.status(now=at(185)).holds == ()
+        mesh.run("upstream", now=at(185))
+    tiny.check(185)
 
 
 def test_a_poisoned_interval_is_accepted_and_later_filled(tiny: TinyMesh) -> None:

@@ -195,6 +195,74 @@ def test_a_hold_waits_for_the_one_lock(scene: Scene) -> None:
         assert done.result(30)
 
 
+# -- holds by policy
+
+
+def warned(scene: Scene, run: int, version: int, interval: Interval, why: str | None) -> None:
+    """A batch is recorded; a policy holds it if it says why."""
+    scene.work(run, version, interval)
+    scene.ledger.commit(run, version, interval, verdict="warned" if why else "passed", hold=why)
+
+
+def test_a_policy_holds_what_it_was_told_to_in_the_commit(scene: Scene) -> None:
+    """No reader can come in between; author and reason are the policy's."""
+    run, version = scene.run(), scene.version()
+    warned(scene, run, version, span(0, 1), "audit a found 3")
+    assert held(scene, version) == [("[2026-01-05 00:00, 01:00)", "audit a found 3", "on_audit_warning")]
+    assert scene.unclean(version, span(0, 2)) == {("held", 0), ("missing", 1)}
+
+
+def test_a_hold_by_policy_ends_where_the_range_is_written_again_and_passes(scene: Scene) -> None:
+    """There, and nowhere else; what fails again is held again, once."""
+    run, version = scene.run(), scene.version()
+    warned(scene, run, version, span(0, 3), "audit a found 3")
+    warned(scene, run, version, span(1, 2), None)
+    assert scene.unclean(version, span(0, 3)) == {("held", 0), ("held", 2)}
+    warned(scene, run, version, span(0, 1), "audit a found 2")
+    assert [reason for _, reason, _ in held(scene, version)] == ["audit a found 2", "audit a found 3"]
+
+
+def test_a_commit_leaves_the_holds_of_people_alone(scene: Scene) -> None:
+    """Who holds it knows why."""
+    run, version = scene.run(), scene.version()
+    hold(scene, span(0, 1))
+    warned(scene, run, version, span(0, 1), None)
+    assert [by for _, _, by in held(scene, version)] == ["ann"]
+
+
+def test_a_person_releases_what_a_policy_holds(scene: Scene) -> None:
+    """As any hold; a part of it leaves the rest the policy's."""
+    run, version = scene.run(), scene.version()
+    warned(scene, run, version, span(0, 3), "audit a found 3")
+    assert [r.by for r in scene.ledger.release("p", span(0, 1), by="ann")] == ["on_audit_warning"]
+    warned(scene, run, version, span(1, 3), None)
+    assert held(scene, version) == []
+
+
+def test_a_hold_by_policy_is_on_the_rows_of_one_version(scene: Scene) -> None:
+    """What is tried out elsewhere keeps nobody from what is promoted, and does not release it either."""
+    run, old, new = scene.run(), scene.version(), scene.version(version="2")
+    for version in (old, new):
+        warned(scene, run, version, span(0, 1), "audit a found 3")
+    warned(scene, run, new, span(0, 1), None)
+    assert (len(held(scene, old)), held(scene, new)) == (1, [])
+    assert scene.unclean(new, span(0, 1)) == set()
+
+
+def test_a_refresh_that_passes_ends_what_was_held_of_the_whole_table(scene: Scene) -> None:
+    """Whatever part of time each of them was called for; of a table that merges, only what is written again."""
+    run, full, keyed = (
+        scene.run(),
+        scene.version(kind="full"),
+        scene.version("k", kind="incremental_by_unique_key"),
+    )
+    for version in (full, keyed):
+        warned(scene, run, version, span(0, 1), "audit a found 3")
+        assert ("held", 5) in scene.unclean(version, span(5, 6))
+        warned(scene, run, version, span(1, 2), None)
+    assert (held(scene, full), len(held(scene, keyed))) == ([], 1)
+
+
 # -- declared holes
 
 

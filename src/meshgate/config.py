@@ -64,7 +64,7 @@ _WINDOW_KEYS: Final = ("from", "to")
 
 Overlap = Literal["skip", "wait", "share", "fail"]
 OVERLAPS: Final[tuple[Overlap, ...]] = ("skip", "wait", "share", "fail")
-OnAuditWarning = Literal["pass"]
+OnAuditWarning = Literal["pass", "hold"]
 
 
 class Secret:
@@ -147,7 +147,7 @@ class ProjectConfig:
         model_limits: The same for single models of this project, by any name that the graph resolves.
         exclusive: Time-range models that no two runs may write at once, whatever the ranges.
         patience: How long unsettled parents may hold up a child; None: two units of the child.
-        on_audit_warning: A failed non-blocking audit is recorded, shown, and lets readers pass.
+        on_audit_warning: Whether a failed non-blocking audit lets readers pass, or holds what it looked at.
         edges: Windows other than the default, declared by this project's models.
     """
 
@@ -361,7 +361,7 @@ def _project(file: Path, source: YamlSource, node: Node, key: str) -> ProjectCon
     overlap = source.choice(found, key, "overlap", OVERLAPS)
     retry_first, retry_longest = _retry(source, found, key)
     warehouse_limit, model_limits = _limits(source, found, key)
-    on_audit_warning = source.choice(found, key, "on_audit_warning", ("pass",))
+    on_audit_warning = source.choice(found, key, "on_audit_warning", ("pass", "hold"))
     return ProjectConfig(
         name=name,
         path=(file.parent / Path(path).expanduser()).resolve(),

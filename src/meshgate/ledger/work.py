@@ -377,6 +377,7 @@ class WorkLedger:
         duration: timedelta | None = None,
         rows: int | None = None,
         lookback: Interval | None = None,
+        hold: str | None = None,
     ) -> int:
         """Record a batch under the fence; the revision of its data.
 
@@ -389,6 +390,7 @@ class WorkLedger:
             duration: How long the evaluation took.
             rows: How many rows it wrote, if the engine said.
             lookback: The units before it that have to be read again because of it.
+            hold: Why a policy keeps it from its readers; None: it does not, nor what was there before.
 
         Raises:
             LeaseLostError: Nothing was recorded; the batch is suspect.
@@ -396,7 +398,7 @@ class WorkLedger:
         """
         revision = self.database.one(
             "commit_claim", run_id=run_id, version_id=version_id, span=to_range(interval), verdict=verdict,
-            audits=json([dict(a) for a in audits]), duration=duration, rows=rows, lookback=to_range(lookback), again=True,
+            audits=json([dict(a) for a in audits]), duration=duration, rows=rows, lookback=to_range(lookback), hold=hold, again=True,
         )["revision"]  # fmt: skip
         if revision is None:
             raise LeaseLostError(

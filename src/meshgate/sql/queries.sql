@@ -67,7 +67,7 @@ SELECT meshgate.begin_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(p
 
 -- name: commit_claim
 SELECT meshgate.commit_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(verdict)s, %(audits)s, %(duration)s,
-                             %(rows)s, %(lookback)s::tstzrange) AS revision;
+                             %(rows)s, %(lookback)s::tstzrange, %(hold)s) AS revision;
 
 -- name: fail_claim
 SELECT meshgate.fail_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(detail)s) AS recorded;
@@ -139,7 +139,8 @@ FROM meshgate.mark m WHERE m.version_id = ANY (%(versions)s) ORDER BY m.version_
 -- name: holds
 SELECT v.version_id, h.hold_id, CASE WHEN v.as_of THEN '(,)' ELSE h.span END AS span, h.reason, h.made_by, h.made_at
 FROM meshgate.hold h JOIN meshgate.version v USING (model_id)
-WHERE h.released_at IS NULL AND v.version_id = ANY (%(versions)s) ORDER BY v.version_id, h.span, h.hold_id;
+WHERE h.released_at IS NULL AND coalesce(h.version_id, v.version_id) = v.version_id AND v.version_id = ANY (%(versions)s)
+ORDER BY v.version_id, h.span, h.hold_id;
 
 -- name: live_claims
 SELECT k.version_id, k.span, k.state, k.run_id, k.quarantined_until, r.expires_at, p.name AS project, r.holder,

@@ -10,7 +10,7 @@
 --   coverage  (model version, range): what is recorded, at which revision, having read up to which
 --   mark      (model version, range): a reason to compute again: failed, suspect, removed, requested, lookback
 --   dirty_span   revisions between which an as-of table held unchecked rows
---   hold      (model, range): kept from readers by a person, until released
+--   hold      (model, range): kept from readers by a person, until released; or by a policy, until written again
 --   request   (model, range): somebody asked for it to be computed again; marks carry it to the versions
 --   event     append-only history for people and alerts; nothing is decided from it
 --
@@ -251,6 +251,7 @@ CREATE TABLE meshgate.dirty_span (
 CREATE TABLE meshgate.hold (
     hold_id      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     model_id     bigint      NOT NULL REFERENCES meshgate.model,
+    version_id   bigint      REFERENCES meshgate.version,  -- whose rows a policy holds; null: a person's, of all versions
     span         tstzrange   NOT NULL CONSTRAINT "a hold is about some time" CHECK (NOT isempty(span)),
     reason       text        NOT NULL,
     made_by      text        NOT NULL,
@@ -421,11 +422,12 @@ RETURNS TABLE (reason text, span tstzrange, detail jsonb) LANGUAGE sql STABLE AS
     WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
       AND c.span && p_span AND c.state = 'begun' AND meshgate.written(c) && p_span
     UNION ALL
-    -- A hold is the model's, whatever its version; of a table that is one whole, it is on all of it.
+    -- A person's hold is on the model, whatever its version; of a table that is one whole, it is on all of it.
     SELECT 'held', CASE WHEN v.as_of THEN p_span ELSE h.span * p_span END,
            jsonb_build_object('hold_id', h.hold_id, 'reason', h.reason, 'by', h.made_by, 'since', h.made_at)
     FROM meshgate.version v JOIN meshgate.hold h USING (model_id)
-    WHERE v.version_id = p_version_id AND h.released_at IS NULL AND (v.as_of OR h.span && p_span);
+    WHERE v.version_id = p_version_id AND h.released_at IS NULL AND (v.as_of OR h.span && p_span)
+      AND coalesce(h.version_id, p_version_id) = p_version_id;
 $$;
 
 -- What remains of a claim that was begun and will never be committed: a suspicion, and for an as-of table
@@ -855,9 +857,11 @@ BEGIN
 END $$;
 
 -- Records a batch. The revision of its commit, or null where the lease was lost: then nothing is recorded, and the
--- range is suspect. p_lookback: the units before a fresh one that have to be read again because of it.
+-- range is suspect. p_lookback: the units before a fresh one that have to be read again because of it. p_hold: why a
+-- policy keeps the batch from its readers.
 CREATE FUNCTION meshgate.commit_claim(p_run_id bigint, p_version_id bigint, p_span tstzrange, p_verdict text,
-                                      p_audits jsonb, p_duration interval, p_rows bigint, p_lookback tstzrange)
+                                      p_audits jsonb, p_duration interval, p_rows bigint, p_lookback tstzrange,
+                                      p_hold text DEFAULT NULL)
 RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     present timestamptz;
@@ -952,6 +956,7 @@ BEGIN
                  AND c.verdict <> 'accepted' ORDER BY c.span LOOP  -- what a person took as it is, stays so
         PERFORM meshgate.put_mark(p_version_id, old.span, 'lookback', p_run_id, '{}');
     END LOOP;
+    PERFORM meshgate.hold_by_policy(p_version_id, CASE WHEN refreshed THEN '(,)' ELSE p_span END, p_span, p_hold, p_run_id);
     PERFORM meshgate.note('interval.committed', p_run_id, p_version_id, p_span,
                           jsonb_build_object('verdict', p_verdict, 'rows', p_rows));
     PERFORM pg_notify('meshgate', p_version_id::text);
@@ -1290,7 +1295,7 @@ BEGIN
         RAISE EXCEPTION 'model % is not in the ledger', p_model USING ERRCODE = 'MG003';
     END IF;
     SELECT h.hold_id INTO found_hold FROM meshgate.hold h
-    WHERE h.model_id = known AND h.released_at IS NULL AND h.span = p_span AND h.reason = p_reason AND h.made_by = p_by;
+    WHERE h.model_id = known AND h.version_id IS NULL AND h.released_at IS NULL AND h.span = p_span AND h.reason = p_reason AND h.made_by = p_by;
     IF FOUND THEN
         RETURN found_hold;
     END IF;
@@ -1302,30 +1307,56 @@ BEGIN
     RETURN found_hold;
 END $$;
 
+-- Ends a hold, or a part of it: the rest goes on as it was.
+CREATE FUNCTION meshgate.cut_hold(h meshgate.hold, p_span tstzrange, p_by text) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    UPDATE meshgate.hold x SET span = h.span * p_span, released_by = p_by, released_at = meshgate.clock()
+    WHERE x.hold_id = h.hold_id;
+    INSERT INTO meshgate.hold (model_id, version_id, span, reason, made_by, made_at)
+    SELECT h.model_id, h.version_id, piece, h.reason, h.made_by, h.made_at
+    FROM unnest(tstzmultirange(h.span) - tstzmultirange(p_span)) AS piece;
+    PERFORM meshgate.note('interval.released', NULL,
+                          coalesce(h.version_id, (SELECT max(v.version_id) FROM meshgate.version v WHERE v.model_id = h.model_id)),
+                          h.span * p_span, jsonb_build_object('hold_id', h.hold_id, 'by', p_by));
+END $$;
+
+-- What a policy keeps from readers of what was just written: the rows from before are gone, and so is what was held of
+-- them by it. p_gone: where. p_why: why the new ones are held; null: they are not.
+CREATE FUNCTION meshgate.hold_by_policy(p_version_id bigint, p_gone tstzrange, p_span tstzrange, p_why text, p_run_id bigint)
+RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    h meshgate.hold;
+BEGIN
+    FOR h IN SELECT x.* FROM meshgate.hold x JOIN meshgate.version v USING (model_id)
+             WHERE v.version_id = p_version_id AND x.version_id = p_version_id AND x.released_at IS NULL AND x.span && p_gone
+             ORDER BY x.hold_id LOOP
+        PERFORM meshgate.cut_hold(h, p_gone, 'run ' || p_run_id);
+    END LOOP;
+    IF p_why IS NOT NULL THEN
+        INSERT INTO meshgate.hold (model_id, version_id, span, reason, made_by, made_at)
+        SELECT v.model_id, v.version_id, p_span, p_why, 'on_audit_warning', meshgate.clock()
+        FROM meshgate.version v WHERE v.version_id = p_version_id;
+        PERFORM meshgate.note('interval.held', p_run_id, p_version_id, p_span,
+                              jsonb_build_object('reason', p_why, 'by', 'on_audit_warning'));
+    END IF;
+END $$;
+
 -- Lets readers have a range of a model again: what was held of it, by whom and why. The rest of a hold that reaches
 -- further goes on as it was.
 CREATE FUNCTION meshgate.release_holds(p_model text, p_span tstzrange, p_by text)
 RETURNS TABLE (released tstzrange, why text, held_by text, since timestamptz) LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
-    present timestamptz;
     h meshgate.hold;
 BEGIN
     PERFORM meshgate.lock_ledger();
-    present := meshgate.clock();
     PERFORM meshgate.must_be_told('who releases it', p_by);
     FOR h IN SELECT x.* FROM meshgate.hold x JOIN meshgate.model m USING (model_id)
              WHERE m.name = p_model AND x.released_at IS NULL AND x.span && p_span ORDER BY x.span, x.hold_id LOOP
         released := h.span * p_span; why := h.reason; held_by := h.made_by; since := h.made_at;
-        UPDATE meshgate.hold x SET span = released, released_by = p_by, released_at = present WHERE x.hold_id = h.hold_id;
-        INSERT INTO meshgate.hold (model_id, span, reason, made_by, made_at)
-        SELECT h.model_id, piece, h.reason, h.made_by, h.made_at
-        FROM unnest(tstzmultirange(h.span) - tstzmultirange(p_span)) AS piece;
-        PERFORM meshgate.note('interval.released', NULL,
-                              (SELECT max(v.version_id) FROM meshgate.version v WHERE v.model_id = h.model_id), released,
-                              jsonb_build_object('hold_id', h.hold_id, 'by', p_by));
+        PERFORM meshgate.cut_hold(h, p_span, p_by);
         RETURN NEXT;
     END LOOP;
-    PERFORM pg_notify('meshgate', '') WHERE present IS NOT NULL AND released IS NOT NULL;
+    PERFORM pg_notify('meshgate', '') WHERE released IS NOT NULL;
 END $$;
 
 -- A person takes a range of a version as it is. What of it is missing, failed, suspect or removed counts as recorded
