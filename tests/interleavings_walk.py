@@ -124,6 +124,7 @@ class Table:
                     "duration": None,
                     "rows": None,
                     "lookback": None,
+                    "hold": None,
                 }
             case "fail":
                 known |= {"detail": json({})}
