@@ -123,6 +123,7 @@ OF_RESTATEMENT = (
         (
             f"{HOLDS}what_a_run_is_writing_cannot_be_accepted[incremental_by_time_range]",
             f"{HOLDS}what_a_run_is_writing_cannot_be_accepted[full]",
+            "test_ledger_people.py",
         ),
         ("AND (k.state = 'begun' AND (v.as_of", "AND (false AND (v.as_of"),
     ),
@@ -150,6 +151,7 @@ OF_RESTATEMENT = (
         "accept: the doubt of a whole table",
         (
             f"{HOLDS}the_doubt_about_a_whole_table_is_accepted_whole[full]",
+            "test_ledger_people.py",
             f"{HOLDS}a_doubt_without_a_range_is_accepted_too",
         ),
         ("        DELETE FROM meshgate.mark m WHERE m.version_id = p_version_id AND m.kind IN ('failed', 'suspect');\n", ""),

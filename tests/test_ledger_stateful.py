@@ -304,32 +304,6 @@ class LedgerMachine(LedgerSteps):
             self._begin(run, claim.version, piece, [], [])
             self._commit(run, claim.version, piece, "passed", frozenset())
 
-    # what people decide
-
-    @rule(data=st.data(), everything=st.booleans(), how=st.sampled_from(["hold", "release", "release"]))
-    def hold_or_release(self, data: st.DataObject, everything: bool, how: str) -> None:
-        # One by time and one whole that others read, and one that nobody does.
-        version = data.draw(st.sampled_from([1, 3, 5]), label="version")
-        piece = WHOLE if everything else data.draw(stretches(), label="cells")
-        (self._hold if how == "hold" else self._release)(version, piece)
-
-    @rule(data=st.data(), looks_back=st.integers(0, 3), how=st.sampled_from(["accept", "accept", "undo"]))
-    def accept_or_undo(self, data: st.DataObject, looks_back: int, how: str) -> None:
-        version, piece = self.some_version(data), data.draw(stretches(), label="cells")
-        doubted = [v for v, table in self.oracle.versions.items() if any(table.marks.values())]
-        if doubted and data.draw(st.booleans(), label="what is in doubt"):
-            version = data.draw(st.sampled_from(doubted), label="which")
-        if how == "accept":
-            before = frozenset(range(max(min(piece) - looks_back, 0), min(piece)))
-            self._accept(version, piece, before)
-        else:
-            self._undo_accept(version, piece)
-
-    @rule(data=st.data())
-    def adopt(self, data: st.DataObject) -> None:
-        run, version = self.some_run(data), self.some_version(data)
-        self._adopt(run, version)
-
     # what is outside
 
     @precondition(lambda self: any(table.facts for table in self.oracle.versions.values()))
