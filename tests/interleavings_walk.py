@@ -125,6 +125,7 @@ class Table:
                     "rows": None,
                     "lookback": None,
                     "stale_from": None,
+                    "hold": None,
                 }
             case "fail":
                 known |= {"detail": json({})}

@@ -29,6 +29,8 @@ SELECT (SELECT revision FROM meshgate.ledger) AS revision,
                                       lower(batch), upper(batch)))
    FROM meshgate.mark) AS marks,
   (SELECT jsonb_agg(jsonb_build_array(version_id, from_revision, to_revision)) FROM meshgate.dirty_span) AS dirty,
+  (SELECT jsonb_agg(jsonb_build_array(v.version_id, lower(h.span), upper(h.span)))
+   FROM meshgate.hold h JOIN meshgate.version v USING (model_id) WHERE h.released_at IS NULL) AS held,
   (SELECT count(*) FROM meshgate.claim a JOIN meshgate.claim b ON a.claim_id < b.claim_id
      AND a.version_id = b.version_id AND a.span && b.span
      AND a.state IN ('open', 'begun') AND b.state IN ('open', 'begun')) AS overlapping,
@@ -68,6 +70,9 @@ def compare(ledger: Ledger, oracle: Oracle) -> None:
     _marks(row["marks"] or (), oracle)
     assert {(v, since): until for v, since, until in row["dirty"] or ()} == {
         (v, since): until for v, table in oracle.versions.items() for since, until in table.dirty.items()
+    }
+    assert {(v, c) for v, lower, upper in row["held"] or () for c in time_of(lower, upper)} == {
+        (v, c) for v, table in oracle.versions.items() for c in table.held
     }
     assert row["overlapping"] == 0, "two live runs hold the same time"
     assert row["begun_and_clean"] == 0, "what is being written may be read"

@@ -144,7 +144,8 @@ class Oracle:
         for claim in self.claims:
             if claim.version == version and claim.state == "begun":
                 found |= {("begun", c) for c in cells & claim.cells}
-        return found
+        held = cells if table.as_of and table.held else cells & table.held
+        return found | {("held", c) for c in held}
 
     # runs
 
@@ -373,7 +374,8 @@ class Oracle:
         else:
             self.change(claim, state="committed")
         for row in sorted(table.rows(), key=min):
-            if row & lookback and table.facts[min(row)].read < claim.opened:
+            fact = table.facts[min(row)]
+            if row & lookback and fact.read < claim.opened and fact.verdict != "accepted":
                 self.mark(version, row & lookback, "lookback")
         return made
 
@@ -451,6 +453,13 @@ class Oracle:
                 self.mark(version, piece, "suspect")
                 self.taint(version, 0)
                 found.append(("suspect", piece))
+        for row in sorted(table.rows(), key=min):
+            fact = table.facts[min(row)]
+            untold = (fact.verdict, fact.run, fact.mirrored) == ("accepted", None, None)
+            for piece in runs_of(row & recorded if untold and fact.committed < read_at else ()):
+                if not self._one_mark_holds(table.marks.get("suspect", {}), piece, fact.revision):
+                    self.mark(version, piece, "suspect")
+                    found.append(("suspect", piece))
         lacking = []
         for row in table.rows():
             fact = table.facts[min(row)]
@@ -459,7 +468,7 @@ class Oracle:
             else:
                 owner = self.runs[fact.run] if fact.run else None
                 working = owner is not None and owner.state == "running" and owner.expires > self.now
-                gone = fact.committed < read_at and not working
+                gone = fact.committed < read_at and fact.run is not None and not working
             if gone:
                 lacking += [(piece, fact) for piece in runs_of(row - recorded if fact.mirrored else row)]
         for piece, fact in sorted(lacking, key=lambda each: min(each[0])):

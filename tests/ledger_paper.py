@@ -94,6 +94,7 @@ class Version:
     marks: dict[str, dict[int, Reason]] = field(default_factory=dict)
     doubt: dict[str, Cells] = field(default_factory=dict)
     dirty: dict[int, int | None] = field(default_factory=dict)
+    held: Cells = frozenset()
 
     @property
     def as_of(self) -> bool:
@@ -114,8 +115,8 @@ class Version:
         """Neighbouring cells that were recorded together, in order."""
         return [
             piece
-            for revision in {fact.revision for fact in self.facts.values()}
-            for piece in runs_of(c for c, fact in self.facts.items() if fact.revision == revision)
+            for known in set(self.facts.values())
+            for piece in runs_of(c for c, fact in self.facts.items() if fact == known)
         ]
 
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine
 
+import ledger_people as people
 from ledger_comparison import interval_of
 from ledger_oracle import Oracle, Refused
 from ledger_paper import GRID, Asked, Cells, Version, runs_of
 from ledger_scene import Scene, cells, empty
 from ledger_strategies import KINDS, stretches
-from meshgate.errors import LeaseLostError, LedgerError
+from meshgate.errors import ClaimConflictError, LeaseLostError, LedgerError
 from meshgate.ledger import BackOff, Busy, Limits
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from meshgate.ledger import Ledger
 
 EXCLUSIVE = 2
-EXPECTED_ERRORS = {"lost": LeaseLostError, "no claim": LedgerError, "future": LedgerError}
+EXPECTED_ERRORS = {
+    "lost": LeaseLostError, "no claim": LedgerError, "future": LedgerError, "busy": ClaimConflictError,
+}  # fmt: skip
 
 
 class LedgerSteps(RuleBasedStateMachine):
@@ -194,6 +197,32 @@ class LedgerSteps(RuleBasedStateMachine):
 
     def _ask(self, version: int, piece: Cells, kind: str) -> None:
         assert self.scene.mark(version, interval_of(piece), kind) == self.oracle.mark(version, piece, kind)
+
+    def _hold(self, version: int, piece: Cells) -> None:
+        self.ledger.hold(f"model_{version - 1}", interval_of(piece), reason="odd", by="ann")
+        people.hold(self.oracle, version, piece)
+
+    def _release(self, version: int, piece: Cells) -> None:
+        self.ledger.release(f"model_{version - 1}", interval_of(piece), by="ann")
+        people.release(self.oracle, version, piece)
+
+    def _accept(self, version: int, piece: Cells, lookback: Cells) -> None:
+        before = interval_of(lookback) if lookback else None
+        found, expected = self.both(
+            lambda: self.ledger.accept(version, interval_of(piece), lookback=before, reason="odd", by="ann"),
+            lambda: people.accept(self.oracle, version, piece, lookback),
+        )
+        assert (None if found is None else [cells(i) for i in found]) == expected
+
+    def _undo_accept(self, version: int, piece: Cells) -> None:
+        found = self.ledger.undo_accept(version, interval_of(piece), by="ann")
+        assert [cells(i) for i in found] == people.undo_accept(self.oracle, version, piece)
+
+    def _adopt(self, run: int, version: int) -> None:
+        found, expected = self.both(
+            lambda: self.ledger.adopt_accepted(run, version), lambda: people.adopt(self.oracle, run, version)
+        )
+        assert frozenset(c for i in found or () for c in cells(i)) == (expected or frozenset())
 
     def _reconcile(
         self, version: int, state: Cells, trusted: Cells, *, gated: bool, read_at: datetime

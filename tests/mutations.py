@@ -29,11 +29,12 @@ from meshgate.local_postgres import LocalPostgres
 from meshgate.postgres_server import FSYNC_VARIABLE
 from mutation import REPOSITORY, Mutation, located
 from mutations_of_coordination import OF_COORDINATION
+from mutations_of_people import OF_PEOPLE
 from mutations_of_python import OF_PYTHON
 from mutations_of_restatement import OF_RESTATEMENT
 from mutations_of_sql import OF_SQL
 
-MUTATIONS = (*OF_SQL, *OF_COORDINATION, *OF_PYTHON, *OF_RESTATEMENT)
+MUTATIONS = (*OF_SQL, *OF_COORDINATION, *OF_PYTHON, *OF_PEOPLE, *OF_RESTATEMENT)
 
 
 def killed(mutation: Mutation, folder: Path, postgres: Path) -> tuple[bool, str]:

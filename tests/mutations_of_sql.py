@@ -178,7 +178,7 @@ OF_SQL = (
     sql(
         "G3 what SQLMesh never got",
         f"{G}g3_no_lost_work_of_what_crashed_between_the_two_records",
-        ("THEN c.committed_at < p_read_at AND (r.state", "THEN false AND (r.state"),
+        ("THEN c.committed_at < p_read_at AND c.run_id", "THEN false AND c.run_id"),
     ),
     sql(
         "G3 lookback is an obligation",

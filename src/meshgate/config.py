@@ -64,7 +64,7 @@ _WINDOW_KEYS: Final = ("from", "to")
 
 Overlap = Literal["skip", "wait", "share", "fail"]
 OVERLAPS: Final[tuple[Overlap, ...]] = ("skip", "wait", "share", "fail")
-OnAuditWarning = Literal["pass"]
+OnAuditWarning = Literal["pass", "hold"]
 
 
 class Secret:
@@ -149,7 +149,7 @@ class ProjectConfig:
         patience: How long unsettled parents may hold up a child; None: two units of the child.
         stale: Whether what was read before its parents changed is computed again (`reprocess`) or only shown (`report`).
         stale_throttle: How long after its own last read; None: one period of the model's cron.
-        on_audit_warning: A failed non-blocking audit is recorded, shown, and lets readers pass.
+        on_audit_warning: Whether a failed non-blocking audit lets readers pass, or holds what it looked at.
         edges: Windows other than the default, declared by this project's models.
     """
 
@@ -365,7 +365,7 @@ def _project(file: Path, source: YamlSource, node: Node, key: str) -> ProjectCon
     overlap = source.choice(found, key, "overlap", OVERLAPS)
     retry_first, retry_longest = _retry(source, found, key)
     warehouse_limit, model_limits = _limits(source, found, key)
-    on_audit_warning = source.choice(found, key, "on_audit_warning", ("pass",))
+    on_audit_warning = source.choice(found, key, "on_audit_warning", ("pass", "hold"))
     return ProjectConfig(
         name=name,
         path=(file.parent / Path(path).expanduser()).resolve(),

@@ -86,6 +86,12 @@ class ParentState:
     obstacles: tuple[Obstacle, ...] = field(default=(), converter=tuple)
 
     @property
+    def unheld(self) -> ParentState:
+        """The same without holds: they keep readers back, not the model's own evaluation."""
+        kept = [o for o in self.obstacles if o.reason != "held"]
+        return ParentState(self.covered, kept)  # type: ignore[arg-type]  # mypy cannot type attrs' `tuple` converter
+
+    @property
     def clean(self) -> IntervalSet:
         """Covered, and nothing that always closes the gate."""
         return self.covered - IntervalSet(o.span for o in self.obstacles if o.closes and o.grade == "unclean")
@@ -308,7 +314,7 @@ def _queued(
         if child.start is None:
             begin = min(i.start for i in (own.covered.first, wanted.first) if i is not None)
         history = IntervalSet.of(begin, wanted.hull.end)
-        first |= history - own.clean - wanted - produced
+        first |= history - own.unheld.clean - wanted - produced
     if first.first is None:
         return []
     hole = first.first

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from meshgate import coordinator
 from meshgate.config import load
-from meshgate.coordinator import RunReport, Workbench
+from meshgate.coordinator import Accepted, Held, Released, RunReport, Workbench
 from meshgate.db import Database, migrate
 from meshgate.ledger import Ledger
 from meshgate.stop import Stop
@@ -165,6 +165,42 @@ class Mesh:
     ) -> tuple[str, int]:
         """Let what failed be tried again by the next run, without its pause. See `coordinator.retry`."""
         return coordinator.retry(self._bench, model, interval, environment=environment)
+
+    def hold(
+        self,
+        model: str,
+        interval: Interval | None = None,
+        *,
+        reason: str,
+        by: str,
+        environment: str | None = None,
+    ) -> Held:
+        """Keep some time of a model from its readers. See `coordinator.hold`."""
+        return coordinator.hold(self._bench, model, interval, reason=reason, by=by, environment=environment)
+
+    def release(
+        self, model: str, interval: Interval | None = None, *, by: str, environment: str | None = None
+    ) -> Released:
+        """Let readers have again what is held of a model. See `coordinator.release`."""
+        return coordinator.release(self._bench, model, interval, by=by, environment=environment)
+
+    def accept(
+        self,
+        model: str,
+        interval: Interval | None = None,
+        *,
+        reason: str,
+        by: str,
+        environment: str | None = None,
+    ) -> Accepted:
+        """Take some time of a model as it is, though it failed or is missing. See `coordinator.accept`."""
+        return coordinator.accept(self._bench, model, interval, reason=reason, by=by, environment=environment)
+
+    def undo_accept(
+        self, model: str, interval: Interval | None = None, *, by: str, environment: str | None = None
+    ) -> Accepted:
+        """Make due again what was accepted. See `coordinator.undo_accept`."""
+        return coordinator.undo_accept(self._bench, model, interval, by=by, environment=environment)
 
     def leases(self) -> tuple[LiveRun, ...]:
         """Every run that lives, oldest first; also one whose lease ended and that nobody has taken over yet."""

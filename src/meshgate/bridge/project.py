@@ -16,7 +16,11 @@ from sqlmesh.core.config import load_configs  # noqa: E402
 from sqlmesh.core.config.root import Config  # noqa: E402
 from sqlmesh.core.console import NoopConsole, get_console, set_console  # noqa: E402
 from sqlmesh.core.environment import Environment, EnvironmentNamingInfo  # noqa: E402
-from sqlmesh.core.snapshot import DeployabilityIndex, SnapshotChangeCategory  # noqa: E402
+from sqlmesh.core.snapshot import (  # noqa: E402
+    DeployabilityIndex,
+    SnapshotChangeCategory,
+    SnapshotIntervals,
+)
 from sqlmesh.utils.concurrency import NodeExecutionFailedError  # noqa: E402
 from sqlmesh.utils.errors import SignalEvalError  # noqa: E402
 
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
 
     from sqlmesh.core.snapshot import Snapshot
 
-    from meshgate.interval import IntervalSet
+    from meshgate.interval import Interval, IntervalSet
 
 check_hooks()
 
@@ -185,6 +189,21 @@ class SqlmeshProject:
             self._snapshots(found), plan_id=found.plan_id, finalized=bool(found.finalized_ts), now=now
         )
 
+    def record(self, environment: str, name: str, version: str, interval: Interval) -> None:
+        """Write an interval into SQLMesh's own record, as if it had been evaluated.
+
+        Args:
+            environment: SQLMesh's environment.
+            name: The model.
+            version: Its version; where the environment promotes another one by now, nothing is written.
+            interval: Half-open, UTC.
+        """
+        found = self._environment(environment)
+        for snapshot in self._snapshots(found) if found is not None else ():
+            if (snapshot.name, snapshot.version) == (name, version):
+                with self._named("has a state that cannot be written"):
+                    self._state.add_snapshots_intervals([_addition(snapshot, interval)])
+
     def previews(self, environment: str) -> frozenset[str]:
         """The models of which the environment shows a preview in a table of its own, made by its deploy.
 
@@ -306,6 +325,16 @@ class SqlmeshProject:
     def close(self) -> None:
         """Close the connections to state and warehouse."""
         self._context.close()
+
+
+def _addition(snapshot: Snapshot, interval: Interval) -> SnapshotIntervals:
+    return SnapshotIntervals(
+        name=snapshot.name,
+        identifier=snapshot.identifier,
+        version=snapshot.version,
+        dev_version=snapshot.dev_version,
+        intervals=pairs([interval]),
+    )
 
 
 def _line(error: BaseException) -> str:

@@ -26,6 +26,7 @@ from meshgate.cli.call import (
     read_wait,
     who,
 )
+from meshgate.cli.holds import accept, hold, release
 from meshgate.cli.restate import restate
 from meshgate.errors import ConfigError, EvaluationError, MeshgateError, StoppedError
 
@@ -297,7 +298,8 @@ def _agreed(mesh: Mesh, run: LiveRun) -> bool:
     return click.confirm("break its lease?", err=True)
 
 
-cli.add_command(restate)
+for _command in (hold, release, accept, restate):
+    cli.add_command(_command)
 
 
 # From a process to an exit code, or to an exception

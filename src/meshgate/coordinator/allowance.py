@@ -24,11 +24,13 @@ class Allowance:
         warehouse: How many may be under way at once in its warehouse, all projects together; None: any number.
         models: The same for single models, by name.
         exclusive: Time-range models that are claimed whole.
+        holding: The projects whose batches are kept from readers where a non-blocking audit of them fails.
     """
 
     warehouse: int | None = None
     models: Mapping[str, int] = field(factory=dict)
     exclusive: frozenset[str] = frozenset()
+    holding: frozenset[str] = frozenset()
 
     def limits(self, model: str) -> Limits:
         """What the ledger has to count when a batch of this model begins."""
@@ -42,6 +44,7 @@ def declared_allowance(project: ProjectConfig) -> dict[str, Any]:
         "warehouse_limit": project.warehouse_limit,
         "model_limits": dict(project.model_limits),
         "exclusive": list(project.exclusive),
+        "on_audit_warning": project.on_audit_warning,
     }
 
 
@@ -63,7 +66,8 @@ def allowance(graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]], proj
             for model in _resolved(graph, name):
                 models[model] = min(limit, models.get(model, limit))
         exclusive.update(model for name in manifest.get("exclusive", ()) for model in _resolved(graph, name))
-    return Allowance(min(of_warehouse, default=None), models, frozenset(exclusive))
+    holding = frozenset(name for name, m in manifests.items() if m.get("on_audit_warning") == "hold")
+    return Allowance(min(of_warehouse, default=None), models, frozenset(exclusive), holding)
 
 
 def check_names(graph: MeshGraph, project: ProjectConfig) -> None:

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from meshgate.graph import ModelNode
     from meshgate.ledger import VersionState
 
-# Where several things are wrong with one stretch, the first of these is what to tell.
-_TELLING: Final = ("held", "failed", "removed", "suspect", "stale", "marked")
+# Where several things are wrong with one stretch, the first of these is what to tell. What a person holds is told beside
+# it: releasing it mends nothing else.
+_TELLING: Final = ("failed", "removed", "suspect", "stale", "marked")
 _UNRECORDED: Final = ("late", "missing", "not_due")
 NEVER_DUE: Final = "it lies before what is recorded, and the model has no start"
 NEVER_LOADED: Final = "it was never loaded"
@@ -91,7 +92,7 @@ class Cause:
         audits = ",".join(sorted(a["audit"] for a in told.get("audits", ())))
         run = str(told.get("run_id")) if self.reason == "begun" else ""
         pause = "paused" if told.get("retry_at") else ""
-        facts = (told.get("error"), told.get("cause"), told.get("mark"), told.get("claim"), pause)
+        facts = (*map(told.get, ("error", "cause", "mark", "claim", "reason", "by")), pause)
         return (self.model, self.reason, audits, run, *(str(f or "") for f in facts))
 
 
@@ -198,7 +199,9 @@ class Scene:
         """What should be recorded and settled by now, and is not."""
         node, state = self.graph[name], self.standing(name)
         if node.kind.as_of or node.kind is Kind.SEED:
-            return self.wanted(name)
+            return self.wanted(name) | (
+                state.covered & IntervalSet(h.interval for h in self.state(name).holds)
+            )
         begin = node.life.start
         if node.start is None:
             begins = [piece.start for piece in (state.covered.first, self.wanted(name).first) if piece]
@@ -248,7 +251,11 @@ class Scene:
         if outside := time - IntervalSet((node.life,)):
             detail = {"cause": OUTSIDE, "start": node.start, "end": node.end}
             yield self._root(node, outside, "not_due", detail)
-        rest = (time & IntervalSet((node.life,))) - state.settled
+        rest = time & IntervalSet((node.life,))
+        for obstacle in state.obstacles:
+            if obstacle.reason == "held" and (kept := rest & IntervalSet((obstacle.span,))):
+                yield self._root(node, kept, "held", obstacle.detail)
+        rest -= state.unheld.settled
         upto = self.planned(node.name).upto
         if node.kind is not Kind.SEED and (future := rest.clip(upto, MAX_INSTANT) - state.covered):
             first = next(iter(node.unit.split(next(iter(future)))))
@@ -364,7 +371,8 @@ def _remedy(cause: Cause) -> str:
     run, told = f"`meshgate run {cause.project}`", cause.detail
     mend = "repair the rows that the audit rejects" if told.get("audits") else "mend what the error names"
     again = f"the next {run} evaluates it again"
-    retry = f"`meshgate retry {'.'.join(name_parts(cause.model)[-2:])}`"
+    name = ".".join(name_parts(cause.model)[-2:])
+    retry = f"`meshgate retry {name}`"
     if told.get("retry_at") and cause.reason == "stale":
         again = f"{run} evaluates it again then, once for all that has changed"
     elif told.get("retry_at"):
@@ -376,7 +384,10 @@ def _remedy(cause: Cause) -> str:
         wait = f"a statement of the lost run may still write until then; afterwards {run} evaluates it again"
     remedies = {
         "failed": f"{mend}; {again}" if told.get("retry_at") else f"{mend}, then {run} evaluates it again",
-        "held": "meshgate does not evaluate it by itself: check its rows, and repair them by hand",
+        "held": f"`meshgate release {name}` lets its readers have it"
+        if told.get("hold_id")
+        else "meshgate does not evaluate it by itself: check its rows, and repair them by hand; then `meshgate accept "
+        f"{name} --reason WHY` says that they are right",
         "begun": wait,
         "not_due": "give the model an earlier start or a later end"
         if told.get("cause")

@@ -121,7 +121,9 @@ def _apply(
         current = opened.promoted(target, now)
         if current is not None:
             # What was there before the first deploy is the baseline; later, foreign work is looked at as ever.
-            findings = reconcile(ledger, opened, target, now, baseline=True, deploying={})
+            findings = reconcile(
+                ledger, opened, target, now, run_id=lease.run_id, baseline=True, deploying={}
+            )
         journal = RunJournal(
             bench, lease.run_id, project.name, keeper, MeshGraph({}, []), {},
             environment=None, now=now, build=lambda plan: _build(bench, project, target, plan, deploying),
@@ -130,7 +132,7 @@ def _apply(
         )  # fmt: skip
         outcome = journal.outcome
         changed = opened.deploy(target, journal, now=now)
-        found = reconcile(ledger, opened, target, now, deploying=deploying)
+        found = reconcile(ledger, opened, target, now, run_id=lease.run_id, deploying=deploying)
         findings += tuple(f for f in found if f.what != "promoted")  # that was this deploy
         sqlmesh, sqlglot = opened.versions
         manifest = {

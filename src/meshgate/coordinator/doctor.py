@@ -27,7 +27,9 @@ _OLDEST_POSTGRES: Final = 140000
 _SKEW_WORTH_TELLING: Final = timedelta(seconds=5)
 _RUNS: Final = 200
 # What the copy of a project that declared nothing means, and what the file calls what the copy keeps.
-_UNDECLARED: Final[Mapping[str, Any]] = {"warehouse": "default", "model_limits": {}, "exclusive": []}
+_UNDECLARED: Final[Mapping[str, Any]] = {
+    "warehouse": "default", "model_limits": {}, "exclusive": [], "on_audit_warning": "pass",
+}  # fmt: skip
 _KEYS: Final = {
     "patience_s": "patience",
     "warehouse_limit": "limits.warehouse",

@@ -128,7 +128,7 @@ class Why:
         kind: Its kind.
         unit: Its interval unit.
         interval: What was asked for, or the oldest interval that is not as it should be; None: all is well.
-        state: `recorded`, `ready`, `blocked`, the one reason, or `mixed`; `unrecorded` for kinds without intervals.
+        state: `recorded`, `accepted` (recorded, but by a person as it was), `ready`, `blocked`, the one reason, or `mixed`; `unrecorded` for kinds without intervals.
         recorded: What of the interval is recorded, and how it came to be.
         causes: Why the rest is not, or has to be computed again; of the model's own time, each with what is behind it.
         roots: Where it all comes from, each with its remedy.
@@ -209,7 +209,7 @@ def why(
     rows = bench.ledger.coverage_rows(scene.manifest.version_id(node.name), interval)
     projects = dict.fromkeys([node.project, *(root.project for root in roots)])
     return Why(
-        **facts, interval=interval, state=_state(causes), recorded=rows, causes=pruned(causes), roots=roots,
+        **facts, interval=interval, state=_state(causes, rows), recorded=rows, causes=pruned(causes), roots=roots,
         others=others, runs=tuple(runs_of(scene, project) for project in projects),
     )  # fmt: skip
 
@@ -246,9 +246,9 @@ def environment_of(bench: Workbench, environment: str | None) -> str:
     return found[0]
 
 
-def _state(causes: tuple[Cause, ...]) -> str:
+def _state(causes: tuple[Cause, ...], rows: tuple[CoverageRow, ...]) -> str:
     if not causes:
-        return "recorded"
+        return "accepted" if rows and all(row.accepted for row in rows) else "recorded"
     states = {_state_of(cause) for cause in causes}
     return states.pop() if len(states) == 1 else "mixed"
 

@@ -403,6 +403,7 @@ class RunJournal:
         """
         node = self._graph[name]
         warned = [a for a in audits if a["count"]]
+        holds = bool(warned) and node.project in self._allowed.holding
         lookback = None
         if node.lookback and piece.end > self._frontier(name):
             lookback = Interval(node.unit.shift(piece.start, -node.lookback), piece.start)
@@ -410,6 +411,7 @@ class RunJournal:
             self._ledger.commit(
                 self._run_id, self._ids[name], piece, verdict="warned" if warned else "passed", audits=audits,
                 duration=duration, rows=rows, lookback=lookback, stale_from=self.stale_from.get(name),
+                hold=_failure_in_words({"audits": warned}) if holds else None,
             )  # fmt: skip
         self._say(node, piece, "committed")
         with self._lock:

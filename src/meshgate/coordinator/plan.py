@@ -193,6 +193,7 @@ def _model(
     redo, refused = _redo(node, state, answer.fresh, answer.upto, stale)
     lookback = (answer.lookback | _marked(state.marks, ("lookback",))) & state.covered
     lookback = node.unit.outward(lookback.clip(node.life.start, answer.upto)) - answer.fresh - redo
+    lookback -= state.accepted  # what a person took as it is stays so until somebody asks for it
     taken, claimed = _claimed(node, state.claims, answer.fresh | redo | lookback)
     paused, backed_off = _backed_off(node, state.marks, (answer.fresh | redo | lookback) - taken, present)
     taken |= paused

@@ -6,7 +6,8 @@ SQLMesh's record says what is recorded, never who recorded it or what it had rea
   were complete at the last look proves nothing, for the foreign evaluation may have begun before that look;
 * what SQLMesh held and holds no more was removed by somebody, who wants it evaluated again;
 * what the ledger has and SQLMesh never got is evaluated again once its run is over: nothing proves that it was
-  not removed in between.
+  not removed in between;
+* what a person accepted is taken along into SQLMesh's record, by whichever run looks first.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def reconcile(
     environment: str,
     now: datetime,
     *,
+    run_id: int | None = None,
     baseline: bool = False,
     deploying: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[Finding, ...]:
@@ -93,6 +95,7 @@ def reconcile(
         project: Any project on that state.
         environment: SQLMesh's environment.
         now: The instant that counts, UTC.
+        run_id: The run that looks, which takes along what was accepted; None only looks.
         baseline: Whether the first look at a state that existed before the ledger may trust its rows, as far as their
             parents are there: there is no history that could speak against them. A later look never does.
         deploying: For a deploy: what its project declares now, by its name.
@@ -135,6 +138,10 @@ def reconcile(
         findings += [Finding(name, node.project, what, interval) for what, interval in found]
         if found:
             states.update(ledger.states([version]))
+        if run_id is not None and states[version].accepted:
+            for piece in ledger.adopt_accepted(run_id, version):
+                project.record(environment, name, node.version, piece)
+                ledger.note_mirrored(run_id, version, piece)
     ledger.set_fingerprint(environment, fingerprint)
     return tuple(findings)
 

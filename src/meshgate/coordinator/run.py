@@ -362,7 +362,7 @@ def _work(
         opened: SqlmeshProject | None = None
         if not unchanged(bench.ledger, manifest, facts):
             opened = bench.open_project(project, load=False)
-            findings = reconcile(bench.ledger, opened, target, now)
+            findings = reconcile(bench.ledger, opened, target, now, run_id=lease.run_id)
             manifest = bench.ledger.manifest(target)
         plan = plan_of(bench, manifest, {project.name}, now, present)
         if plan.is_empty:
@@ -376,7 +376,7 @@ def _work(
             )  # fmt: skip
             outcome = journal.outcome
             _evaluate(bench, opened, plan, manifest, journal, now)
-            findings += reconcile(bench.ledger, opened, target, now)
+            findings += reconcile(bench.ledger, opened, target, now, run_id=lease.run_id)
             state = "failed" if outcome.failed else "done"
             _settle(bench, target, project.name)
             bench.ledger.prune(_HISTORY)

@@ -1,6 +1,6 @@
 """What the ledger knows, as the gate wants to be told it.
 
-Where the two meet: marks and claims become obstacles, and time without coverage is told apart by why it has none.
+Where the two meet: marks, claims and holds become obstacles, and time without coverage is told apart by why it has none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meshgate.graph import MeshGraph, ModelNode
-    from meshgate.ledger import LiveClaim, Mark, Stale, VersionState
+    from meshgate.ledger import Hold, LiveClaim, Mark, Stale, VersionState
 
 _UNSETTLED_MARKS = ("requested", "lookback")
 
@@ -32,6 +32,7 @@ def standing(node: ModelNode, known: VersionState, now: datetime) -> ParentState
     obstacles: list[Obstacle] = [_of_mark(mark) for mark in known.marks]
     obstacles += [_of_claim(claim) for claim in known.claims if claim.state == "begun"]
     obstacles += [_of_stale(stale) for stale in known.stale if not stale.accepted]
+    obstacles += [_of_hold(hold) for hold in known.holds]
     obstacles += _uncovered(node, known.covered, now)
     return ParentState(known.covered, obstacles)  # type: ignore[arg-type]  # mypy cannot type attrs' `tuple` converter
 
@@ -81,6 +82,11 @@ def _of_claim(claim: LiveClaim) -> Obstacle:
         "begun",
         {"run_id": claim.run_id, "project": claim.project, "lease_until": claim.until},
     )
+
+
+def _of_hold(hold: Hold) -> Obstacle:
+    facts = {"hold_id": hold.hold_id, "reason": hold.reason, "by": hold.by, "since": hold.since}
+    return Obstacle(hold.interval, "held", facts)
 
 
 def _uncovered(node: ModelNode, covered: IntervalSet, now: datetime) -> list[Obstacle]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from meshgate.coordinator.explain import ProjectRuns
     from meshgate.coordinator.run import Workbench
+    from meshgate.ledger import Hold
 
 
 @frozen
@@ -39,7 +40,7 @@ class ModelStatus:
         blocked: What waits for something else than that run.
         failing: What failed when it was evaluated last.
         suspect: What has to be evaluated again, as nobody knows what it holds.
-        held: What only a person can decide on.
+        held: What a person keeps from its readers, or only a person can decide on.
         requested: Recorded, and to be read again: for late rows, because somebody asked, or as it is stale.
         stale: Recorded before something that it read was computed again; also where policy leaves it so.
         begun: What a run has claimed.
@@ -109,12 +110,14 @@ class Status:
         now: The instant that counted, UTC.
         projects: Each configured project, and those that others deployed there.
         waits: Every root cause once, with what it keeps back; what the next run evaluates anyway is not one.
+        holds: What people keep from readers, also of time to come: model, project, and the hold.
     """
 
     environment: str
     now: datetime
     projects: tuple[ProjectStatus, ...]
     waits: tuple[Wait, ...]
+    holds: tuple[tuple[str, str, Hold], ...] = ()
 
 
 def status(bench: Workbench, *, environment: str | None = None, now: datetime | None = None) -> Status:
@@ -142,7 +145,8 @@ def status(bench: Workbench, *, environment: str | None = None, now: datetime | 
         )
         deployed = any(node.project == name for node in scene.graph.nodes.values())
         projects.append(ProjectStatus(name, deployed, schedules.get(name), runs_of(scene, name), models))
-    return Status(scene.environment, scene.now, tuple(projects), _waits(scene, found))
+    holds = tuple((m, scene.graph[m].project, hold) for m in found for hold in scene.state(m).holds)
+    return Status(scene.environment, scene.now, tuple(projects), _waits(scene, found), holds)
 
 
 def waits(bench: Workbench, project: str, environment: str, now: datetime | None = None) -> tuple[Wait, ...]:

@@ -6,8 +6,10 @@ has the interval `[MIN_INSTANT, MAX_INSTANT)`.
 """
 
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
+from meshgate.ledger.holds import HoldLedger
 from meshgate.ledger.record import (
     CoverageRow,
+    Hold,
     LiveClaim,
     Manifest,
     Mark,
@@ -33,7 +35,7 @@ WHOLE = Interval(MIN_INSTANT, MAX_INSTANT)
 """The claim or mark of an as-of table: all of time."""
 
 
-class Ledger(WorkLedger, RecordLedger, RequestLedger):
+class Ledger(WorkLedger, RecordLedger, RequestLedger, HoldLedger):
     """One ledger in one database."""
 
 
@@ -44,6 +46,7 @@ __all__ = [
     "Busy",
     "ClaimAnswer",
     "CoverageRow",
+    "Hold",
     "Lease",
     "Ledger",
     "Limits",

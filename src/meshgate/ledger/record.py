@@ -92,6 +92,17 @@ class Stale:
 
 
 @attrs.frozen
+class Hold:
+    """A range that a person keeps from the readers of a model; its own evaluation goes on."""
+
+    interval: Interval
+    reason: str
+    by: str
+    since: datetime
+    hold_id: int | None = None
+
+
+@attrs.frozen
 class VersionState:
     """What the ledger knows of one model version; `stale` only where somebody has asked for it."""
 
@@ -103,6 +114,9 @@ class VersionState:
     stale: tuple[Stale, ...] = ()
     last_read: datetime | None = None
     """When something of it was read last."""
+    holds: tuple[Hold, ...] = ()
+    accepted: IntervalSet = attrs.field(factory=IntervalSet)
+    """The part of `covered` that a person took as it was."""
 
 
 @attrs.frozen
@@ -133,6 +147,8 @@ class CoverageRow:
     duration: timedelta | None
     rows: int | None
     committed_at: datetime
+    accepted: Mapping[str, Any] | None = None
+    """Of the verdict `accepted`: `by` whom, for which `reason`, and what it `was`: `missing`, `failed`, ..."""
 
 
 def _settled(settled: Mapping[str, IntervalSet], ids: Mapping[str, int]) -> Any:
@@ -336,11 +352,25 @@ class RecordLedger:
                     to_interval(row["written"]) if row["written"] is not None else None,
                 )
             )  # fmt: skip
+        holds: dict[int, list[Hold]] = {}
+        for row in self.database.rows("holds", versions=wanted, again=True):
+            found = Hold(
+                to_interval(row["span"]),
+                row["reason"],
+                row["made_by"],
+                to_utc(row["made_at"]),
+                row["hold_id"],
+            )
+            holds.setdefault(row["version_id"], []).append(found)
         return {
             key: VersionState(
                 covered=IntervalSet(to_interval(s) for s in covered[key]["spans"])
                 if key in covered
                 else IntervalSet(),
+                accepted=IntervalSet(to_interval(s) for s in covered[key]["accepted"])
+                if key in covered
+                else IntervalSet(),
+                holds=tuple(holds.get(key, ())),
                 marks=tuple(marks.get(key, ())),
                 claims=tuple(claims.get(key, ())),
                 last_commit=to_utc(covered[key]["last_commit"]) if key in covered else None,
@@ -398,7 +428,8 @@ class RecordLedger:
         return tuple(
             CoverageRow(
                 to_interval(row["span"]), row["revision"], row["read_revision"], row["run_id"], row["verdict"],
-                tuple(row["audits"]), row["duration"], row["rows"], to_utc(row["committed_at"]),
+                () if row["verdict"] == "accepted" else tuple(row["audits"]), row["duration"], row["rows"],
+                to_utc(row["committed_at"]), row["audits"][0] if row["verdict"] == "accepted" else None,
             )
             for row in self.database.rows("coverage_rows", version_id=version_id, span=to_range(interval), again=True)
         )  # fmt: skip

@@ -378,6 +378,7 @@ class WorkLedger:
         rows: int | None = None,
         lookback: Interval | None = None,
         stale_from: datetime | None = None,
+        hold: str | None = None,
     ) -> int:
         """Record a batch under the fence; the revision of its data.
 
@@ -391,6 +392,7 @@ class WorkLedger:
             rows: How many rows it wrote, if the engine said.
             lookback: The units before it that have to be read again because of it.
             stale_from: Of a table that is refreshed: from which instant on it was stale, UTC.
+            hold: Why a policy keeps it from its readers; None: it does not, nor what was there before.
 
         Raises:
             LeaseLostError: Nothing was recorded; the batch is suspect.
@@ -399,7 +401,7 @@ class WorkLedger:
         revision = self.database.one(
             "commit_claim", run_id=run_id, version_id=version_id, span=to_range(interval), verdict=verdict,
             audits=json([dict(a) for a in audits]), duration=duration, rows=rows, lookback=to_range(lookback),
-            stale_from=stale_from, again=True,
+            stale_from=stale_from, hold=hold, again=True,
         )["revision"]  # fmt: skip
         if revision is None:
             raise LeaseLostError(

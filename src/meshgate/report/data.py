@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from meshgate.coordinator.causes import Cause
     from meshgate.coordinator.doctor import Diagnosis
     from meshgate.coordinator.explain import GateAnswer, ProjectRuns, Why
+    from meshgate.coordinator.intervene import Accepted, Held, Released
     from meshgate.coordinator.plan import Plan
     from meshgate.coordinator.restate import Preview, Redo, RequestStanding
     from meshgate.coordinator.run import RunReport
@@ -152,6 +153,10 @@ def status(found: Status) -> dict[str, Any]:
         now=found.now,
         projects=projects,
         waits=[_wait(w) for w in found.waits],
+        holds=[
+            {"model": model, "project": project, **plain(_record(hold))}
+            for model, project, hold in found.holds
+        ],
     )
 
 
@@ -276,6 +281,21 @@ def request(found: RequestStanding) -> dict[str, Any]:
 def cancelled(found: Request, ended: bool) -> dict[str, Any]:
     """`meshgate.request_cancelled`: `ended` is false where it had been cancelled before."""
     return document("request_cancelled", request=_request(found), ended=ended)
+
+
+def hold(found: Held) -> dict[str, Any]:
+    """`meshgate.hold`: what its readers have to wait for from now on, and who they are."""
+    return document("hold", **_record(found))
+
+
+def release(found: Released) -> dict[str, Any]:
+    """`meshgate.release`: what was held of it, and what is still."""
+    return document("release", **_record(found))
+
+
+def accept(found: Accepted) -> dict[str, Any]:
+    """`meshgate.accept`: what counts as recorded from now on; with `undone`, what is due again."""
+    return document("accept", **_record(found))
 
 
 def error(found: MeshgateError) -> dict[str, Any]:

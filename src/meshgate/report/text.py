@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from meshgate.interval import IntervalSet
+from meshgate.report.holds import accept, accepted_row, hold, holds_beside, release  # noqa: F401 - found by name
 from meshgate.report.wording import (
     because_of,
     boundary,
@@ -55,6 +56,7 @@ _KINDS = {
 _STYLES = {"failed": "red", "suspect": "yellow", "removed": "yellow", "held": "magenta", "begun": "cyan"}
 _STATES = {
     "recorded": ("recorded", "green"),
+    "accepted": ("accepted as it was", "yellow"),
     "ready": ("ready", "green"),
     "blocked": ("blocked", "yellow"),
     "late": ("not evaluated yet", "yellow"),
@@ -104,11 +106,12 @@ def status(out: Console, found: Status) -> None:
         if hidden := len(project.models) - len(rows[project.project]):
             out.print(Text(f"  ... and {counted(hidden, 'more model')}; --json has all", style="dim"))
     out.print()
-    if not found.waits:
+    if found.waits:
+        out.print(_line(("what keeps things back", "bold")))
+        _waits(out, found.waits, found.now, None)
+    else:
         out.print(_line(("nothing waits for anything but its own next run", "green")))
-        return
-    out.print(_line(("what keeps things back", "bold")))
-    _waits(out, found.waits, found.now, None)
+    _wrapped(out, holds_beside(found), 4)
 
 
 def _worth_showing(models: Sequence[ModelStatus]) -> list[ModelStatus]:
@@ -274,10 +277,9 @@ def _story(out: Console, found: Why) -> None:
 def _recorded(row: CoverageRow, now: datetime) -> list[Text]:
     facts = [length(row.duration)] if row.duration is not None else []
     facts += [counted(row.rows, "row")] if row.rows is not None else []
-    who = {
-        "foreign": "by plain SQLMesh, seen",
-        "accepted": "accepted by a person",
-    }.get(row.verdict, f"by run {row.run_id}")
+    if row.accepted is not None:
+        return accepted_row(row, now)
+    who = "by plain SQLMesh, seen" if row.verdict == "foreign" else f"by run {row.run_id}"
     tail = f" ({', '.join(facts)})" if facts else ""
     lines = [_line(f"{row.interval} recorded {who} at {instant(row.committed_at, now)}{tail}")]
     failed = [a for a in row.audits if a.get("count")]

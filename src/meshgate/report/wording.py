@@ -107,6 +107,8 @@ def because_of(reason: str, detail: Mapping[str, Any], now: datetime | None = No
     cause = detail.get("cause")
     if reason == "begun":
         return _claimed(detail, now)
+    if reason == "held" and detail.get("hold_id"):
+        return held_by(detail["by"], detail["since"], detail["reason"], now)
     due = detail.get("due_at") or detail.get("due_since")
     since = f", due since {instant(due, now)}" if due else ""
     said = {
@@ -133,6 +135,11 @@ def _stale(detail: Mapping[str, Any], now: datetime | None) -> str:
     parent, time = model_name(detail["parent"]), detail.get("parent_interval")
     which = "" if time is None or time.start == MIN_INSTANT else f" {time_of(time, now)}"
     return f"stale: it had read {parent}{which} before that was computed again"
+
+
+def held_by(by: str, since: datetime | str, reason: str, now: datetime | None = None) -> str:
+    """Who keeps something from its readers, since when and why."""
+    return f"held by {by} since {instant(since, now)}: {reason}"
 
 
 def _claimed(detail: Mapping[str, Any], now: datetime | None) -> str:

@@ -30,6 +30,21 @@ SELECT run_id, model, span FROM meshgate.pause_models(%(run_id)s, %(models)s);
 -- name: retry_marks
 SELECT meshgate.retry_marks(%(versions)s, %(span)s::tstzrange) AS ended;
 
+-- name: hold_range
+SELECT meshgate.hold_range(%(model)s, %(span)s::tstzrange, %(reason)s, %(by)s) AS hold_id;
+
+-- name: release_holds
+SELECT released, why, held_by, since FROM meshgate.release_holds(%(model)s, %(span)s::tstzrange, %(by)s);
+
+-- name: accept_range
+SELECT meshgate.accept_range(%(version_id)s, %(span)s::tstzrange, %(lookback)s::tstzrange, %(reason)s, %(by)s) AS answer;
+
+-- name: undo_accept
+SELECT meshgate.undo_accept(%(version_id)s, %(span)s::tstzrange, %(by)s) AS span;
+
+-- name: adopt_accepted
+SELECT meshgate.adopt_accepted(%(run_id)s, %(version_id)s) AS span;
+
 -- name: renew_run
 SELECT meshgate.renew_run(%(run_id)s) AS expires_at;
 
@@ -52,7 +67,7 @@ SELECT meshgate.begin_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(p
 
 -- name: commit_claim
 SELECT meshgate.commit_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(verdict)s, %(audits)s, %(duration)s,
-                             %(rows)s, %(lookback)s::tstzrange, %(stale_from)s) AS revision;
+                             %(rows)s, %(lookback)s::tstzrange, %(stale_from)s, %(hold)s) AS revision;
 
 -- name: fail_claim
 SELECT meshgate.fail_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(detail)s) AS recorded;
@@ -106,7 +121,9 @@ WHERE e.environment = %(environment)s
 ORDER BY c.name, p.name;
 
 -- name: covered
-SELECT c.version_id, ARRAY(SELECT unnest(range_agg(c.span))) AS spans, max(c.committed_at) AS last_commit, max(c.read_at) AS last_read,
+SELECT c.version_id, ARRAY(SELECT unnest(range_agg(c.span))) AS spans,
+       ARRAY(SELECT unnest(range_agg(c.span) FILTER (WHERE c.verdict = 'accepted'))) AS accepted, max(c.committed_at) AS last_commit,
+       max(c.read_at) AS last_read,
        max(c.revision) AS last_revision, sum(c.rows)::bigint AS rows
 FROM meshgate.coverage c WHERE c.version_id = ANY (%(versions)s) GROUP BY c.version_id;
 
@@ -160,6 +177,12 @@ SELECT meshgate.settle_models(%(environment)s, %(settled)s, %(revision)s);
 -- name: marks
 SELECT m.version_id, m.span, m.kind, m.revision, m.run_id, m.attempts, m.detail, m.made_at, m.retry_at, m.batch
 FROM meshgate.mark m WHERE m.version_id = ANY (%(versions)s) ORDER BY m.version_id, m.span, m.mark_id;
+
+-- name: holds
+SELECT v.version_id, h.hold_id, CASE WHEN v.as_of THEN '(,)' ELSE h.span END AS span, h.reason, h.made_by, h.made_at
+FROM meshgate.hold h JOIN meshgate.version v USING (model_id)
+WHERE h.released_at IS NULL AND coalesce(h.version_id, v.version_id) = v.version_id AND v.version_id = ANY (%(versions)s)
+ORDER BY v.version_id, h.span, h.hold_id;
 
 -- name: live_claims
 SELECT k.version_id, k.span, k.state, k.run_id, k.quarantined_until, r.expires_at, p.name AS project, r.holder,

@@ -10,7 +10,7 @@
 --   coverage  (model version, range): what is recorded, at which revision, having read up to which
 --   mark      (model version, range): a reason to compute again: failed, suspect, removed, requested, lookback
 --   dirty_span   revisions between which an as-of table held unchecked rows
---   hold      (model, range): kept from readers by a person, until released
+--   hold      (model, range): kept from readers by a person, until released; or by a policy, until written again
 --   request   (model, range): somebody asked for it to be computed again; marks carry it to the versions
 --   event     append-only history for people and alerts; nothing is decided from it
 --
@@ -254,6 +254,7 @@ CREATE TABLE meshgate.dirty_span (
 CREATE TABLE meshgate.hold (
     hold_id      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     model_id     bigint      NOT NULL REFERENCES meshgate.model,
+    version_id   bigint      REFERENCES meshgate.version,  -- whose rows a policy holds; null: a person's, of all versions
     span         tstzrange   NOT NULL CONSTRAINT "a hold is about some time" CHECK (NOT isempty(span)),
     reason       text        NOT NULL,
     made_by      text        NOT NULL,
@@ -422,9 +423,15 @@ RETURNS TABLE (reason text, span tstzrange, detail jsonb) LANGUAGE sql STABLE AS
     SELECT 'begun', meshgate.written(c) * p_span, jsonb_build_object('run_id', c.run_id)
     FROM meshgate.claim c
     WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
-      AND c.span && p_span AND c.state = 'begun' AND meshgate.written(c) && p_span;
+      AND c.span && p_span AND c.state = 'begun' AND meshgate.written(c) && p_span
+    UNION ALL
+    -- A person's hold is on the model, whatever its version; of a table that is one whole, it is on all of it.
+    SELECT 'held', CASE WHEN v.as_of THEN p_span ELSE h.span * p_span END,
+           jsonb_build_object('hold_id', h.hold_id, 'reason', h.reason, 'by', h.made_by, 'since', h.made_at)
+    FROM meshgate.version v JOIN meshgate.hold h USING (model_id)
+    WHERE v.version_id = p_version_id AND h.released_at IS NULL AND (v.as_of OR h.span && p_span)
+      AND coalesce(h.version_id, p_version_id) = p_version_id;
 $$;
-
 
 -- What remains of a claim that was begun and will never be committed: a suspicion, and for an as-of table
 -- the revisions between which readers may have met its unchecked rows.
@@ -854,10 +861,11 @@ END $$;
 
 -- Records a batch. The revision of its commit, or null where the lease was lost: then nothing is recorded, and the
 -- range is suspect. p_lookback: the units before a fresh one that have to be read again because of it.
--- p_stale_from: the first instant from which a table that is refreshed was stale.
+-- p_stale_from: the first instant from which a table that is refreshed was stale. p_hold: why a policy keeps the batch from
+-- its readers.
 CREATE FUNCTION meshgate.commit_claim(p_run_id bigint, p_version_id bigint, p_span tstzrange, p_verdict text,
                                       p_audits jsonb, p_duration interval, p_rows bigint, p_lookback tstzrange,
-                                      p_stale_from timestamptz)
+                                      p_stale_from timestamptz, p_hold text DEFAULT NULL)
 RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     present timestamptz;
@@ -951,9 +959,11 @@ BEGIN
     FOR old IN SELECT c.span * p_lookback AS span FROM meshgate.coverage c
                WHERE p_lookback IS NOT NULL AND NOT isempty(p_lookback)
                  AND int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
-                 AND c.span && p_lookback AND c.read_revision < held.opened_revision ORDER BY c.span LOOP
+                 AND c.span && p_lookback AND c.read_revision < held.opened_revision
+                 AND c.verdict <> 'accepted' ORDER BY c.span LOOP  -- what a person took as it is, stays so
         PERFORM meshgate.put_mark(p_version_id, old.span, 'lookback', p_run_id, '{}');
     END LOOP;
+    PERFORM meshgate.hold_by_policy(p_version_id, CASE WHEN refreshed THEN '(,)' ELSE p_span END, p_span, p_hold, p_run_id);
     PERFORM meshgate.note('interval.committed', p_run_id, p_version_id, p_span,
                           jsonb_build_object('verdict', p_verdict, 'rows', p_rows));
     PERFORM pg_notify('meshgate', p_version_id::text);
@@ -1250,6 +1260,20 @@ BEGIN
         END IF;
     END LOOP;
 
+    -- What a person accepted, and no run took along to SQLMesh, is there only because somebody else evaluated it.
+    FOR row IN
+        SELECT piece, c.revision FROM meshgate.coverage c, unnest(tstzmultirange(c.span) * recorded) AS piece
+        WHERE c.version_id = p_version_id AND c.verdict = 'accepted' AND c.run_id IS NULL AND c.mirrored_at IS NULL
+          AND c.committed_at < p_read_at ORDER BY 1
+    LOOP
+        CONTINUE WHEN EXISTS (SELECT FROM meshgate.mark m WHERE m.version_id = p_version_id AND m.span @> row.piece
+                              AND m.kind = 'suspect' AND m.revision > row.revision);
+        PERFORM meshgate.put_mark(p_version_id, row.piece, 'suspect', NULL, jsonb_build_object(
+            'cause', 'recorded by plain SQLMesh over time that a person had accepted as it was'));
+        finding := 'suspect'; span := row.piece;
+        RETURN NEXT;
+    END LOOP;
+
     FOR row IN
         -- What a run recorded here, and ended before it noted that SQLMesh has it too, SQLMesh may hold because of
         -- somebody else who evaluated it meanwhile: it is looked at whole.
@@ -1258,8 +1282,10 @@ BEGIN
              unnest(tstzmultirange(c.span) - CASE WHEN c.mirrored_at IS NULL THEN '{}' ELSE recorded END) AS piece
         WHERE c.version_id = p_version_id
           AND CASE WHEN c.mirrored_at IS NULL
-                   -- A live run records in SQLMesh a moment after it recorded here.
-                   THEN c.committed_at < p_read_at AND (r.state IS NULL OR r.state <> 'running' OR r.expires_at <= meshgate.clock())
+                   -- A live run records in SQLMesh a moment after it recorded here. What no run ever took along to
+                   -- SQLMesh was never there.
+                   THEN c.committed_at < p_read_at AND c.run_id IS NOT NULL
+                        AND (r.state <> 'running' OR r.expires_at <= meshgate.clock())
                    ELSE c.mirrored_at < p_read_at END
         ORDER BY 1
     LOOP
@@ -1382,6 +1408,222 @@ BEGIN
     PERFORM meshgate.note('request.cancelled', NULL, NULL, q.span, jsonb_build_object('request_id', p_request_id, 'by', p_by));
     PERFORM pg_notify('meshgate', '');
     RETURN true;
+END $$;
+
+---------------------------------------------------------------------------------------------------------------
+-- Holds and declared holes
+---------------------------------------------------------------------------------------------------------------
+
+-- What a person does stands in the history with a reason and a name.
+CREATE FUNCTION meshgate.must_be_told(p_what text, p_value text) RETURNS void LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    IF coalesce(btrim(p_value), '') = '' THEN
+        RAISE EXCEPTION '% must be told', p_what USING ERRCODE = 'MG003';
+    END IF;
+END $$;
+
+-- Keeps a range of a model from its readers until somebody releases it: the hold's key. The model's own evaluation
+-- goes on. Saying it again is not doing it again.
+CREATE FUNCTION meshgate.hold_range(p_model text, p_span tstzrange, p_reason text, p_by text)
+RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    present timestamptz;
+    known bigint;
+    found_hold bigint;
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    present := meshgate.clock();
+    PERFORM meshgate.must_be_told('why it is held', p_reason), meshgate.must_be_told('who holds it', p_by);
+    SELECT m.model_id INTO known FROM meshgate.model m WHERE m.name = p_model;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'model % is not in the ledger', p_model USING ERRCODE = 'MG003';
+    END IF;
+    SELECT h.hold_id INTO found_hold FROM meshgate.hold h
+    WHERE h.model_id = known AND h.version_id IS NULL AND h.released_at IS NULL AND h.span = p_span AND h.reason = p_reason AND h.made_by = p_by;
+    IF FOUND THEN
+        RETURN found_hold;
+    END IF;
+    INSERT INTO meshgate.hold (model_id, span, reason, made_by, made_at)
+    VALUES (known, p_span, p_reason, p_by, present) RETURNING hold_id INTO found_hold;
+    PERFORM meshgate.note('interval.held', NULL, (SELECT max(v.version_id) FROM meshgate.version v WHERE v.model_id = known),
+                          p_span, jsonb_build_object('hold_id', found_hold, 'reason', p_reason, 'by', p_by));
+    PERFORM pg_notify('meshgate', '');
+    RETURN found_hold;
+END $$;
+
+-- Ends a hold, or a part of it: the rest goes on as it was.
+CREATE FUNCTION meshgate.cut_hold(h meshgate.hold, p_span tstzrange, p_by text) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    UPDATE meshgate.hold x SET span = h.span * p_span, released_by = p_by, released_at = meshgate.clock()
+    WHERE x.hold_id = h.hold_id;
+    INSERT INTO meshgate.hold (model_id, version_id, span, reason, made_by, made_at)
+    SELECT h.model_id, h.version_id, piece, h.reason, h.made_by, h.made_at
+    FROM unnest(tstzmultirange(h.span) - tstzmultirange(p_span)) AS piece;
+    PERFORM meshgate.note('interval.released', NULL,
+                          coalesce(h.version_id, (SELECT max(v.version_id) FROM meshgate.version v WHERE v.model_id = h.model_id)),
+                          h.span * p_span, jsonb_build_object('hold_id', h.hold_id, 'by', p_by));
+END $$;
+
+-- What a policy keeps from readers of what was just written: the rows from before are gone, and so is what was held of
+-- them by it. p_gone: where. p_why: why the new ones are held; null: they are not.
+CREATE FUNCTION meshgate.hold_by_policy(p_version_id bigint, p_gone tstzrange, p_span tstzrange, p_why text, p_run_id bigint)
+RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    h meshgate.hold;
+BEGIN
+    FOR h IN SELECT x.* FROM meshgate.hold x JOIN meshgate.version v USING (model_id)
+             WHERE v.version_id = p_version_id AND x.version_id = p_version_id AND x.released_at IS NULL AND x.span && p_gone
+             ORDER BY x.hold_id LOOP
+        PERFORM meshgate.cut_hold(h, p_gone, 'run ' || p_run_id);
+    END LOOP;
+    IF p_why IS NOT NULL THEN
+        INSERT INTO meshgate.hold (model_id, version_id, span, reason, made_by, made_at)
+        SELECT v.model_id, v.version_id, p_span, p_why, 'on_audit_warning', meshgate.clock()
+        FROM meshgate.version v WHERE v.version_id = p_version_id;
+        PERFORM meshgate.note('interval.held', p_run_id, p_version_id, p_span,
+                              jsonb_build_object('reason', p_why, 'by', 'on_audit_warning'));
+    END IF;
+END $$;
+
+-- Lets readers have a range of a model again: what was held of it, by whom and why. The rest of a hold that reaches
+-- further goes on as it was.
+CREATE FUNCTION meshgate.release_holds(p_model text, p_span tstzrange, p_by text)
+RETURNS TABLE (released tstzrange, why text, held_by text, since timestamptz) LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    h meshgate.hold;
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    PERFORM meshgate.must_be_told('who releases it', p_by);
+    FOR h IN SELECT x.* FROM meshgate.hold x JOIN meshgate.model m USING (model_id)
+             WHERE m.name = p_model AND x.released_at IS NULL AND x.span && p_span ORDER BY x.span, x.hold_id LOOP
+        released := h.span * p_span; why := h.reason; held_by := h.made_by; since := h.made_at;
+        PERFORM meshgate.cut_hold(h, p_span, p_by);
+        RETURN NEXT;
+    END LOOP;
+    PERFORM pg_notify('meshgate', '') WHERE released IS NOT NULL;
+END $$;
+
+-- A person takes a range of a version as it is. What of it is missing, failed, suspect or removed counts as recorded
+-- from now on: a commit with a revision of its own, so that whoever read it before reads it again. Its clean time stays
+-- untouched. {"revision", "accepted": [{"start", "end"}]}, or {"busy": {...}}: a run is writing it, or may still be; or
+-- {"clean": true}: there is nothing to accept.
+-- The doubt about a table that is one whole is accepted whole; of its time, what was being written and what is missing.
+-- p_lookback: the units before a fresh one that have to be read again because of it.
+CREATE FUNCTION meshgate.accept_range(p_version_id bigint, p_span tstzrange, p_lookback tstzrange, p_reason text, p_by text)
+RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    known bigint;
+    present timestamptz;
+    v meshgate.version;
+    busy jsonb;
+    doubted boolean;
+    spoilt tstzmultirange;
+    covered tstzmultirange;
+    mirrored tstzmultirange;
+    holes tstzmultirange;
+    made bigint;
+    piece tstzrange;
+    old record;
+    facts jsonb;
+BEGIN
+    known := meshgate.lock_ledger();
+    present := meshgate.clock();
+    PERFORM meshgate.must_be_told('why it is accepted', p_reason), meshgate.must_be_told('who accepts it', p_by);
+    SELECT x.* INTO v FROM meshgate.version x WHERE x.version_id = p_version_id;
+    IF NOT FOUND OR isempty(p_span) OR lower_inf(p_span) OR upper_inf(p_span) OR upper(p_span) > present THEN
+        RAISE EXCEPTION 'only time of a known version that is over can be accepted, not %', p_span USING ERRCODE = 'MG003';
+    END IF;
+    SELECT jsonb_build_object('run_id', k.run_id, 'project', p.name, 'claim', k.state, 'start', lower(k.span), 'end', upper(k.span),
+                              'until', coalesce(k.quarantined_until, r.expires_at))
+    INTO busy
+    FROM meshgate.claim k JOIN meshgate.run r USING (run_id) JOIN meshgate.project p USING (project_id)
+    WHERE k.version_id = p_version_id AND k.span && p_span
+      AND (k.state = 'begun' AND (v.as_of OR meshgate.written(k) && p_span)
+           OR k.state = 'lost' AND k.quarantined_until > present)
+    ORDER BY k.state, k.claim_id LIMIT 1;
+    IF busy IS NOT NULL THEN
+        RETURN jsonb_build_object('busy', busy);
+    END IF;
+    SELECT coalesce(range_agg(c.span), '{}'), coalesce(range_agg(c.span) FILTER (WHERE c.mirrored_at IS NOT NULL), '{}')
+    INTO covered, mirrored
+    FROM meshgate.coverage c
+    WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]') AND c.span && p_span;
+    SELECT count(*) > 0,
+           coalesce(range_agg(CASE WHEN v.as_of AND m.kind <> 'removed' THEN m.batch ELSE m.span END)
+                    FILTER (WHERE NOT (v.as_of AND m.kind <> 'removed') OR NOT lower_inf(m.batch)), '{}'),
+           mirrored - coalesce(range_agg(m.span) FILTER (WHERE m.kind = 'removed'), '{}')
+    INTO doubted, spoilt, mirrored
+    FROM meshgate.mark m
+    WHERE m.version_id = p_version_id AND m.span && p_span AND m.kind IN ('failed', 'suspect', 'removed');
+    holes := tstzmultirange(p_span) - covered + spoilt * tstzmultirange(p_span);
+    IF isempty(holes) AND NOT doubted THEN
+        RETURN jsonb_build_object('clean', true);
+    END IF;
+    made := meshgate.next_revision();
+    FOREACH piece IN ARRAY ARRAY(SELECT unnest(holes)) LOOP
+        SELECT jsonb_build_object('by', p_by, 'reason', p_reason, 'was', coalesce(jsonb_agg(DISTINCT m.kind), '["missing"]'))
+        INTO facts
+        FROM meshgate.mark m
+        WHERE m.version_id = p_version_id AND m.span && piece AND m.kind IN ('failed', 'suspect', 'removed');
+        PERFORM meshgate.carve_coverage(p_version_id, piece);
+        -- What SQLMesh holds already it keeps; the rest a run takes along to it (adopt_accepted).
+        INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, verdict, audits, committed_at, mirrored_at)
+        SELECT p_version_id, part, made, known, 'accepted', jsonb_build_array(facts), present, present
+        FROM unnest(tstzmultirange(piece) * mirrored) AS part
+        UNION ALL
+        SELECT p_version_id, part, made, known, 'accepted', jsonb_build_array(facts), present, NULL
+        FROM unnest(tstzmultirange(piece) - mirrored) AS part;
+        PERFORM meshgate.carve_marks(p_version_id, piece, known);
+        PERFORM meshgate.note('interval.accepted', NULL, p_version_id, piece, facts);
+    END LOOP;
+    IF v.as_of THEN
+        DELETE FROM meshgate.mark m WHERE m.version_id = p_version_id AND m.kind IN ('failed', 'suspect');
+        UPDATE meshgate.dirty_span SET to_revision = made WHERE version_id = p_version_id AND to_revision IS NULL;
+        PERFORM meshgate.note('interval.accepted', NULL, p_version_id, '(,)', jsonb_build_object('by', p_by, 'reason', p_reason))
+        WHERE isempty(holes);
+    END IF;
+    FOR old IN SELECT c.span * p_lookback AS span FROM meshgate.coverage c
+               WHERE p_lookback IS NOT NULL AND NOT isempty(p_lookback) AND NOT isempty(holes)
+                 AND int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
+                 AND c.span && p_lookback AND c.verdict <> 'accepted' ORDER BY c.span LOOP
+        PERFORM meshgate.put_mark(p_version_id, old.span, 'lookback', NULL, '{}');
+    END LOOP;
+    PERFORM pg_notify('meshgate', p_version_id::text);
+    RETURN jsonb_build_object('revision', made, 'accepted', coalesce(
+        (SELECT jsonb_agg(jsonb_build_object('start', lower(h), 'end', upper(h)) ORDER BY h) FROM unnest(holes) AS h), '[]'));
+END $$;
+
+-- Makes what was accepted due again: the ranges.
+CREATE FUNCTION meshgate.undo_accept(p_version_id bigint, p_span tstzrange, p_by text)
+RETURNS SETOF tstzrange LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    found record;
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    PERFORM meshgate.must_be_told('who undoes it', p_by);
+    FOR found IN SELECT c.span * p_span AS span FROM meshgate.coverage c
+                 WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
+                   AND c.span && p_span AND c.verdict = 'accepted' ORDER BY c.span LOOP
+        PERFORM meshgate.put_mark(p_version_id, found.span, 'requested', NULL, jsonb_build_object(
+            'cause', 'its acceptance was undone', 'by', p_by));
+        PERFORM pg_notify('meshgate', p_version_id::text);
+        RETURN NEXT found.span;
+    END LOOP;
+END $$;
+
+-- What was accepted of a version and no run has taken along to SQLMesh's record yet: the run that asks does it now, and
+-- notes that it has (note_mirrored). If it ends in between, nobody knows whether it did, and the range is evaluated again
+-- like any other that a run left behind there.
+CREATE FUNCTION meshgate.adopt_accepted(p_run_id bigint, p_version_id bigint) RETURNS SETOF tstzrange LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    IF NOT meshgate.holds_lease(p_run_id) THEN
+        RAISE EXCEPTION 'run % has lost its lease', p_run_id USING ERRCODE = 'MG001';
+    END IF;
+    RETURN QUERY
+    UPDATE meshgate.coverage c SET run_id = p_run_id
+    WHERE c.version_id = p_version_id AND c.verdict = 'accepted' AND c.run_id IS NULL AND c.mirrored_at IS NULL
+    RETURNING c.span;
 END $$;
 
 ---------------------------------------------------------------------------------------------------------------
