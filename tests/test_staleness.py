@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from attrs import evolve
 
 from guarantee_mesh import AUDIT, BRONZE, DIMENSION, GOLD, SILVER, Mesh, minutes, node
 from meshgate.coordinator.staleness import Policy
@@ -17,6 +18,7 @@ from meshgate.interval import Interval, IntervalSet, IntervalUnit
 if TYPE_CHECKING:
     from meshgate.ledger import Ledger
 
+BALANCE = '"lake"."balance"'
 FACT, DAILY, KEYED = '"lake"."fact"', '"lake"."daily"', '"lake"."keyed"'
 HOUR = timedelta(hours=1)
 
@@ -285,6 +287,10 @@ class Rows:
         graph = self.mesh.graph
         read = []
         for edge in graph.parents(name):
+            if edge.parent == name:
+                before = Interval(unit.start - timedelta(minutes=5), unit.start)
+                read.append(hash(tables[name].get(before)))
+                continue
             parent = graph[edge.parent]
             for piece in window_of(graph[name], parent, edge.window, unit):
                 read += [(edge.parent, u.start, tables[edge.parent].get(u)) for u in parent.unit.split(piece)]
@@ -313,14 +319,20 @@ class Rows:
 def test_after_any_history_every_row_is_as_if_all_were_computed_anew(ledger: Ledger, seed: int) -> None:
     """Late rows, failures, crashes in the middle, looks that settle: at rest nothing is stale, and nothing is wrong."""
     chance = random.Random(seed)  # noqa: S311 - so that a history can be had again
-    latest = node(DAILY, "down", "hour")
+    latest, balance = (
+        node(DAILY, "down", "hour"),
+        evolve(node(BALANCE, "up", "five_minute"), depends_on_past=True),
+    )
     mesh = Mesh(
         ledger,
         (
-            [node(FACT, "down", "hour"), latest],
-            [Edge(FACT, DIMENSION), Edge(FACT, SILVER), Edge(DAILY, DIMENSION, Window("latest"))],
+            [node(FACT, "down", "hour"), latest, balance],
+            [
+                Edge(FACT, DIMENSION), Edge(FACT, SILVER), Edge(DAILY, DIMENSION, Window("latest")),
+                Edge(BALANCE, SILVER), Edge(BALANCE, BALANCE),
+            ],
         ),
-    )
+    )  # fmt: skip
     mesh.policy = Policy(throttle=timedelta(minutes=chance.choice((0, 10, 60))))
     rows = Rows(mesh, chance)
     passed = 60

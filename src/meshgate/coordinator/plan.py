@@ -260,6 +260,10 @@ def _redo(
         )  # fmt: skip
     if not node.kind.as_of:
         inside = (_marked(state.marks, _REDONE) | stale) & state.covered
+        if inside.first is not None and node.depends_on_past:
+            inside = state.covered.clip(
+                inside.first.start, MAX_INSTANT
+            )  # each interval reads the one before it
         return node.unit.outward(inside.clip(node.life.start, upto)) - fresh, ()
     if not node.kind.reads_everything:
         # Merging again is done interval by interval: those that somebody named, and those that went wrong.

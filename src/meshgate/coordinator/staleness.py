@@ -15,15 +15,15 @@ import attrs
 from attrs import frozen
 
 from meshgate.due import cron_floor, cron_next
-from meshgate.graph import readers_of
+from meshgate.graph import Edge, Window, readers_of
 from meshgate.interval import IntervalSet
 from meshgate.ledger import Stale
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime
 
-    from meshgate.graph import Edge, MeshGraph, ModelNode
+    from meshgate.graph import MeshGraph, ModelNode
     from meshgate.ledger import Ledger, Manifest, VersionState
 
 _ZERO = timedelta(0)
@@ -77,7 +77,7 @@ def find(
         gate
         for name in graph.order()
         if name in version_ids
-        for gate in graph.gates(name)
+        for gate in (*graph.gates(name), *_itself(graph[name]))
         if gate.window.mode != "loaded" and gate.parent in version_ids
     ]
     if not gates:
@@ -96,6 +96,12 @@ def find(
                 Stale(piece, parent.name, pair.parent_interval, pair.since, pair.read_at)
             )
     return {name: tuple(pairs) for name, pairs in found.items()}
+
+
+def _itself(node: ModelNode) -> Iterator[Edge]:
+    """How a model reads its own past: all of it before the interval, as far as anybody can tell."""
+    if node.depends_on_past and node.kind.time_partitioned:
+        yield Edge(node.name, node.name, Window("prefix", to_offset=-node.unit.approximate))
 
 
 def _reach(child: ModelNode, parent: ModelNode, gate: Edge) -> tuple[timedelta | None, timedelta | None]:
