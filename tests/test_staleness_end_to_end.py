@@ -29,10 +29,7 @@ def tiny(tmp_path: Path, postgres: LocalPostgres, extensions: None) -> TinyMesh:
 
 def ask(mesh: Mesh, model: str, start: float, end: float) -> None:
     """Ask for time of a model to be computed again."""
-    mesh.ledger.database.execute(
-        "SELECT meshgate.put_mark(%(v)s, tstzrange(%(a)s, %(b)s), 'requested', NULL, '{}')",
-        {"v": mesh.ledger.manifest("prod").version_id(model), "a": at(start), "b": at(end)},
-    )
+    mesh.restate(model, span(start, end), reason="the source was mended", by="tester", apply=True)
 
 
 def change(tiny: TinyMesh, minute: float) -> None:
@@ -55,6 +52,7 @@ def test_g5_no_silent_staleness_across_projects(tiny: TinyMesh) -> None:
         assert mesh.run("downstream", now=at(180)).committed == {GOLD_HOURLY: IntervalSet([span(60, 120)])}
         for project in ("upstream", "downstream"):
             assert mesh.run(project, now=at(180)).state == "nothing_to_do"
+        assert [request.state for request in mesh.requests()] == ["done"]
     tiny.check(180)
 
 
