@@ -13,7 +13,7 @@ from meshgate.coordinator import Workbench
 from meshgate.coordinator.journal import Outcome, RunJournal
 from meshgate.coordinator.plan import ModelPlan, Plan, make_plan
 from meshgate.coordinator.reconcile import Finding, reconcile
-from meshgate.coordinator.staleness import Policy, find, rested_by, settled, states_of
+from meshgate.coordinator.staleness import Policy, find, rested_by, settled, states_of, tidy
 from meshgate.graph import Edge, Kind, MeshGraph, ModelNode
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
 from meshgate.lease import LeaseKeeper
@@ -162,6 +162,13 @@ class Mesh:
         at = self.ledger.revision()
         stale = find(self.ledger, "prod", self.graph, self.ids)
         self.ledger.settle("prod", settled(stale, self.graph.nodes), self.ids, at)
+
+    def tidy(self, cold: timedelta = timedelta(seconds=-1)) -> int:
+        """Merge whatever can be merged; how many rows are left."""
+        self.ledger.database.execute("SELECT meshgate.next_revision()")  # the newest row is never merged
+        for project in ("up", "down"):
+            tidy(self.ledger, project, cold=cold)
+        return int(self.ledger.database.execute("SELECT count(*) AS n FROM meshgate.coverage")[0]["n"])
 
     def mark(self, name: str, interval: Interval, kind: str) -> None:
         self.scene.mark(self.ids[name], interval, kind)

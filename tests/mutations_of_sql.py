@@ -415,4 +415,30 @@ OF_SQL = (
             "SELECT 0, x.expires_at INTO refused_by, free_at",
         ),
     ),
+    sql(
+        "G5 merging asks the readers",
+        "test_merging.py::test_a_reader_that_has_not_read_it_keeps_its_rows_apart",
+        (
+            "          AND NOT EXISTS (SELECT FROM behind b WHERE b.parent = c.version_id AND c.span && b.time)\n",
+            "",
+        ),
+    ),
+    sql(
+        "G5 merging leaves what is stale",
+        "test_merging.py::test_a_reader_that_has_not_read_it_keeps_its_rows_apart",
+        (
+            "          AND NOT EXISTS (SELECT FROM gate g WHERE g.child = c.version_id AND NOT c.span <@ g.settled)\n",
+            "",
+        ),
+    ),
+    sql(
+        "G3 merging leaves the look-back of a claim under way",
+        "test_merging.py::test_the_look_back_of_a_fresh_unit_is_not_taken_for_done",
+        ("SELECT least(latest, min(k.opened_revision)) - 1 INTO latest", "SELECT latest - 1 INTO latest"),
+    ),
+    sql(
+        "G5 merging leaves what a refresh under way may make dirty",
+        "test_merging.py::test_a_refresh_that_fails_touches_only_who_read_meanwhile",
+        ("SELECT least(latest, min(k.opened_revision)) - 1 INTO latest", "SELECT latest - 1 INTO latest"),
+    ),
 )

@@ -15,7 +15,7 @@ from meshgate.coordinator.journal import Failure, Outcome, RunJournal
 from meshgate.coordinator.plan import Plan, make_plan
 from meshgate.coordinator.progress import Planned
 from meshgate.coordinator.reconcile import Finding, reconcile, unchanged
-from meshgate.coordinator.staleness import Policy, find, policy_of, rested_by, settled, states_of
+from meshgate.coordinator.staleness import Policy, policy_of, rested_by, settle, states_of, tidy
 from meshgate.coordinator.waiting import until_free, until_ready
 from meshgate.errors import (
     ConfigError,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("meshgate")
 
 _HISTORY = timedelta(days=30)
+_TIDY_EVERY = timedelta(hours=1)
 """How long ended claims, events and the rows of runs that nothing names are kept."""
 
 
@@ -378,8 +379,10 @@ def _work(
             _evaluate(bench, opened, plan, manifest, journal, now)
             findings += reconcile(bench.ledger, opened, target, now, run_id=lease.run_id)
             state = "failed" if outcome.failed else "done"
-            _settle(bench, target, project.name)
-            bench.ledger.prune(_HISTORY)
+            settle(bench.ledger, target, {project.name})
+            if bench.ledger.turn_to_tidy(project.name, _TIDY_EVERY):
+                tidy(bench.ledger, project.name)
+                bench.ledger.prune(_HISTORY)
     except LeaseLostError as lost:
         state, error = "lost", lost.message
     except StoppedError as stopped:
@@ -395,17 +398,6 @@ def _work(
     report = _report(project, target, now, state, lease, outcome, findings, plan, error)
     log.info("run.finished", **_counts(outcome, plan), state=state)
     return report
-
-
-def _settle(bench: Workbench, target: str, project: str) -> None:
-    """Remember what is not stale now: the next look begins from here."""
-    at = bench.ledger.revision()
-    manifest = bench.ledger.manifest(target)
-    stale = find(bench.ledger, target, manifest.graph, manifest.version_ids)
-    mine = [
-        name for name, node in manifest.graph.nodes.items() if node.project == project and node.kind.recorded
-    ]
-    bench.ledger.settle(target, settled(stale, mine), manifest.version_ids, at)
 
 
 def _evaluate(

@@ -20,13 +20,15 @@ from meshgate.interval import IntervalSet
 from meshgate.ledger import Stale
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
     from datetime import datetime
 
     from meshgate.graph import MeshGraph, ModelNode
     from meshgate.ledger import Ledger, Manifest, VersionState
+    from meshgate.ledger.record import Gate
 
 _ZERO = timedelta(0)
+_COLD = timedelta(days=1)
 
 
 @frozen
@@ -73,21 +75,11 @@ def find(
         graph: The mesh.
         version_ids: The ledger's key of each model's version.
     """
-    gates = [
-        gate
-        for name in graph.order()
-        if name in version_ids
-        for gate in (*graph.gates(name), *_itself(graph[name]))
-        if gate.window.mode != "loaded" and gate.parent in version_ids
-    ]
+    gates = _gates(graph, version_ids)
     if not gates:
         return {}
-    asked = [
-        (version_ids[g.child], version_ids[g.parent], *_reach(graph[g.child], graph[g.parent], g))
-        for g in gates
-    ]
     found: dict[str, list[Stale]] = {}
-    for pair in ledger.newer(environment, asked):
+    for pair in ledger.newer(environment, _asked(graph, version_ids, gates)):
         gate = gates[pair.gate]
         child, parent = graph[gate.child], graph[gate.parent]
         span = IntervalSet([pair.parent_interval]).clip(parent.life.start, parent.life.end)
@@ -96,6 +88,56 @@ def find(
                 Stale(piece, parent.name, pair.parent_interval, pair.since, pair.read_at)
             )
     return {name: tuple(pairs) for name, pairs in found.items()}
+
+
+def settle(ledger: Ledger, environment: str, projects: Container[str] | None) -> list[Gate]:
+    """Remember what is not stale of some projects (None: of all) now: the next look begins from here.
+
+    Returns:
+        Every gate of the environment, as `Ledger.merge` takes them.
+    """
+    at = ledger.revision()
+    manifest = ledger.manifest(environment)
+    graph, ids = manifest.graph, manifest.version_ids
+    stale = find(ledger, environment, graph, ids)
+    mine = [
+        name
+        for name, node in graph.nodes.items()
+        if (projects is None or node.project in projects) and node.kind.recorded
+    ]
+    ledger.settle(environment, settled(stale, mine), ids, at)
+    return _asked(graph, ids, _gates(graph, ids))
+
+
+def tidy(ledger: Ledger, project: str, *, cold: timedelta = _COLD) -> int:
+    """Merge what neighbouring commits of a project recorded, where nobody needs them one by one; how many rows that saved.
+
+    Args:
+        ledger: The ledger.
+        project: Whose models; its readers may be anybody's, in any environment.
+        cold: What was read less than that long ago stays as it is.
+    """
+    gates: list[tuple[str, Gate]] = []
+    for environment in ledger.environments():
+        gates += [(environment, gate) for gate in settle(ledger, environment, None)]
+    return ledger.merge(project, gates, cold)
+
+
+def _gates(graph: MeshGraph, version_ids: Mapping[str, int]) -> list[Edge]:
+    return [
+        gate
+        for name in graph.order()
+        if name in version_ids
+        for gate in (*graph.gates(name), *_itself(graph[name]))
+        if gate.window.mode != "loaded" and gate.parent in version_ids
+    ]
+
+
+def _asked(graph: MeshGraph, version_ids: Mapping[str, int], gates: Iterable[Edge]) -> list[Gate]:
+    return [
+        (version_ids[g.child], version_ids[g.parent], *_reach(graph[g.child], graph[g.parent], g))
+        for g in gates
+    ]
 
 
 def _itself(node: ModelNode) -> Iterator[Edge]:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
     from meshgate.db import Database
 
+    Gate = tuple[int, int, timedelta | None, timedelta | None]
+    """Version of the child, of the parent, and how far before and after its own time the child reads at most; None for no
+    bound."""
+
 
 @attrs.frozen
 class Mark:
@@ -149,6 +153,8 @@ class CoverageRow:
     committed_at: datetime
     accepted: Mapping[str, Any] | None = None
     """Of the verdict `accepted`: `by` whom, for which `reason`, and what it `was`: `missing`, `failed`, ..."""
+    merged: int = 1
+    """How many commits the row stands for; the numbers and times of several are those of the last, counts are sums."""
 
 
 def _settled(settled: Mapping[str, IntervalSet], ids: Mapping[str, int]) -> Any:
@@ -389,15 +395,9 @@ class RecordLedger:
     def newer(
         self,
         environment: str,
-        gates: Sequence[tuple[int, int, timedelta | None, timedelta | None]],
+        gates: Sequence[Gate],
     ) -> tuple[Newer, ...]:
-        """What is recorded of children, and newer of their parents than they read.
-
-        Args:
-            environment: Where children and parents are promoted.
-            gates: Version of the child, of the parent, and how far before and after its own time the child reads at
-                most; None for no bound.
-        """
+        """What is recorded of children, and newer of their parents than they read, where both are promoted."""
         rows = self.database.rows(
             "stale", environment=environment, children=[g[0] for g in gates], parents=[g[1] for g in gates],
             lows=[g[2] for g in gates], highs=[g[3] for g in gates], again=True,
@@ -423,13 +423,28 @@ class RecordLedger:
             "settle_models", environment=environment, settled=_settled(settled, ids), revision=revision
         )
 
+    def merge(self, project: str, gates: Sequence[tuple[str, Gate]], cold: timedelta) -> int:
+        """Merge neighbouring coverage of a project's models where nobody can tell the difference; how many rows that saved.
+
+        Args:
+            project: Its name.
+            gates: Of all environments, with the environment: who may tell.
+            cold: What was read less than that long ago stays as it is.
+        """
+        rows = self.database.rows(
+            "merge_coverage", project=project, cold=cold, environments=[e for e, _ in gates],
+            children=[g[0] for _, g in gates], parents=[g[1] for _, g in gates],
+            lows=[g[2] for _, g in gates], highs=[g[3] for _, g in gates],
+        )  # fmt: skip
+        return int(rows[0]["saved"])
+
     def coverage_rows(self, version_id: int, interval: Interval) -> tuple[CoverageRow, ...]:
         """The recorded ranges that meet an interval, with how they came to be."""
         return tuple(
             CoverageRow(
                 to_interval(row["span"]), row["revision"], row["read_revision"], row["run_id"], row["verdict"],
                 () if row["verdict"] == "accepted" else tuple(row["audits"]), row["duration"], row["rows"],
-                to_utc(row["committed_at"]), row["audits"][0] if row["verdict"] == "accepted" else None,
+                to_utc(row["committed_at"]), row["audits"][0] if row["verdict"] == "accepted" else None, row["merged"],
             )
             for row in self.database.rows("coverage_rows", version_id=version_id, span=to_range(interval), again=True)
         )  # fmt: skip

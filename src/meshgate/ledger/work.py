@@ -290,6 +290,10 @@ class WorkLedger:
         )
         return int(rows[0]["ended"])
 
+    def turn_to_tidy(self, project: str, every: timedelta) -> bool:
+        """Whether nobody has asked that of the project for a while."""
+        return bool(self.database.rows("turn_to_tidy", project=project, every=every)[0]["turn"])
+
     def prune(self, keep: timedelta) -> None:
         """Forget ended claims, events and unnamed runs older than `keep`."""
         self.database.rows("prune", keep=keep)

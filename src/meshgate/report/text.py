@@ -280,6 +280,7 @@ def _recorded(row: CoverageRow, now: datetime) -> list[Text]:
     if row.accepted is not None:
         return accepted_row(row, now)
     who = "by plain SQLMesh, seen" if row.verdict == "foreign" else f"by run {row.run_id}"
+    who = who if row.merged == 1 else f"by {row.merged} commits, the last of them {who}"
     tail = f" ({', '.join(facts)})" if facts else ""
     lines = [_line(f"{row.interval} recorded {who} at {instant(row.committed_at, now)}{tail}")]
     failed = [a for a in row.audits if a.get("count")]

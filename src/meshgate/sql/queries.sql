@@ -57,6 +57,13 @@ SELECT meshgate.bury_run(%(run_id)s, %(engine_gone)s);
 -- name: prune
 SELECT meshgate.prune(%(keep)s);
 
+-- name: turn_to_tidy
+SELECT meshgate.turn_to_tidy(%(project)s, %(every)s) AS turn;
+
+-- name: merge_coverage
+SELECT meshgate.merge_coverage(%(project)s, %(cold)s, %(environments)s, %(children)s::bigint[], %(parents)s::bigint[],
+                               %(lows)s::interval[], %(highs)s::interval[]) AS saved;
+
 -- name: open_claims
 SELECT span, claim_id, refused_by, free_at
 FROM meshgate.open_claims(%(run_id)s, %(version_id)s, %(spans)s::tstzrange[], %(whole)s);
@@ -128,7 +135,7 @@ SELECT c.version_id, ARRAY(SELECT unnest(range_agg(c.span))) AS spans,
 FROM meshgate.coverage c WHERE c.version_id = ANY (%(versions)s) GROUP BY c.version_id;
 
 -- name: coverage_rows
-SELECT c.span, c.revision, c.read_revision, c.run_id, c.verdict, c.audits, c.duration, c.rows, c.committed_at, c.mirrored_at
+SELECT c.span, c.revision, c.read_revision, c.run_id, c.verdict, c.audits, c.duration, c.rows, c.committed_at, c.mirrored_at, c.merged
 FROM meshgate.coverage c
 WHERE int8range(c.version_id, c.version_id, '[]') = int8range(%(version_id)s, %(version_id)s, '[]') AND c.span && %(span)s::tstzrange
 ORDER BY c.span;

@@ -82,7 +82,8 @@ CREATE TABLE meshgate.project (
     manifest     jsonb       NOT NULL DEFAULT '{}',  -- what its meshgate.yaml said at the last deploy
     deployed_at  timestamptz,    -- null: known only from its runs or from SQLMesh's state
     sqlmesh_version  text,
-    sqlglot_version  text
+    sqlglot_version  text,
+    tidied_at    timestamptz     -- when a run of it last merged and forgot what nobody needs one by one
 );
 
 CREATE TABLE meshgate.model (
@@ -217,7 +218,9 @@ CREATE TABLE meshgate.coverage (
     committed_at  timestamptz NOT NULL,
     mirrored_at   timestamptz,                       -- when SQLMesh's own record was known to hold it
     read_at       timestamptz,                       -- when its parents were read: its batch began; null: unknown
-    CONSTRAINT "data is read before it is made" CHECK (read_revision < revision),
+    merged        integer     NOT NULL DEFAULT 1,    -- how many commits it stands for
+    -- Of several commits: of all of them it is known that nothing they read has changed up to there.
+    CONSTRAINT "data is read before it is made" CHECK (read_revision < revision OR merged > 1),
     CONSTRAINT "coverage never overlaps" EXCLUDE USING gist (
         int8range(version_id, version_id, '[]') WITH =, span WITH &&)
 );
@@ -311,10 +314,10 @@ CREATE FUNCTION meshgate.carve_coverage(p_version_id bigint, p_span tstzrange) R
           AND c.span && p_span
         RETURNING c.*)
     INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, run_id, verdict, audits, duration,
-                                   rows, committed_at, mirrored_at, read_at)
+                                   rows, committed_at, mirrored_at, read_at, merged)
     SELECT cut.version_id, piece, cut.revision, cut.read_revision, cut.run_id, cut.verdict, cut.audits,
            -- Shares of one measurement would be invented numbers.
-           NULL, NULL, cut.committed_at, cut.mirrored_at, cut.read_at
+           NULL, NULL, cut.committed_at, cut.mirrored_at, cut.read_at, cut.merged
     FROM cut, unnest(tstzmultirange(cut.span) - tstzmultirange(p_span)) AS piece;
 $$;
 
@@ -1629,6 +1632,98 @@ END $$;
 ---------------------------------------------------------------------------------------------------------------
 -- Housekeeping
 ---------------------------------------------------------------------------------------------------------------
+
+-- Merges what neighbouring commits of a project recorded, where nobody needs them one by one any more; how many rows that
+-- saved. The size of the ledger then follows the number of models, not of ticks.
+-- A merged row has the highest revision, so all that reads any part of it must have read it later than that; and it counts as
+-- having read up to the bound, so it must not be stale by anything up to there. No claim that lives may have begun or been
+-- opened before the bound: its failure would make dirty, and its commit would oblige to read again, what came before it.
+-- p_cold: read at least that long ago. The gates are those of all environments, with windows as in the query "stale"; what
+-- was settled last is the bound.
+CREATE FUNCTION meshgate.merge_coverage(p_project text, p_cold interval, p_environments text[], p_children bigint[], p_parents bigint[],
+                                        p_lows interval[], p_highs interval[])
+RETURNS integer LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    latest bigint;
+    saved integer;
+BEGIN
+    latest := meshgate.lock_ledger();
+    SELECT least(latest, min(k.opened_revision)) - 1 INTO latest FROM meshgate.claim k
+    WHERE k.state IN ('open', 'begun') OR k.state = 'lost' AND k.quarantined_until > meshgate.clock();
+    WITH gate AS MATERIALIZED (
+        SELECT g.child, g.parent, g.low, g.high, q.settled, q.settled_revision
+        FROM unnest(p_environments, p_children, p_parents, p_lows, p_highs) AS g (environment, child, parent, low, high)
+        JOIN meshgate.version v ON v.version_id = g.child
+        JOIN meshgate.promotion q ON q.environment = g.environment AND q.model_id = v.model_id AND q.version_id = g.child),
+    mine AS MATERIALIZED (
+        SELECT v.version_id, v.model_id, v.as_of,
+               least(latest, (SELECT min(g.settled_revision) FROM gate g WHERE v.version_id IN (g.child, g.parent))) AS bound
+        FROM meshgate.version v JOIN meshgate.model m USING (model_id) JOIN meshgate.project o USING (project_id)
+        WHERE o.name = p_project
+          AND EXISTS (SELECT FROM meshgate.promotion q WHERE q.model_id = v.model_id AND q.version_id = v.version_id)),
+    behind AS MATERIALIZED (
+        -- What somebody reads who has not read up to the bound.
+        SELECT g.parent, range_agg(tstzrange(lower(piece) + g.low, upper(piece) + g.high)) AS time
+        FROM gate g JOIN mine v ON v.version_id = g.parent
+        JOIN meshgate.coverage c ON c.version_id = g.child AND c.read_revision < v.bound,
+             unnest(tstzmultirange(c.span) - CASE WHEN c.revision <= g.settled_revision THEN g.settled ELSE '{}' END) AS piece
+        GROUP BY g.parent),
+    ready AS (
+        SELECT c.coverage_id, c.version_id, c.verdict, c.span, v.bound,
+               CASE WHEN lower(c.span) = lag(upper(c.span)) OVER (PARTITION BY c.version_id, c.verdict ORDER BY c.span)
+                    THEN 0 ELSE 1 END AS apart
+        FROM mine v JOIN meshgate.coverage c ON c.version_id = v.version_id AND c.revision <= v.bound
+        WHERE c.mirrored_at IS NOT NULL AND c.verdict IN ('passed', 'warned', 'foreign')
+          AND coalesce(c.read_at, c.committed_at) < meshgate.clock() - p_cold
+          AND NOT EXISTS (SELECT FROM gate g WHERE g.child = c.version_id AND NOT c.span <@ g.settled)
+          AND NOT EXISTS (SELECT FROM behind b WHERE b.parent = c.version_id AND c.span && b.time)
+          AND NOT EXISTS (SELECT FROM meshgate.mark m WHERE m.version_id = c.version_id AND m.span && c.span)
+          AND NOT EXISTS (SELECT FROM meshgate.request q
+                          WHERE q.model_id = v.model_id AND q.cancelled_at IS NULL AND q.revision > c.read_revision
+                            AND (v.as_of OR q.span && c.span))),
+    island AS (
+        SELECT r.*, sum(r.apart) OVER (PARTITION BY r.version_id, r.verdict ORDER BY r.span) AS number FROM ready r),
+    gone AS (
+        DELETE FROM meshgate.coverage c
+        USING (SELECT i.*, count(*) OVER (PARTITION BY i.version_id, i.verdict, i.number) AS size FROM island i) i
+        WHERE c.coverage_id = i.coverage_id AND i.size > 1
+        RETURNING c.*, i.number, i.bound),
+    told AS (
+        SELECT g.version_id, g.verdict, g.number, a ->> 'audit' AS audit, (a ->> 'blocking')::boolean AS blocking,
+               sum((a ->> 'count')::bigint) AS count
+        FROM gone g, jsonb_array_elements(g.audits) AS a
+        GROUP BY 1, 2, 3, 4, 5),
+    made AS (
+        INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, run_id, verdict, audits, duration, rows,
+                                       committed_at, mirrored_at, read_at, merged)
+        SELECT g.version_id, range_merge(range_agg(g.span)), max(g.revision), g.bound, max(g.run_id), g.verdict,
+               coalesce((SELECT jsonb_agg(jsonb_build_object('audit', t.audit, 'count', t.count, 'blocking', t.blocking) ORDER BY t.audit)
+                         FROM told t WHERE (t.version_id, t.verdict, t.number) = (g.version_id, g.verdict, g.number)), '[]'),
+               CASE WHEN bool_and(g.duration IS NOT NULL) THEN sum(g.duration) END,
+               CASE WHEN bool_and(g.rows IS NOT NULL) THEN sum(g.rows) END,
+               -- Its oldest read: who waits since then need not wait any longer.
+               max(g.committed_at), max(g.mirrored_at), min(g.read_at), sum(g.merged)
+        FROM gone g GROUP BY g.version_id, g.verdict, g.number, g.bound
+        RETURNING 1)
+    SELECT (SELECT count(*) FROM gone) - (SELECT count(*) FROM made) INTO saved;
+    -- Whoever met it while it was dirty has been computed again.
+    DELETE FROM meshgate.dirty_span d
+    WHERE d.to_revision <= latest AND d.version_id = ANY (p_parents) AND NOT EXISTS (
+        SELECT FROM unnest(p_children, p_parents) AS g (child, parent) JOIN meshgate.version x ON x.version_id = g.child
+        JOIN meshgate.version w ON w.model_id = x.model_id JOIN meshgate.coverage c ON c.version_id = w.version_id
+        WHERE g.parent = d.version_id AND c.revision > d.from_revision AND c.read_revision < d.to_revision);
+    RETURN saved;
+END $$;
+
+-- Is it time again for a run of a project to merge and to prune? If so, the next one to ask need not, for a while.
+CREATE FUNCTION meshgate.turn_to_tidy(p_project text, p_every interval) RETURNS boolean LANGUAGE sql VOLATILE AS $$
+    SELECT meshgate.lock_ledger();
+    WITH turn AS (
+        UPDATE meshgate.project SET tidied_at = meshgate.clock()
+        WHERE name = p_project AND (tidied_at IS NULL OR tidied_at NOT BETWEEN meshgate.clock() - p_every AND meshgate.clock())
+        RETURNING 1)
+    SELECT EXISTS (SELECT FROM turn);
+$$;
 
 -- Forgets ended claims and events older than p_keep, and the runs that nothing names and nothing may come from.
 CREATE FUNCTION meshgate.prune(p_keep interval) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
