@@ -150,22 +150,30 @@ WITH gate AS (
          WITH ORDINALITY AS g (child, parent, low, high, gate)
     LEFT JOIN meshgate.version v ON v.version_id = g.child
     LEFT JOIN meshgate.promotion p ON p.environment = %(environment)s AND p.model_id = v.model_id AND p.version_id = g.child),
-read AS (
-    SELECT x.child, coalesce((SELECT min(CASE WHEN c.revision <= x.settled_revision AND c.span <@ x.settled
-                                              THEN greatest(c.read_revision, x.settled_revision) ELSE c.read_revision END)
-                              FROM meshgate.coverage c WHERE c.version_id = x.child), x.settled_revision) AS upto
+read AS MATERIALIZED (
+    -- What is newer than the least that any of the child's rows has read. Of what was settled that is known without a look.
+    SELECT x.child, least(x.settled_revision,
+        (SELECT min(c.read_revision) FROM meshgate.coverage c WHERE c.version_id = x.child AND c.revision > x.settled_revision),
+        (SELECT min(c.read_revision)
+         FROM unnest('{(,)}'::tstzmultirange - x.settled) AS unsettled,
+              LATERAL (SELECT c.read_revision FROM meshgate.coverage c
+                       WHERE int8range(c.version_id, c.version_id, '[]') = int8range(x.child, x.child, '[]')
+                         AND c.span && unsettled OFFSET 0) c)) AS upto
     FROM (SELECT DISTINCT child, settled_revision, settled FROM gate) x),
+-- OFFSET 0 keeps the order: few gates, few newer rows of each parent, few rows of the child that meet them.
 pair AS (
     SELECT g.gate, g.settled_revision, g.settled, c.span, c.revision AS made, p.span AS parent_span, p.revision,
            p.committed_at AS since, c.read_at
-    FROM gate g JOIN read r USING (child)
-    JOIN meshgate.coverage p ON p.version_id = g.parent AND p.revision > r.upto
-    JOIN meshgate.coverage c ON int8range(c.version_id, c.version_id, '[]') = int8range(g.child, g.child, '[]')
-        AND c.span && tstzrange(lower(p.span) - g.high, upper(p.span) - g.low)
-        AND p.revision > CASE WHEN c.revision <= g.settled_revision AND c.span <@ g.settled
-                              THEN greatest(c.read_revision, g.settled_revision) ELSE c.read_revision END
-        -- Intervals of one batch are computed one after the other, whatever their numbers.
-        AND NOT (p.version_id = c.version_id AND p.read_revision = c.read_revision AND p.run_id IS NOT DISTINCT FROM c.run_id))
+    FROM gate g JOIN read r USING (child),
+         LATERAL (SELECT p.* FROM meshgate.coverage p WHERE p.version_id = g.parent AND p.revision > r.upto OFFSET 0) p,
+         LATERAL (SELECT c.* FROM meshgate.coverage c
+                  WHERE int8range(c.version_id, c.version_id, '[]') = int8range(g.child, g.child, '[]')
+                    AND c.span && tstzrange(lower(p.span) - g.high, upper(p.span) - g.low)
+                    AND p.revision > CASE WHEN c.revision <= g.settled_revision AND c.span <@ g.settled
+                                          THEN greatest(c.read_revision, g.settled_revision) ELSE c.read_revision END
+                    -- Intervals of one batch are computed one after the other, whatever their numbers.
+                    AND NOT (p.version_id = c.version_id AND p.read_revision = c.read_revision
+                             AND p.run_id IS NOT DISTINCT FROM c.run_id) OFFSET 0) c)
 SELECT pair.gate, left_over AS span, pair.parent_span, pair.since, pair.read_at
 FROM pair, unnest(tstzmultirange(pair.span)
                   - CASE WHEN greatest(pair.made, pair.revision) <= pair.settled_revision THEN pair.settled ELSE '{}' END) AS left_over
