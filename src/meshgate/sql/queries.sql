@@ -266,3 +266,36 @@ FROM unnest(%(versions)s::bigint[]) AS v,
               WHERE k.version_id = v AND k.duration IS NOT NULL
               ORDER BY k.committed_at DESC LIMIT 100) c
 GROUP BY v;
+
+-- name: history
+-- Everything that is remembered of what happened, oldest first: what `verify` derives the rest from.
+SELECT e.event_id, e.at, e.revision, e.kind, e.run_id, e.version_id, e.span, e.detail
+FROM meshgate.event e, meshgate.ledger l WHERE e.revision > l.forgotten_revision ORDER BY e.event_id;
+
+-- name: forgotten
+SELECT forgotten_revision FROM meshgate.ledger;
+
+-- name: versions
+SELECT v.version_id, m.name AS model, p.name AS project, v.version, v.kind
+FROM meshgate.version v JOIN meshgate.model m USING (model_id) JOIN meshgate.project p USING (project_id)
+ORDER BY v.version_id;
+
+-- name: everything_recorded
+SELECT c.version_id, c.span, c.revision, c.read_revision, c.run_id, c.verdict, c.mirrored_at IS NOT NULL AS mirrored
+FROM meshgate.coverage c ORDER BY c.version_id, c.span;
+
+-- name: dirty_spans
+SELECT d.version_id, d.from_revision, d.to_revision FROM meshgate.dirty_span d ORDER BY d.version_id, d.from_revision;
+
+-- name: settled
+-- What each environment remembers as not stale, and at which revision it was not.
+SELECT p.environment, p.version_id, p.settled, p.settled_revision FROM meshgate.promotion p WHERE p.settled_revision > 0;
+
+-- name: run_environments
+SELECT r.run_id, r.environment FROM meshgate.run r;
+
+-- name: orphaned_claims
+-- Claims that live though their run has ended.
+SELECT k.version_id, k.span, k.state, k.run_id, r.state AS ended
+FROM meshgate.claim k JOIN meshgate.run r USING (run_id)
+WHERE k.state IN ('open', 'begun') AND r.state <> 'running' ORDER BY k.claim_id;

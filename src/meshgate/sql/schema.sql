@@ -12,7 +12,8 @@
 --   dirty_span   revisions between which an as-of table held unchecked rows
 --   hold      (model, range): kept from readers by a person, until released; or by a policy, until written again
 --   request   (model, range): somebody asked for it to be computed again; marks carry it to the versions
---   event     append-only history for people and alerts; nothing is decided from it
+--   event     append-only history for people and alerts; nothing is decided from it, but it tells enough to derive
+--             coverage, marks and dirty spans anew: `meshgate verify` does
 --
 -- RULES THAT EVERY FUNCTION BELOW KEEPS
 --
@@ -39,6 +40,7 @@ CREATE TABLE meshgate.ledger (
     schema_version  integer     NOT NULL,
     revision        bigint      NOT NULL DEFAULT 0,
     test_clock      boolean     NOT NULL DEFAULT false,
+    forgotten_revision bigint   NOT NULL DEFAULT 0,  -- events up to this revision are gone, or tell too little
     created_at      timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
@@ -343,6 +345,7 @@ DECLARE
     whole boolean;
     before integer;
     doublings integer;
+    asked tstzrange := p_span;
     written tstzrange := p_span;
     again timestamptz;
 BEGIN
@@ -370,7 +373,8 @@ BEGIN
     INSERT INTO meshgate.mark (version_id, span, kind, revision, run_id, attempts, detail, made_at, retry_at, batch)
     VALUES (p_version_id, p_span, p_kind, revision, p_run_id, coalesce(before, 0), coalesce(p_detail, '{}'),
             meshgate.clock(), again, CASE WHEN whole THEN written END);
-    PERFORM meshgate.note('interval.' || p_kind, p_run_id, p_version_id, p_span, p_detail);
+    PERFORM meshgate.note('interval.' || p_kind, p_run_id, p_version_id, p_span, coalesce(p_detail, '{}')
+        || CASE WHEN whole THEN jsonb_build_object('written', jsonb_build_array(lower(asked), upper(asked))) ELSE '{}' END);
     RETURN revision;
 END $$;
 
@@ -433,6 +437,17 @@ RETURNS TABLE (reason text, span tstzrange, detail jsonb) LANGUAGE sql STABLE AS
       AND coalesce(h.version_id, p_version_id) = p_version_id;
 $$;
 
+-- From this revision on an as-of table held rows that nobody had judged, until a commit repairs it.
+CREATE FUNCTION meshgate.taint(p_version_id bigint, p_from bigint, p_run_id bigint) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    INSERT INTO meshgate.dirty_span (version_id, from_revision)
+    SELECT v.version_id, p_from FROM meshgate.version v WHERE v.version_id = p_version_id AND v.as_of
+    ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL;
+    IF FOUND THEN
+        PERFORM meshgate.note('table.tainted', p_run_id, p_version_id, NULL, jsonb_build_object('from_revision', p_from));
+    END IF;
+END $$;
+
 -- What remains of a claim that was begun and will never be committed: a suspicion, and for an as-of table
 -- the revisions between which readers may have met its unchecked rows.
 CREATE FUNCTION meshgate.distrust_claim(p_claim_id bigint, p_kind text, p_detail jsonb, p_tried boolean DEFAULT true)
@@ -442,10 +457,7 @@ DECLARE
 BEGIN
     SELECT c.* INTO held FROM meshgate.claim c WHERE c.claim_id = p_claim_id;
     PERFORM meshgate.put_mark(held.version_id, coalesce(held.batch, held.span), p_kind, held.run_id, p_detail, p_tried);
-    INSERT INTO meshgate.dirty_span (version_id, from_revision)
-    SELECT held.version_id, held.read_revision FROM meshgate.version v
-    WHERE v.version_id = held.version_id AND v.as_of
-    ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL;
+    PERFORM meshgate.taint(held.version_id, held.read_revision, held.run_id);
 END $$;
 
 -- Ends the lease of a run that did not end it itself. p_gone: its process and whatever it had set in motion in
@@ -848,12 +860,10 @@ BEGIN
     PERFORM meshgate.lose_run(p_run_id, false, false, 'its lease expired');
     PERFORM meshgate.put_mark(p_version_id, p_span, 'suspect', p_run_id,
                               jsonb_build_object('cause', 'a run that had lost its lease wrote here'));
-    INSERT INTO meshgate.dirty_span (version_id, from_revision)
-    SELECT p_version_id, coalesce((SELECT min(k.read_revision) FROM meshgate.claim k
-                                   WHERE k.run_id = p_run_id AND k.version_id = p_version_id AND k.state = 'lost'),
-                                  l.revision)
-    FROM meshgate.version v, meshgate.ledger l WHERE v.version_id = p_version_id AND v.as_of
-    ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL;
+    PERFORM meshgate.taint(p_version_id, coalesce(
+        (SELECT min(k.read_revision) FROM meshgate.claim k
+         WHERE k.run_id = p_run_id AND k.version_id = p_version_id AND k.state = 'lost'),
+        (SELECT l.revision FROM meshgate.ledger l)), p_run_id);
     UPDATE meshgate.claim SET quarantined_until = least(quarantined_until, meshgate.clock())
     WHERE run_id = p_run_id AND version_id = p_version_id AND state = 'lost' AND span @> p_span;
     PERFORM meshgate.note('commit.refused', p_run_id, p_version_id, p_span, '{}');
@@ -924,6 +934,9 @@ BEGIN
     SELECT p_version_id, stamped, made, held.read_revision, p_run_id, p_verdict, coalesce(p_audits, '[]'), p_duration, p_rows, present,
            coalesce(r.as_of, held.begun_at)
     FROM meshgate.run r WHERE r.run_id = p_run_id;
+    PERFORM meshgate.note('interval.committed', p_run_id, p_version_id, p_span, jsonb_build_object(
+        'verdict', p_verdict, 'rows', p_rows, 'read_revision', held.read_revision,
+        'stamped', jsonb_build_array(lower(stamped), upper(stamped))));
     IF whole THEN
         -- A refresh makes the whole table anew. Merging writes what the interval has once more, and leaves what was
         -- asked for or went wrong elsewhere. Appending mends nothing: whether rows are doubled, a person must say.
@@ -964,8 +977,6 @@ BEGIN
         PERFORM meshgate.put_mark(p_version_id, old.span, 'lookback', p_run_id, '{}');
     END LOOP;
     PERFORM meshgate.hold_by_policy(p_version_id, CASE WHEN refreshed THEN '(,)' ELSE p_span END, p_span, p_hold, p_run_id);
-    PERFORM meshgate.note('interval.committed', p_run_id, p_version_id, p_span,
-                          jsonb_build_object('verdict', p_verdict, 'rows', p_rows));
     PERFORM pg_notify('meshgate', p_version_id::text);
     RETURN made;
 END $$;
@@ -1108,6 +1119,7 @@ RETURNS SETOF text LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     made bigint;
     changed bigint[];
+    gone bigint[];
     doubt record;
 BEGIN
     IF meshgate.lock_ledger() <> p_at AND p_settled IS NOT NULL THEN
@@ -1149,9 +1161,12 @@ BEGIN
     ELSE
         SELECT revision INTO made FROM meshgate.ledger;
     END IF;
-    DELETE FROM meshgate.promotion p USING meshgate.model m, meshgate.project o
-    WHERE p.environment = p_environment AND p.model_id NOT IN (SELECT model_id FROM incoming)
-      AND m.model_id = p.model_id AND o.project_id = m.project_id AND o.name = ANY (p_projects);
+    WITH removed AS (
+        DELETE FROM meshgate.promotion p USING meshgate.model m, meshgate.project o
+        WHERE p.environment = p_environment AND p.model_id NOT IN (SELECT model_id FROM incoming)
+          AND m.model_id = p.model_id AND o.project_id = m.project_id AND o.name = ANY (p_projects)
+        RETURNING p.version_id)
+    SELECT array_agg(version_id) INTO gone FROM removed;
     INSERT INTO meshgate.promotion (environment, model_id, version_id, revision, promoted_at, unit, cron, cron_tz, start_at,
                                     end_at, lookback, batch_size, depends_on_past, allow_partials)
     SELECT p_environment, i.model_id, i.version_id, made, meshgate.clock(), i.unit, i.cron, coalesce(i.cron_tz, 'UTC'),
@@ -1178,11 +1193,13 @@ BEGIN
     FROM jsonb_to_recordset(p_edges) AS x (child text, parent text, mode text, from_offset interval, to_offset interval)
     JOIN meshgate.model c ON c.name = x.child JOIN meshgate.model p ON p.name = x.parent;
     DROP TABLE incoming;
+    -- Which runs may still work by what was promoted before: those up to `last_run`.
+    PERFORM meshgate.note(CASE WHEN changed IS NULL THEN 'environment.changed' ELSE 'environment.promoted' END,
+        NULL, NULL, NULL, jsonb_build_object(
+            'environment', p_environment, 'plan_id', p_plan_id, 'versions', coalesce(changed, '{}'),
+            'removed', coalesce(gone, '{}'), 'settled', p_settled, 'last_run', (SELECT max(r.run_id) FROM meshgate.run r)))
+    WHERE changed IS NOT NULL OR gone IS NOT NULL OR p_settled IS NOT NULL;
     PERFORM meshgate.mark_requests();
-    IF changed IS NOT NULL THEN
-        PERFORM meshgate.note('environment.promoted', NULL, NULL, NULL, jsonb_build_object(
-            'environment', p_environment, 'plan_id', p_plan_id, 'versions', changed));
-    END IF;
     RETURN QUERY SELECT m.name FROM meshgate.version v JOIN meshgate.model m USING (model_id) WHERE v.version_id = ANY (changed);
 END $$;
 
@@ -1252,9 +1269,7 @@ BEGIN
             PERFORM meshgate.put_mark(p_version_id, row.piece, 'suspect', NULL, jsonb_build_object(
                 'cause', 'recorded by plain SQLMesh, and not proven to have read complete parents'));
             -- Nobody knows when it was written, and so who has met it.
-            INSERT INTO meshgate.dirty_span (version_id, from_revision)
-            SELECT p_version_id, 0 WHERE v.as_of
-            ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL;
+            PERFORM meshgate.taint(p_version_id, 0, NULL);
             finding := 'suspect';
             RETURN NEXT;
         END IF;
@@ -1404,6 +1419,8 @@ BEGIN
         ORDER BY 1, 2
     LOOP
         PERFORM meshgate.carve_marks(marked.version_id, marked.span, present, 'requested');
+        PERFORM meshgate.note('interval.withdrawn', NULL, marked.version_id, marked.span,
+                              jsonb_build_object('request_id', p_request_id));
     END LOOP;
     PERFORM meshgate.note('request.cancelled', NULL, NULL, q.span, jsonb_build_object('request_id', p_request_id, 'by', p_by));
     PERFORM pg_notify('meshgate', '');
@@ -1636,6 +1653,8 @@ DECLARE
     before timestamptz := meshgate.clock() - p_keep;
 BEGIN
     PERFORM meshgate.lock_ledger();
+    UPDATE meshgate.ledger l SET forgotten_revision = greatest(l.forgotten_revision, e.last)
+    FROM (SELECT max(x.revision) AS last FROM meshgate.event x WHERE x.at < before) e WHERE e.last IS NOT NULL;
     DELETE FROM meshgate.event WHERE at < before;
     DELETE FROM meshgate.claim WHERE ended_at < before AND (quarantined_until IS NULL OR quarantined_until < before);
     DELETE FROM meshgate.request q WHERE coalesce(q.cancelled_at, q.made_at) < before

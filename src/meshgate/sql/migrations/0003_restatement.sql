@@ -1,4 +1,7 @@
--- Holds and requests for restatement; when a recorded range had read its parents.
+-- Holds and requests for restatement; when a recorded range had read its parents; a history that suffices to derive the rest.
+
+ALTER TABLE meshgate.ledger ADD COLUMN forgotten_revision bigint NOT NULL DEFAULT 0;
+UPDATE meshgate.ledger SET forgotten_revision = revision;  -- what was noted before tells too little
 
 ALTER TABLE meshgate.coverage ADD COLUMN read_at timestamptz;
 CREATE INDEX coverage_by_revision ON meshgate.coverage (version_id, revision);
