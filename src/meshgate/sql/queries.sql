@@ -287,10 +287,6 @@ FROM meshgate.coverage c ORDER BY c.version_id, c.span;
 -- name: dirty_spans
 SELECT d.version_id, d.from_revision, d.to_revision FROM meshgate.dirty_span d ORDER BY d.version_id, d.from_revision;
 
--- name: settled
--- What each environment remembers as not stale, and at which revision it was not.
-SELECT p.environment, p.version_id, p.settled, p.settled_revision FROM meshgate.promotion p WHERE p.settled_revision > 0;
-
 -- name: run_environments
 SELECT r.run_id, r.environment FROM meshgate.run r;
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve, field, frozen
@@ -12,7 +12,7 @@ from meshgate.graph import Kind
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval, IntervalSet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 DOUBTS = ("failed", "suspect", "removed")
 """The marks that close every gate."""
@@ -148,8 +148,6 @@ class Replay:
         }
         self.settled: dict[str, dict[int, tuple[IntervalSet, int]]] = {}
         """By environment and version: what a promotion left settled, and at which revision."""
-        self.changes: dict[str, tuple[int, int]] = {}
-        """By environment: the revision of its last change, and the last run that may have planned before it."""
         self.made: dict[int, set[int]] = {}
         """By version: every revision at which some of it was made."""
 
@@ -247,7 +245,6 @@ class Replay:
                 one["version_id"]: (IntervalSet(map(_interval, one["spans"])), event.revision)
                 for one in told["settled"]
             }
-        self.changes[told["environment"]] = event.revision, told["last_run"] or 0
 
 
 _ALL = Interval(MIN_INSTANT, MAX_INSTANT)
@@ -264,12 +261,5 @@ def _left(mark: Mark, time: Interval, read: int) -> Mark | None:
 
 
 def _interval(ends: Sequence[str | None]) -> Interval:
-    start, end = (datetime.fromisoformat(e) if e else None for e in ends)
+    start, end = (datetime.fromisoformat(e).astimezone(UTC) if e else None for e in ends)
     return Interval(start or MIN_INSTANT, end or MAX_INSTANT)
-
-
-def pieces_in(pieces: Iterable[Piece], time: IntervalSet) -> Iterator[tuple[Interval, Piece]]:
-    """The parts of pieces that lie in some time."""
-    for piece in pieces:
-        for part in time.clip(piece.interval.start, piece.interval.end):
-            yield part, piece
