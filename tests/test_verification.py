@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import random
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from attrs import evolve
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import rule, run_state_machine_as_test
+from hypothesis.stateful import invariant, run_state_machine_as_test
 
-from guarantee_mesh import BRONZE, DIMENSION, GOLD, SILVER, Mesh, minutes, node
+from guarantee_mesh import AUDIT, BRONZE, DIMENSION, GOLD, SILVER, Mesh, minutes, node
 from meshgate.coordinator.staleness import Policy
 from meshgate.coordinator.verify import collect
 from meshgate.graph import Edge, Window
+from meshgate.interval import Interval, IntervalSet
 from meshgate.verification import Difference, compare
 from strategies import examples
 from test_ledger_people import PeopleMachine
@@ -33,6 +34,7 @@ def verified(ledger: Ledger) -> tuple[Difference, ...]:
 class VerifiedMachine(PeopleMachine):
     """The histories of runs and people; after each step the ledger is what its own history says."""
 
+    @invariant()
     def they_agree(self) -> None:
         assert verified(self.ledger) == ()
 
@@ -83,4 +85,161 @@ def test_whatever_runs_do_staleness_and_readiness_are_as_derived(ledger: Ledger,
             mesh.run(project, rows)
         if chance.random() < 0.3:
             mesh.settle()
+        if seed % 2 and chance.random() < 0.2:
+            ledger.prune(timedelta(minutes=chance.choice((5, 60))))
         assert verified(ledger) == ()
+
+
+# -- tampering, each sort once: named exactly
+
+
+@pytest.fixture
+def mesh(ledger: Ledger) -> Mesh:
+    """Three hours of history, one restated interval that downstream has not read yet, and one that is asked for."""
+    mesh = starry(ledger)
+    mesh.time(180)
+    mesh.run("up")
+    mesh.run("down")
+    mesh.mark(BRONZE, minutes(70, 75), "requested")
+    mesh.time(185)
+    mesh.run("up")
+    mesh.mark(BRONZE, minutes(20, 25), "requested")
+    assert verified(ledger) == ()
+    assert mesh.stale()[GOLD] == IntervalSet([minutes(60, 120)])
+    return mesh
+
+
+def tamper(mesh: Mesh, statement: str, name: str = GOLD) -> list[tuple[str, str, Interval | None]]:
+    """Change the ledger behind everybody's back; what `verify` says of it."""
+    mesh.ledger.database.execute(statement, {"v": mesh.ids[name]})
+    return told(mesh)
+
+
+def told(mesh: Mesh) -> list[tuple[str, str, Interval | None]]:
+    found = verified(mesh.ledger)
+    assert all((d.project, d.version) == (mesh.graph[d.model].project, "1") for d in found)
+    return [(d.what, d.model, d.interval) for d in found]
+
+
+ROW = "version_id = %(v)s AND span @> '2026-01-05 01:10Z'::timestamptz"
+
+
+def test_a_row_that_is_gone_is_named(mesh: Mesh) -> None:
+    gone = [("coverage", DIMENSION, minutes(0, 180))]
+    assert tamper(mesh, f"DELETE FROM meshgate.coverage WHERE {ROW}", DIMENSION)[:1] == gone
+
+
+def test_a_row_that_nobody_recorded_is_named(mesh: Mesh) -> None:
+    found = tamper(
+        mesh,
+        "INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, verdict, committed_at, mirrored_at)"
+        " VALUES (%(v)s, '[2026-01-05 03:00Z,2026-01-05 04:00Z)', 9, 8, 'passed', now(), now())",
+    )
+    # The ledger calls it stale, as it must; the derivation knows of nothing that could be.
+    assert found == [("coverage", GOLD, minutes(180, 240)), ("stale", GOLD, minutes(180, 240))]
+
+
+def test_a_lowered_revision_and_what_it_hides_are_named(mesh: Mesh) -> None:
+    found = tamper(mesh, f"UPDATE meshgate.coverage SET revision = 2, read_revision = 1 WHERE {ROW}", SILVER)
+    assert found[0] == ("revision", SILVER, minutes(70, 75))
+    assert ("stale", GOLD, minutes(60, 120)) in found
+    assert {what for what, *_ in found} == {"revision", "stale"}
+
+
+def test_a_raised_revision_is_named(mesh: Mesh) -> None:
+    """Merging keeps the highest of several revisions; one that no event made is none of them."""
+    found = tamper(mesh, f"UPDATE meshgate.coverage SET revision = 9999 WHERE {ROW}")
+    assert found == [("revision", GOLD, minutes(0, 180))]
+
+
+def test_a_raised_read_revision_that_hides_staleness_is_named(mesh: Mesh) -> None:
+    raised = "(SELECT revision - 1 FROM meshgate.ledger)"
+    found = tamper(
+        mesh, f"UPDATE meshgate.coverage SET read_revision = {raised}, revision = {raised} + 1 WHERE {ROW}"
+    )
+    assert ("stale", GOLD, minutes(60, 120)) in found
+    assert {name for _, name, _ in found} == {GOLD}
+
+
+def test_a_raised_read_revision_that_hides_a_mark_is_named(mesh: Mesh) -> None:
+    raised = "UPDATE meshgate.coverage SET revision = l.revision, read_revision = l.revision - 1 FROM meshgate.ledger l"
+    found = tamper(
+        mesh, f"{raised} WHERE version_id = %(v)s AND span @> '2026-01-05 00:20Z'::timestamptz", BRONZE
+    )
+    assert ("revision", BRONZE, minutes(20, 25)) not in found  # the mark is as new as that
+    mesh.ledger.database.execute("UPDATE meshgate.ledger SET revision = revision + 5")
+    found = tamper(
+        mesh, f"{raised} WHERE version_id = %(v)s AND span @> '2026-01-05 00:20Z'::timestamptz", BRONZE
+    )
+    assert ("revision", BRONZE, minutes(20, 25)) in found
+
+
+def test_a_mark_that_is_gone_is_named(mesh: Mesh) -> None:
+    found = tamper(mesh, "DELETE FROM meshgate.mark WHERE version_id = %(v)s", BRONZE)
+    assert found == [("mark", BRONZE, minutes(20, 25))]
+
+
+def test_a_mark_of_nobody_is_named(mesh: Mesh) -> None:
+    assert tamper(
+        mesh,
+        "INSERT INTO meshgate.mark (version_id, span, kind, revision, made_at)"
+        " VALUES (%(v)s, '[2026-01-05 01:00Z,2026-01-05 02:00Z)', 'requested', 3, now())",
+    ) == [("mark", GOLD, minutes(60, 120))]
+
+
+def test_a_mark_that_nothing_will_discharge_is_named(mesh: Mesh) -> None:
+    """It is about time before the model's beginning."""
+    mesh.mark(GOLD, minutes(-60, 0), "requested")
+    assert told(mesh) == [("mark", GOLD, minutes(-60, 0))]
+
+
+def test_another_verdict_is_named(mesh: Mesh) -> None:
+    found = tamper(mesh, f"UPDATE meshgate.coverage SET verdict = 'accepted' WHERE {ROW}")
+    assert found == [("verdict", GOLD, minutes(0, 180))]
+
+
+def test_a_dirty_span_that_is_gone_is_named(mesh: Mesh) -> None:
+    mesh.run("down", lambda name, _: AUDIT if name == DIMENSION else None)
+    assert told(mesh) == []
+    found = tamper(mesh, "DELETE FROM meshgate.dirty_span WHERE version_id = %(v)s", DIMENSION)
+    assert ("dirty_span", DIMENSION, None) in found
+
+
+def test_a_claim_of_a_run_that_has_ended_is_named(mesh: Mesh) -> None:
+    lease = mesh.acquire("down")
+    mesh.ledger.open_claims(lease.run_id, mesh.ids[GOLD], [minutes(60, 120)])
+    assert told(mesh) == []
+    found = tamper(mesh, "UPDATE meshgate.run SET state = 'done', ended_at = now() WHERE state = 'running'")
+    assert found == [("claim", GOLD, minutes(60, 120))]
+
+
+def test_what_was_read_before_its_parents_were_there_is_named(mesh: Mesh) -> None:
+    """A writer that asks no gate."""
+    lease = mesh.acquire("down")
+    mesh.time(240)
+    lease = mesh.acquire("down")
+    mesh.scene.record(lease.run_id, mesh.ids[GOLD], minutes(180, 240))
+    assert told(mesh) == [("premature", GOLD, minutes(180, 240))]
+
+
+def test_what_was_read_while_it_was_in_doubt_is_named(mesh: Mesh) -> None:
+    mesh.mark(SILVER, minutes(60, 65), "suspect")
+    lease = mesh.acquire("down")
+    mesh.scene.record(lease.run_id, mesh.ids[GOLD], minutes(60, 120))
+    assert told(mesh) == [("premature", GOLD, minutes(60, 120))]
+
+
+def test_what_was_done_before_the_history_is_taken_as_it_is(mesh: Mesh) -> None:
+    """Events are kept for a while; what came later is checked as ever."""
+    mesh.time(300)
+    mesh.ledger.prune(timedelta(minutes=30))
+    assert (mesh.ledger.history(), told(mesh)) == ([], [])
+    mesh.run("up")
+    mesh.run("down")
+    assert told(mesh) == []
+    found = tamper(
+        mesh,
+        "DELETE FROM meshgate.coverage WHERE version_id = %(v)s AND span && '[2026-01-05 04:00Z,2026-01-05 05:00Z)'",
+        BRONZE,
+    )
+    assert ("coverage", BRONZE, minutes(185, 300)) in found

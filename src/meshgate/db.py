@@ -259,7 +259,11 @@ class _Still(Database):
         return connection
 
     def execute(
-        self, sql: str, parameters: dict[str, Any] | None = None, *, again: bool = False
+        self,
+        sql: str,
+        parameters: dict[str, Any] | None = None,
+        *,
+        again: bool = False,  # noqa: ARG002
     ) -> list[dict[str, Any]]:
         """As ever, but for `again`: a new connection would see another instant."""
         return super().execute(sql, parameters)

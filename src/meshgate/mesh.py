@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from meshgate.coordinator.progress import Progress
     from meshgate.coordinator.restate import Preview, RequestStanding
     from meshgate.coordinator.status import Status, Wait
+    from meshgate.coordinator.verify import Verification
     from meshgate.interval import Interval
     from meshgate.ledger import LiveRun, Request
     from meshgate.local_postgres import LocalPostgres
@@ -320,6 +321,12 @@ class Mesh:
         from meshgate.coordinator.restate import cancel
 
         return cancel(self._bench, request_id, by, environment)
+
+    def verify(self, *, ledger_only: bool = False) -> Verification:
+        """Derive the ledger anew from its history, compare, and name what differs. See `coordinator.verify`."""
+        from meshgate.coordinator.verify import verify
+
+        return verify(self._bench, ledger_only=ledger_only)
 
     @classmethod
     def doctor(cls, path: str | Path | None = None) -> Diagnosis:

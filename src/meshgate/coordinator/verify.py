@@ -12,7 +12,7 @@ from meshgate.interval import IntervalSet
 from meshgate.verification import Difference, Environment, Event, Facts, Mark, Orphan, Piece, Table, compare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from datetime import datetime
 
     from meshgate.bridge.translate import Promoted
@@ -82,9 +82,7 @@ def verify(bench: Workbench, *, ledger_only: bool = False) -> Verification:
 
 def collect(ledger: Ledger) -> Facts:
     """Everything that a ledger holds and remembers; give one that is still."""
-    tables = {
-        row["version_id"]: Table(**{**row, "kind": Kind(row["kind"])}) for row in ledger.versions()
-    }
+    tables = {row["version_id"]: Table(**{**row, "kind": Kind(row["kind"])}) for row in ledger.versions()}
     rows = _by_version(
         (row["version_id"], Piece(**{k: v for k, v in row.items() if k != "version_id"}))
         for row in ledger.everything_recorded()

@@ -17,7 +17,7 @@ class HistoryLedger:
 
     def forgotten(self) -> int:
         """Up to which revision the history is gone, or tells too little."""
-        return int(self.database.one("forgotten")["forgotten_revision"])
+        return int(self.database.one("forgotten")["revision"])
 
     def history(self) -> list[dict[str, Any]]:
         """All events that are remembered, oldest first."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from meshgate.coordinator.restate import Preview, Redo, RequestStanding
     from meshgate.coordinator.run import RunReport
     from meshgate.coordinator.status import ModelStatus, Status, Wait
+    from meshgate.coordinator.verify import Verification
     from meshgate.errors import MeshgateError
     from meshgate.gate import Blocked
     from meshgate.graph import Window
@@ -296,6 +297,11 @@ def release(found: Released) -> dict[str, Any]:
 def accept(found: Accepted) -> dict[str, Any]:
     """`meshgate.accept`: what counts as recorded from now on; with `undone`, what is due again."""
     return document("accept", **_record(found))
+
+
+def verify(found: Verification) -> dict[str, Any]:
+    """`meshgate.verify`: each difference with what the ledger says (`recorded`) and what is derived."""
+    return document("verify", **_record(found))
 
 
 def error(found: MeshgateError) -> dict[str, Any]:

@@ -270,10 +270,10 @@ GROUP BY v;
 -- name: history
 -- Everything that is remembered of what happened, oldest first: what `verify` derives the rest from.
 SELECT e.event_id, e.at, e.revision, e.kind, e.run_id, e.version_id, e.span, e.detail
-FROM meshgate.event e, meshgate.ledger l WHERE e.revision > l.forgotten_revision ORDER BY e.event_id;
+FROM meshgate.event e WHERE e.revision > coalesce((SELECT f.revision FROM meshgate.forgotten f), 0) ORDER BY e.event_id;
 
 -- name: forgotten
-SELECT forgotten_revision FROM meshgate.ledger;
+SELECT coalesce((SELECT f.revision FROM meshgate.forgotten f), 0) AS revision;
 
 -- name: versions
 SELECT v.version_id, m.name AS model, p.name AS project, v.version, v.kind

@@ -40,7 +40,6 @@ CREATE TABLE meshgate.ledger (
     schema_version  integer     NOT NULL,
     revision        bigint      NOT NULL DEFAULT 0,
     test_clock      boolean     NOT NULL DEFAULT false,
-    forgotten_revision bigint   NOT NULL DEFAULT 0,  -- events up to this revision are gone, or tell too little
     created_at      timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
@@ -293,6 +292,13 @@ CREATE TABLE meshgate.event (
 );
 CREATE INDEX event_at ON meshgate.event (at);
 CREATE INDEX event_of_version ON meshgate.event (version_id, event_id);
+
+-- Events up to this revision are gone, or tell too little. Without a row: all are there. A table of its own, for the row
+-- of the ledger is what everybody waits for.
+CREATE TABLE meshgate.forgotten (
+    singleton    boolean PRIMARY KEY DEFAULT true CONSTRAINT "one history is forgotten" CHECK (singleton),
+    revision     bigint  NOT NULL
+);
 
 CREATE FUNCTION meshgate.note(p_kind text, p_run_id bigint, p_version_id bigint, p_span tstzrange, p_detail jsonb)
 RETURNS void LANGUAGE sql VOLATILE AS $$
@@ -1653,8 +1659,8 @@ DECLARE
     before timestamptz := meshgate.clock() - p_keep;
 BEGIN
     PERFORM meshgate.lock_ledger();
-    UPDATE meshgate.ledger l SET forgotten_revision = greatest(l.forgotten_revision, e.last)
-    FROM (SELECT max(x.revision) AS last FROM meshgate.event x WHERE x.at < before) e WHERE e.last IS NOT NULL;
+    INSERT INTO meshgate.forgotten (revision) SELECT max(e.revision) FROM meshgate.event e WHERE e.at < before HAVING count(*) > 0
+    ON CONFLICT (singleton) DO UPDATE SET revision = greatest(forgotten.revision, excluded.revision);
     DELETE FROM meshgate.event WHERE at < before;
     DELETE FROM meshgate.claim WHERE ended_at < before AND (quarantined_until IS NULL OR quarantined_until < before);
     DELETE FROM meshgate.request q WHERE coalesce(q.cancelled_at, q.made_at) < before

@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from meshgate.verification.replay import Event, Table
 
 What = Literal[
-    "coverage", "revision", "verdict", "mark", "dirty_span", "stale", "premature", "claim", "promotion", "sqlmesh"
+    "coverage",
+    "revision",
+    "verdict",
+    "mark",
+    "dirty_span",
+    "stale",
+    "premature",
+    "claim",
+    "promotion",
+    "sqlmesh",
 ]
 
 
@@ -158,7 +167,9 @@ def _at(
     environment: str | None = None,
 ) -> Difference:
     table = facts.tables[key]
-    return Difference(what, table.project, table.model, table.version, interval, recorded, derived, environment)
+    return Difference(
+        what, table.project, table.model, table.version, interval, recorded, derived, environment
+    )
 
 
 def _before(facts: Facts) -> dict[int, Derived]:
@@ -193,9 +204,9 @@ def _coverage(facts: Facts, key: int, derived: Derived, made: set[int]) -> Itera
         known = derived.meeting(row.interval)
         unknown = IntervalSet([row.interval]) - IntervalSet(p.interval for p in known)
         if not (facts.forgotten and known):  # else merged with what was there before the history
-            for piece in unknown:
+            for extra in unknown:
                 said = f"recorded at revision {row.revision}"
-                yield _at(facts, key, "coverage", piece, said, "nothing ever recorded it")
+                yield _at(facts, key, "coverage", extra, said, "nothing ever recorded it")
         for piece in known:
             part = piece.interval.intersect(row.interval)
             if row.revision < piece.revision or (row.revision > piece.revision and row.revision not in made):
@@ -205,7 +216,9 @@ def _coverage(facts: Facts, key: int, derived: Derived, made: set[int]) -> Itera
                 yield _at(facts, key, "verdict", part, row.verdict, piece.verdict)
         if row.read_revision > facts.revision:
             said = f"had read up to revision {row.read_revision}"
-            yield _at(facts, key, "revision", row.interval, said, f"the ledger is at revision {facts.revision}")
+            yield _at(
+                facts, key, "revision", row.interval, said, f"the ledger is at revision {facts.revision}"
+            )
 
 
 def _marks(facts: Facts, key: int, derived: Derived) -> Iterator[Difference]:
@@ -225,7 +238,14 @@ def _marks(facts: Facts, key: int, derived: Derived) -> Iterator[Difference]:
                 part = row.interval.intersect(mark.interval)
                 if part is not None and row.read_revision >= mark.revision:
                     said = f"had read up to revision {row.read_revision}"
-                    yield _at(facts, key, "revision", part, said, f"{mark.kind} since revision {mark.revision}, and not read since")
+                    yield _at(
+                        facts,
+                        key,
+                        "revision",
+                        part,
+                        said,
+                        f"{mark.kind} since revision {mark.revision}, and not read since",
+                    )
 
 
 def _by_kind(marks: Iterable[Mark]) -> dict[tuple[str, int], IntervalSet]:
@@ -361,7 +381,14 @@ def _premature(
         name = parent.name.replace('"', "")
         if gate.window.mode == "loaded":
             if not read.pieces and known_from is None:
-                yield _at(facts, commit.version_id, "premature", commit.interval, said, f"{name} was not loaded then")
+                yield _at(
+                    facts,
+                    commit.version_id,
+                    "premature",
+                    commit.interval,
+                    said,
+                    f"{name} was not loaded then",
+                )
             continue
         window = window_of(child, parent, gate.window, commit.interval)
         lacking = window - read.covered
@@ -390,7 +417,9 @@ def _promotions(facts: Facts, environment: Environment) -> Iterator[Difference]:
     for name, version in environment.elsewhere.items():
         key = environment.version_ids[name]
         said = f"version {facts.tables[key].version} is promoted"
-        yield _at(facts, key, "promotion", None, said, f"SQLMesh promotes version {version}", environment.name)
+        yield _at(
+            facts, key, "promotion", None, said, f"SQLMesh promotes version {version}", environment.name
+        )
 
 
 def _sqlmesh(facts: Facts, key: int, recorded: IntervalSet) -> Iterator[Difference]:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve, field, frozen
 
-from meshgate.graph import Kind
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval, IntervalSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from meshgate.graph import Kind
 
 DOUBTS = ("failed", "suspect", "removed")
 """The marks that close every gate."""
@@ -123,7 +124,11 @@ class Derived:
     def put(self, new: Mark) -> None:
         """A new mark takes the place of older ones of its kind, and remembers what they were about."""
         batches = [new.batch] if new.batch else []
-        batches += [m.batch for m in self.marks if m.kind == new.kind and m.batch and m.interval.overlaps(new.interval)]
+        batches += [
+            m.batch
+            for m in self.marks
+            if m.kind == new.kind and m.batch and m.interval.overlaps(new.interval)
+        ]
         self.discharge(new.interval, new.revision, (new.kind,))
         self.marks.append(evolve(new, batch=IntervalSet(batches).hull))
 

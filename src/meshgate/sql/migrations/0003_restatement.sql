@@ -1,7 +1,11 @@
 -- Holds and requests for restatement; when a recorded range had read its parents; a history that suffices to derive the rest.
 
-ALTER TABLE meshgate.ledger ADD COLUMN forgotten_revision bigint NOT NULL DEFAULT 0;
-UPDATE meshgate.ledger SET forgotten_revision = revision;  -- what was noted before tells too little
+CREATE TABLE meshgate.forgotten (
+    singleton    boolean PRIMARY KEY DEFAULT true CONSTRAINT "one history is forgotten" CHECK (singleton),
+    revision     bigint  NOT NULL
+);
+-- What was noted so far tells too little.
+INSERT INTO meshgate.forgotten (revision) SELECT revision FROM meshgate.ledger;
 
 ALTER TABLE meshgate.coverage ADD COLUMN read_at timestamptz;
 CREATE INDEX coverage_by_revision ON meshgate.coverage (version_id, revision);
