@@ -273,6 +273,7 @@ class Mesh:
         by: str | None = None,
         only_downstream: bool = False,
         rebuild: bool = False,
+        source: bool = False,
         apply: bool = False,
         environment: str | None = None,
     ) -> Preview:
@@ -285,11 +286,12 @@ class Mesh:
             by: Who asks: for the history.
             only_downstream: Whether the model is right, and only what was derived from it is asked for.
             rebuild: Whether tables that merge rows are asked for too where they read what is changed.
+            source: Whether `model` is a table that no model of the mesh makes: all that read it are asked for.
             apply: Whether to make the request, which lasts until it is done or cancelled.
             environment: SQLMesh's environment; by default the one that the configured projects share.
 
         Raises:
-            UnknownModelError: There is no such model; names the nearest.
+            UnknownModelError: There is no such model, or source; names the nearest.
             IntervalError: The interval lies in the future.
             ConfigError: With `apply`: nothing can be computed again; says why.
             NotDeployedError: Nothing was deployed in the environment.
@@ -298,7 +300,7 @@ class Mesh:
 
         found = preview(
             self._bench, model, interval,
-            only_downstream=only_downstream, rebuild=rebuild, environment=environment,
+            only_downstream=only_downstream, rebuild=rebuild, source=source, environment=environment,
         )  # fmt: skip
         return request(self._bench, found, reason=reason, by=by) if apply else found
 
