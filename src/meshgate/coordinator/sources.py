@@ -19,7 +19,8 @@ def spoken(name: str) -> str:
 
 def sources_of(graph: MeshGraph) -> tuple[str, ...]:
     """The names of all sources that something reads, in order."""
-    return tuple(name for name in graph.order() if graph[name].kind is Kind.EXTERNAL and graph.children(name))
+    nodes = graph.nodes.items()
+    return tuple(sorted(n for n, node in nodes if node.kind is Kind.EXTERNAL and graph.children(n)))
 
 
 def resolve_source(graph: MeshGraph, table: str) -> str:
