@@ -42,6 +42,7 @@ __all__ = [
     "MeshConfig",
     "ProjectConfig",
     "Secret",
+    "SourceConfig",
     "environment_name",
     "load",
     "parse_duration",
@@ -64,12 +65,13 @@ _LEDGER_KEYS: Final = ("url", "lease_ttl", "grace", "statement_timeout")
 _PROJECT_KEYS: Final = (
     *("name", "path", "gateway", "environment", "schedule", "warehouse"),
     *("overlap", "overlap_limit", "stop_grace", "retry", "limits", "exclusive"),
-    *("patience", "stale", "stale_throttle", "on_audit_warning", "edges"),
+    *("patience", "stale", "stale_throttle", "on_audit_warning", "edges", "sources"),
 )
 _RETRY_KEYS: Final = ("first", "longest")
 _LIMITS_KEYS: Final = ("warehouse", "models")
 _EDGE_KEYS: Final = ("reader", "parent", "window")
 _WINDOW_KEYS: Final = ("from", "to")
+_SOURCE_KEYS: Final = ("table", "time_column", "updated_at", "within")
 
 Overlap = Literal["skip", "wait", "share", "fail"]
 OVERLAPS: Final[tuple[Overlap, ...]] = ("skip", "wait", "share", "fail")
@@ -114,6 +116,23 @@ class EdgeConfig:
 
 
 @frozen
+class SourceConfig:
+    """A table whose late rows are watched for.
+
+    Attributes:
+        table: By any name that finds it among the tables that models read and none makes.
+        time_column: By which its readers read it.
+        updated_at: A column that grows with each change of a row, if there is one; else only the number of rows tells.
+        within: How far back it is looked at.
+    """
+
+    table: str
+    time_column: str
+    updated_at: str | None = None
+    within: timedelta = timedelta(days=7)
+
+
+@frozen
 class ProjectConfig:
     """One SQLMesh project of the mesh.
 
@@ -138,6 +157,7 @@ class ProjectConfig:
         stale_throttle: How long after its own last read; None: one period of the model's cron.
         on_audit_warning: Whether a failed non-blocking audit lets readers pass, or holds what it looked at.
         edges: Windows other than the default, declared by this project's models.
+        sources: Tables whose late rows its runs watch for.
     """
 
     name: str
@@ -159,6 +179,7 @@ class ProjectConfig:
     stale_throttle: timedelta | None = None
     on_audit_warning: OnAuditWarning = "pass"
     edges: tuple[EdgeConfig, ...] = ()
+    sources: tuple[SourceConfig, ...] = ()
 
 
 @frozen
@@ -314,6 +335,7 @@ def _project(file: Path, source: YamlSource, node: Node, key: str) -> ProjectCon
         stale_throttle=source.converted(found, key, "stale_throttle", _parse_patience, _A_PAUSE),
         on_audit_warning=cast("OnAuditWarning", on_audit_warning),
         edges=_edges(source, found, key),
+        sources=_sources(source, found, key),
     )
 
 
@@ -384,6 +406,27 @@ def _edges(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[E
             source.fail(node, at, f"is given twice: {reader} reads {parent}")
         edges.append(EdgeConfig(reader, parent, _window(source, found["window"], f"{at}.window")))
     return tuple(edges)
+
+
+def _sources(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[SourceConfig, ...]:
+    listed = project.get("sources")
+    if listed is None:
+        return ()
+    expected = "a mapping with table and time_column"
+    if listed.kind != "sequence":
+        source.unexpected(listed, f"{key}.sources", f"a list, each {expected}")
+    sources: list[SourceConfig] = []
+    for index, node in enumerate(listed.items):
+        at = f"{key}.sources[{index}]"
+        found = source.mapping(node, at, _SOURCE_KEYS, expected)
+        table = source.required(node, found, at, "table", "the name of a table that models read")
+        if any(table == other.table for other in sources):
+            source.fail(node, at, f"is given twice: {table}")
+        time = source.required(node, found, at, "time_column", "the column by which its readers read it")
+        within = source.converted(found, at, "within", _parse_length, _A_LENGTH)
+        changed = source.text(found, at, "updated_at", "the name of a column")
+        sources.append(SourceConfig(table, time, changed, within or timedelta(days=7)))
+    return tuple(sources)
 
 
 def _window(source: YamlSource, node: Node, key: str) -> Window:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from meshgate.config import MeshConfig, ProjectConfig
     from meshgate.coordinator.doctor import Diagnosis
     from meshgate.coordinator.explain import GateAnswer, Why
+    from meshgate.coordinator.observe import Look
     from meshgate.coordinator.progress import Progress
     from meshgate.coordinator.restate import Preview, RequestStanding
     from meshgate.coordinator.status import Status, Wait
@@ -323,6 +324,14 @@ class Mesh:
         from meshgate.coordinator.restate import cancel
 
         return cancel(self._bench, request_id, by, environment)
+
+    def watch(
+        self, project: str, *, environment: str | None = None, now: datetime | None = None
+    ) -> tuple[Look, ...]:
+        """Look at a project's sources, and ask for what has changed there. See `coordinator.observe.watch`."""
+        from meshgate.coordinator.observe import watch
+
+        return watch(self._bench, project, environment=environment, now=now)
 
     def verify(self, *, ledger_only: bool = False) -> Verification:
         """Derive the ledger anew from its history, compare, and name what differs. See `coordinator.verify`."""

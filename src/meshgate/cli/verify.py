@@ -1,10 +1,15 @@
-"""`meshgate verify`: the ledger against what is derived from its history."""
+"""`meshgate verify` and `meshgate watch`: looking whether the ledger, and what it was made of, is still so."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from meshgate.cli.call import Call, json_option, pass_call
+from meshgate.cli.call import Call, environment_option, json_option, now_option, pass_call
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 
 @click.command()
@@ -23,3 +28,20 @@ def verify(call: Call, *, ledger_only: bool) -> int:
     call.failure = f"{len(found.differences)} differences between the ledger and what is derived"
     call.show("verify", found, page="verification")
     return 1 if found.differences else 0
+
+
+@click.command()
+@click.argument("project")
+@environment_option
+@now_option
+@json_option
+@pass_call
+def watch(call: Call, project: str, environment: str | None, now: datetime | None) -> int:
+    """Look whether the sources of PROJECT have changed since they were read, and ask for what has.
+
+    Sources are listed in meshgate.yaml. Each run of the project looks at them before it plans; this does it at once.
+    """
+    with call.open() as mesh:
+        found = mesh.watch(project, environment=environment, now=now)
+    call.show("watch", found, page="verification")
+    return 0

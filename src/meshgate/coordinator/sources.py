@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
-from meshgate.errors import UnknownModelError
+from meshgate.errors import ConfigError, UnknownModelError
 from meshgate.graph import Kind, name_parts
 
 if TYPE_CHECKING:
+    from meshgate.config import ProjectConfig
     from meshgate.graph import MeshGraph
 
 
@@ -60,6 +61,20 @@ def resolve_source(graph: MeshGraph, table: str) -> str:
     raise UnknownModelError(
         f"no model of the mesh reads a source {spoken(table)}", hint=hint, candidates=near
     )
+
+
+def check_sources(graph: MeshGraph, project: ProjectConfig) -> None:
+    """Refuse to watch what nobody reads.
+
+    Raises:
+        ConfigError: Names the entry and the nearest source.
+    """
+    for source in project.sources:
+        try:
+            resolve_source(graph, source.table)
+        except UnknownModelError as error:
+            said = f"sources of project {project.name!r} names what is not read: {error.message}"
+            raise ConfigError(said, hint=error.hint) from None
 
 
 def _listed(known: tuple[str, ...]) -> str:

@@ -24,7 +24,7 @@ from meshgate.ledger.record import (
     Stale,
     VersionState,
 )
-from meshgate.ledger.requests import Pace, Request, RequestLedger
+from meshgate.ledger.requests import Observation, Pace, Request, RequestLedger
 from meshgate.ledger.work import (
     BackOff,
     Begun,
@@ -70,6 +70,7 @@ __all__ = [
     "Manifest",
     "Mark",
     "Newer",
+    "Observation",
     "Pace",
     "Refusal",
     "Request",

@@ -1,4 +1,4 @@
-"""What was verified, for people."""
+"""What was verified or looked at, for people."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from meshgate.report.wording import counted, model_name
+from meshgate.report.wording import counted, model_name, time_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
+    from meshgate.coordinator.observe import Look
     from meshgate.coordinator.verify import Verification
     from meshgate.verification import Difference
 
@@ -49,3 +52,18 @@ def _difference(out: Console, one: Difference) -> None:
     out.print(Text.assemble(name, f"{time} of project {one.project}{where}: {_WORDS[one.what]}"))
     out.print(f"  the ledger says: {one.recorded}")
     out.print(f"  derived: {one.derived} (version {one.version})")
+
+
+def watch(out: Console, found: Sequence[Look]) -> None:
+    """Each source in a line: what has changed, and what was asked for."""
+    for one in found:
+        if one.interval is None:
+            said = f": no model of {one.project} reads it"
+        elif one.first:
+            said = f" {one.interval} is looked at for the first time: what is there is taken as it is"
+        elif one.changed:
+            said = f" has changed in {time_of(one.changed)}"
+        else:
+            said = f" is as it was in {one.interval}"
+        asked = f"; asked for: request {', '.join(map(str, one.requests))}" if one.requests else ""
+        out.print(Text.assemble((one.source.replace('"', ""), "bold"), f"{said}{asked}"))

@@ -295,3 +295,12 @@ SELECT r.run_id, r.environment FROM meshgate.run r;
 SELECT k.version_id, k.span, k.state, k.run_id, r.state AS ended
 FROM meshgate.claim k JOIN meshgate.run r USING (run_id)
 WHERE k.state IN ('open', 'begun') AND r.state <> 'running' ORDER BY k.claim_id;
+
+-- name: observation
+SELECT o.declared, o.span, o.prints, o.looks
+FROM meshgate.observation o JOIN meshgate.project p USING (project_id)
+WHERE o.environment = %(environment)s AND p.name = %(project)s AND o.source = %(source)s;
+
+-- name: save_observation
+SELECT meshgate.save_observation(%(environment)s, %(project)s, %(source)s, %(looks)s, %(declared)s, %(span)s::tstzrange,
+                                 %(prints)s, %(models)s, %(spans)s::tstzrange[], %(reason)s, %(by)s) AS answer;

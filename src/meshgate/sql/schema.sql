@@ -12,6 +12,7 @@
 --   dirty_span   revisions between which an as-of table held unchecked rows
 --   hold      (model, range): kept from readers by a person, until released; or by a policy, until written again
 --   request   (model, range): somebody asked for it to be computed again; marks carry it to the versions
+--   observation   what a source looked like when a project's run last looked: count and latest change by time
 --   event     append-only history for people and alerts; nothing is decided from it, but it tells enough to derive
 --             coverage, marks and dirty spans anew: `meshgate verify` does
 --
@@ -279,6 +280,19 @@ CREATE TABLE meshgate.request (
     CONSTRAINT "a cancellation says who and when" CHECK ((cancelled_by IS NULL) = (cancelled_at IS NULL))
 );
 CREATE INDEX request_of_model ON meshgate.request (model_id) WHERE cancelled_at IS NULL;
+
+-- What a project's run last saw of a table that its models read and nobody here makes: late rows change it.
+CREATE TABLE meshgate.observation (
+    environment  text        NOT NULL,
+    project_id   integer     NOT NULL REFERENCES meshgate.project,
+    source       text        NOT NULL,               -- the table's name
+    declared     jsonb       NOT NULL,               -- by which columns, in buckets of how many seconds
+    span         tstzrange   NOT NULL,               -- what was looked at
+    prints       jsonb       NOT NULL,               -- [count, latest change] by the second at which a bucket begins; none: no rows
+    looks        bigint      NOT NULL,
+    observed_at  timestamptz NOT NULL,
+    PRIMARY KEY (environment, project_id, source)
+);
 
 CREATE TABLE meshgate.event (
     event_id     bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -1396,6 +1410,40 @@ RETURNS SETOF bigint LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     PERFORM meshgate.lock_ledger();
     RETURN QUERY SELECT meshgate.request_range(x.model, x.span, p_reason, p_by) FROM unnest(p_models, p_spans) AS x (model, span);
+END $$;
+
+-- What a source looks like now, and the requests for what has changed there: one transaction, so that no change is asked for
+-- twice, and none is forgotten. p_looks: how many looks there were when this one was compared with the last; where somebody
+-- else has looked meanwhile, nothing is done: {"overtaken": true}. Else {"requests": [...]}: of what is recorded.
+CREATE FUNCTION meshgate.save_observation(p_environment text, p_project text, p_source text, p_looks bigint, p_declared jsonb,
+                                          p_span tstzrange, p_prints jsonb, p_models text[], p_spans tstzrange[],
+                                          p_reason text, p_by text)
+RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    owner integer;
+    made bigint[] := '{}';
+    wanted record;
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    owner := meshgate.project_id(p_project);
+    IF p_looks <> coalesce((SELECT o.looks FROM meshgate.observation o
+                            WHERE o.environment = p_environment AND o.project_id = owner AND o.source = p_source), 0) THEN
+        RETURN jsonb_build_object('overtaken', true);
+    END IF;
+    INSERT INTO meshgate.observation (environment, project_id, source, declared, span, prints, looks, observed_at)
+    VALUES (p_environment, owner, p_source, p_declared, p_span, p_prints, 1, meshgate.clock())
+    ON CONFLICT (environment, project_id, source) DO UPDATE SET
+        declared = excluded.declared, span = excluded.span, prints = excluded.prints, looks = observation.looks + 1,
+        observed_at = excluded.observed_at;
+    FOR wanted IN
+        SELECT x.model, x.span FROM unnest(p_models, p_spans) AS x (model, span) JOIN meshgate.model m ON m.name = x.model
+        WHERE EXISTS (SELECT FROM meshgate.promotion p
+                      WHERE p.model_id = m.model_id AND NOT isempty(meshgate.requested_time(p.version_id, x.span)))
+        ORDER BY 1, 2
+    LOOP
+        made := made || meshgate.request_range(wanted.model, wanted.span, p_reason, p_by);
+    END LOOP;
+    RETURN jsonb_build_object('requests', made);
 END $$;
 
 -- Takes back what of a request was not begun. False where somebody had cancelled it before. What another request wants

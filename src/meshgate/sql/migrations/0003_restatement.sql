@@ -42,3 +42,15 @@ CREATE TABLE meshgate.request (
     CONSTRAINT "a cancellation says who and when" CHECK ((cancelled_by IS NULL) = (cancelled_at IS NULL))
 );
 CREATE INDEX request_of_model ON meshgate.request (model_id) WHERE cancelled_at IS NULL;
+
+CREATE TABLE meshgate.observation (
+    environment  text        NOT NULL,
+    project_id   integer     NOT NULL REFERENCES meshgate.project,
+    source       text        NOT NULL,
+    declared     jsonb       NOT NULL,
+    span         tstzrange   NOT NULL,
+    prints       jsonb       NOT NULL,
+    looks        bigint      NOT NULL,
+    observed_at  timestamptz NOT NULL,
+    PRIMARY KEY (environment, project_id, source)
+);
