@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import random
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from attrs import evolve
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import invariant, run_state_machine_as_test
 
-from guarantee_mesh import AUDIT, BRONZE, DIMENSION, GOLD, SILVER, Mesh, minutes, node
-from meshgate.coordinator.staleness import Policy
+from guarantee_mesh import AUDIT, BRONZE, DIMENSION, GOLD, SILVER, Mesh, goes_well, minutes, node
+from ledger_scene import GRACE, TTL
+from meshgate.coordinator.staleness import Policy, after_promotion
 from meshgate.coordinator.verify import collect
-from meshgate.graph import Edge, Window
+from meshgate.graph import Edge, MeshGraph, Window
 from meshgate.interval import Interval, IntervalSet
+from meshgate.ledger import Lease
 from meshgate.verification import Difference, compare
 from strategies import examples
 from test_ledger_people import PeopleMachine
@@ -88,6 +90,73 @@ def test_whatever_runs_do_staleness_and_readiness_are_as_derived(ledger: Ledger,
         if seed % 2 and chance.random() < 0.2:
             ledger.prune(timedelta(minutes=chance.choice((5, 60))))
         assert verified(ledger) == ()
+
+
+def redeploy(mesh: Mesh, chance: random.Random) -> None:
+    """Another version of a model and of some that read it, with some of its time evaluated, is promoted as a deploy does."""
+    first = chance.choice((BRONZE, SILVER, GOLD, DIMENSION, DAILY))
+    changed = [first] + [
+        e.child for e in mesh.graph.children(first) if e.child != first and chance.random() < 0.4
+    ]
+    nodes = dict(mesh.graph.nodes)
+    for name in changed:
+        nodes[name] = evolve(nodes[name], version=str(chance.choice((int(nodes[name].version) + 1, 1, 2))))
+    edges = [edge for name in nodes for edge in mesh.graph.parents(name)]
+    graph = MeshGraph(nodes, edges)
+    answer = mesh.ledger.acquire("deployer", "prod", "deploy", {}, ttl=TTL, grace=GRACE)
+    assert isinstance(answer, Lease)
+    upto = mesh.covered(GOLD).hull
+    for name in [n for n in graph.order() if n in changed]:
+        version = mesh.ledger.register_version(graph[name])
+        known = mesh.ledger.states([version])[version].covered
+        if upto is not None and not known and chance.random() < 0.8:
+            mesh.scene.record(answer.run_id, version, upto)
+            mesh.ledger.note_mirrored(answer.run_id, version, upto)
+    if chance.random() < 0.3:
+        mesh.mark(chance.choice((BRONZE, SILVER)), minutes(20, 25), "requested")
+    unbroken = {n: frozenset({mesh.graph[n].version}) for n in changed if chance.random() < 0.6}
+    settled = after_promotion(mesh.ledger, "prod", graph, unbroken)
+    mesh.ledger.sync_environment("prod", "plan", graph, {"up", "down"}, settled, mesh.ledger.revision())
+    mesh.ledger.finish(answer.run_id, "done", {})
+    mesh.graph, mesh.ids = graph, mesh.ledger.manifest("prod").version_ids
+
+
+def rejects_dimension(name: str, _: Interval) -> dict[str, Any] | None:
+    return AUDIT if name == DIMENSION else None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_deploys_leave_staleness_as_derived(ledger: Ledger, seed: int) -> None:
+    """Breaking or not, forward and back, of a model alone or with its readers, between runs that fail and looks that settle."""
+    chance = random.Random(seed)  # noqa: S311 - so that a history can be had again
+    mesh = starry(ledger)
+    passed = 60
+    mesh.time(passed)
+    for _ in range(20):
+        passed += chance.choice((0, 5, 30, 60))
+        mesh.time(passed)
+        if chance.random() < 0.3:
+            mesh.mark(chance.choice((BRONZE, SILVER, GOLD)), minutes(30, 35), "requested")
+        if chance.random() < 0.4:
+            redeploy(mesh, chance)
+        else:
+            mesh.run(chance.choice(("up", "down")), chance.choice((goes_well, goes_well, rejects_dimension)))
+        if chance.random() < 0.3:
+            mesh.settle()
+        if seed % 2 and chance.random() < 0.1:
+            ledger.prune(timedelta(minutes=30))
+        assert verified(ledger) == ()
+
+
+def test_a_cancelled_request_leaves_nothing_that_differs(ledger: Ledger) -> None:
+    """What was taken back of the marks is in the history too."""
+    mesh = starry(ledger)
+    mesh.time(120)
+    mesh.run("up")
+    (number,) = ledger.request([(BRONZE, minutes(10, 40))], reason="odd", by="ann")
+    mesh.run("up", lambda _, piece: AUDIT if piece.overlaps(minutes(10, 15)) else None)
+    assert ledger.cancel_request(number, "ann")
+    assert verified(ledger) == ()
 
 
 # -- tampering, each sort once: named exactly
@@ -199,7 +268,7 @@ def test_another_verdict_is_named(mesh: Mesh) -> None:
 
 
 def test_a_dirty_span_that_is_gone_is_named(mesh: Mesh) -> None:
-    mesh.run("down", lambda name, _: AUDIT if name == DIMENSION else None)
+    mesh.run("down", rejects_dimension)
     assert told(mesh) == []
     found = tamper(mesh, "DELETE FROM meshgate.dirty_span WHERE version_id = %(v)s", DIMENSION)
     assert ("dirty_span", DIMENSION, None) in found

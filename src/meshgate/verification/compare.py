@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from meshgate.graph import Edge, Window, window_of
 from meshgate.interval import MAX_INSTANT, Interval, IntervalSet
@@ -141,6 +141,8 @@ def compare(facts: Facts) -> tuple[Difference, ...]:
     found: list[Difference] = []
     for key in sorted(facts.tables):
         derived = replay.of(key)
+        if facts.forgotten:
+            _adopt_merged(facts, key, derived)
         found += _coverage(facts, key, derived, replay.made.get(key, set()))
         found += _marks(facts, key, derived)
         found += _dirty(facts, key, derived)
@@ -173,12 +175,22 @@ def _at(
 
 
 def _before(facts: Facts) -> dict[int, Derived]:
-    """What is taken as given."""
+    """What is taken as given: what was made before the history, also where a promotion has given it a new number since."""
     if not facts.forgotten:
         return {}
+    promoted = {
+        (key, event.revision)
+        for event in facts.events
+        if event.kind == "environment.promoted"
+        for key in event.detail["versions"]
+    }
     return {
         key: Derived(
-            [row for row in facts.rows.get(key, ()) if row.revision <= facts.forgotten],
+            [
+                row
+                for row in facts.rows.get(key, ())
+                if row.revision <= facts.forgotten or (key, row.revision) in promoted
+            ],
             [mark for mark in facts.marks.get(key, ()) if mark.revision <= facts.forgotten],
             {since: None for since in facts.dirty.get(key, {}) if since <= facts.forgotten}
             | {
@@ -189,6 +201,14 @@ def _before(facts: Facts) -> dict[int, Derived]:
         )
         for key in facts.tables
     }
+
+
+def _adopt_merged(facts: Facts, key: int, derived: Derived) -> None:
+    """Take as given what was made before the history and has been merged with something newer since."""
+    for row in facts.rows.get(key, ()):
+        known = IntervalSet(p.interval for p in derived.meeting(row.interval))
+        for rest in IntervalSet([row.interval]) - known if known else ():
+            derived.record(evolve(row, interval=rest))
 
 
 # What is recorded
@@ -203,10 +223,9 @@ def _coverage(facts: Facts, key: int, derived: Derived, made: set[int]) -> Itera
     for row in rows:
         known = derived.meeting(row.interval)
         unknown = IntervalSet([row.interval]) - IntervalSet(p.interval for p in known)
-        if not (facts.forgotten and known):  # else merged with what was there before the history
-            for extra in unknown:
-                said = f"recorded at revision {row.revision}"
-                yield _at(facts, key, "coverage", extra, said, "nothing ever recorded it")
+        for extra in unknown:
+            said = f"recorded at revision {row.revision}"
+            yield _at(facts, key, "coverage", extra, said, "nothing ever recorded it")
         for piece in known:
             part = piece.interval.intersect(row.interval)
             if row.revision < piece.revision or (row.revision > piece.revision and row.revision not in made):
