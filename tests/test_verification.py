@@ -100,7 +100,8 @@ def redeploy(mesh: Mesh, chance: random.Random) -> None:
     ]
     nodes = dict(mesh.graph.nodes)
     for name in changed:
-        nodes[name] = evolve(nodes[name], version=str(chance.choice((int(nodes[name].version) + 1, 1, 2))))
+        others = {"1", "2", str(int(nodes[name].version) + 1)} - {nodes[name].version}
+        nodes[name] = evolve(nodes[name], version=chance.choice(sorted(others)))
     edges = [edge for name in nodes for edge in mesh.graph.parents(name)]
     graph = MeshGraph(nodes, edges)
     answer = mesh.ledger.acquire("deployer", "prod", "deploy", {}, ttl=TTL, grace=GRACE)
