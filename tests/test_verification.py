@@ -160,6 +160,29 @@ def test_a_cancelled_request_leaves_nothing_that_differs(ledger: Ledger) -> None
     assert verified(ledger) == ()
 
 
+def test_accepted_time_that_a_run_takes_along_is_not_stale_by_it(ledger: Ledger) -> None:
+    """Of a model that reads its own past: a part that SQLMesh held before, and one that it never got, are of one acceptance.
+
+    Fails without `p.verdict = 'accepted'` in the query `stale`.
+    """
+    mesh = starry(ledger)
+    mesh.time(120)
+    mesh.run("up")
+    odd = minutes(60, 65)
+    mesh.mark(BALANCE, odd, "requested")
+    mesh.run("up", lambda name, piece: AUDIT if name == BALANCE and piece.overlaps(odd) else None)
+    mesh.time(130)
+    key = mesh.ids[BALANCE]
+    assert ledger.accept(key, minutes(60, 130), lookback=None, reason="odd", by="ann") == (
+        odd,
+        minutes(120, 130),
+    )
+    before = mesh.stale()[BALANCE]
+    assert ledger.adopt_accepted(mesh.acquire("up").run_id, key) == (minutes(120, 130),)
+    assert mesh.stale()[BALANCE] == before == IntervalSet([minutes(65, 120)])
+    assert verified(ledger) == ()
+
+
 # -- tampering, each sort once: named exactly
 
 

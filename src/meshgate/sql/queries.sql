@@ -157,8 +157,10 @@ pair AS (
         AND c.span && tstzrange(lower(p.span) - g.high, upper(p.span) - g.low)
         AND p.revision > CASE WHEN c.revision <= g.settled_revision AND c.span <@ g.settled
                               THEN greatest(c.read_revision, g.settled_revision) ELSE c.read_revision END
-        -- Intervals of one batch are computed one after the other, whatever their numbers.
-        AND NOT (p.version_id = c.version_id AND p.read_revision = c.read_revision AND p.run_id IS NOT DISTINCT FROM c.run_id))
+        -- Intervals of one batch are computed one after the other, whatever their numbers. What a person accepted at once
+        -- stays together too, though a run takes only some of it along.
+        AND NOT (p.version_id = c.version_id AND p.read_revision = c.read_revision
+                 AND (p.run_id IS NOT DISTINCT FROM c.run_id OR p.verdict = 'accepted' AND c.verdict = 'accepted')))
 SELECT pair.gate, left_over AS span, pair.parent_span, pair.since, pair.read_at
 FROM pair, unnest(tstzmultirange(pair.span)
                   - CASE WHEN greatest(pair.made, pair.revision) <= pair.settled_revision THEN pair.settled ELSE '{}' END) AS left_over
