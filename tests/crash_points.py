@@ -5,30 +5,24 @@
     python tests/crash_points.py --all --project deploy
 
 An ordinary run is walked through once, to list the points: upstream two intervals of which one fails its audit and is
-halved, downstream one hour, a deploy a change of a model that both projects read. Then, for each point, a process
-does the same one step further on in time and is killed there with SIGKILL; runs are repeated until they find nothing to do;
+halved, downstream one hour, a deploy a change of a model that both projects read, a restatement of the source's table through
+both projects. Then, for each point, a process does the same one step further on in time and is killed there with SIGKILL; runs are repeated until they find nothing to do;
 and everything must be as if nothing had happened: see `Stage.check`. Some of the dead cannot be proven to be gone, as on
 another machine: then their lease and its grace are waited out.
-
-Processes that die are forked from a nursery that has imported SQLMesh, which takes seconds, and has opened nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib
 import itertools
 import json
 import os
 import random
-import re
 import shutil
 import signal
-import socket
 import sys
 import tempfile
-import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,150 +30,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
-import pandas as pd  # noqa: F401 - SQLMesh's, imported once, before anybody is forked
-import sqlmesh.magics  # noqa: F401 - the same
-from sqlmesh.core.engine_adapter.base import EngineAdapter
 
-import meshgate.bridge.project  # noqa: F401 - the same
+from crash_nursery import Nursery, ask_again
 from meshgate import lease
-from meshgate.db import Database
 from meshgate.errors import MeshgateError
 from meshgate.interval import IntervalSet
 from meshgate.local_postgres import LocalPostgres
-from meshgate.mesh import Mesh
 from meshgate.postgres_server import FSYNC_VARIABLE
 from tiny_mesh import SILVER, TinyMesh, at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import TextIO
 
-PROJECTS = ("upstream", "downstream", "deploy")
-STEP = {"upstream": 10, "downstream": 60, "deploy": 0}
+    from meshgate.mesh import Mesh
+
+PROJECTS = ("upstream", "downstream", "deploy", "restate")
+STEP = {"upstream": 10, "downstream": 60, "deploy": 0, "restate": 0}
 """Minutes that each point takes of the mesh's history."""
 PATIENCE_S = 60.0
 MOST_RUNS = 6
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
-_READS = frozenset({"clock", "unclean", "written"})
-_WRITES = re.compile(r"^\s*(?!SELECT\b|WITH\b|SHOW\b|SET\b|USE\b|DESCRIBE\b)(\w+(?:\s+\w+)?)", re.IGNORECASE)
-
-
-# -- those that die
-
-
-class Probe:
-    """Counts the points of a process, and ends it at one of them.
-
-    Args:
-        last: The point to die at, counted from 1; None to live.
-        words: Where the points are told, one a line.
-    """
-
-    def __init__(self, last: int | None, words: int) -> None:
-        self.last = last
-        self.words = words
-        self.count = 0
-
-    def reach(self, point: str) -> None:
-        """Pass a point, or not."""
-        if threading.current_thread().name.startswith("lease-"):
-            return  # when it renews depends on the time that the others take
-        self.count += 1
-        os.write(self.words, f"{point}\n".encode())
-        if self.count == self.last:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def watch(self, owner: type, method: str, name: Callable[[Any, str], str | None]) -> None:
-        """Make a point of the time before and after each call whose statement has a name."""
-        plain = getattr(owner, method)
-
-        def watched(this: Any, sql: str, *args: Any, **kwargs: Any) -> Any:
-            called = name(this, sql)
-            if called is None:
-                return plain(this, sql, *args, **kwargs)
-            self.reach(f"before {called}")
-            answer = plain(this, sql, *args, **kwargs)
-            self.reach(f"after {called}")
-            return answer
-
-        setattr(owner, method, watched)
-
-
-def ledger_function(_: Database, sql: str) -> str | None:
-    """The function of the ledger that a statement calls, if it changes anything."""
-    called = [found for found in re.findall(r"meshgate\.(\w+)\(", sql) if found not in _READS]
-    return called[0] if called else None
-
-
-def engine_write(adapter: EngineAdapter, sql: str) -> str | None:
-    """What a statement of SQLMesh does to the warehouse or to its state, if it changes anything."""
-    found = _WRITES.match(re.sub(r"^\s*/\*.*?\*/", "", sql, flags=re.DOTALL))
-    return f"{adapter.dialect} {found[1].upper()}" if found else None
-
-
-def live_and_die(order: dict[str, Any], words: int) -> None:
-    """Do what is ordered, and die where it is."""
-    probe = Probe(order["point"], words)
-    probe.watch(Database, "execute", ledger_function)
-    probe.watch(EngineAdapter, "_execute", engine_write)
-    if order["elsewhere"]:
-        lease._machine = lambda: {"boot": "of another machine", "pids": "of another machine"}
-    with Mesh.open(order["folder"]) as mesh:
-        if order["project"] == "deploy":
-            mesh.deploy("upstream", now=at(order["minutes"]))
-        else:
-            mesh.run(order["project"], now=at(order["minutes"]))
-
-
-class Nursery:
-    """A process that has imported everything and opened nothing; forks those that die."""
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        self.pid = os.fork()
-        if self.pid == 0:
-            ours.close()
-            _die_with_parent()
-            try:
-                self._serve(theirs.makefile("rw"))
-            finally:
-                os._exit(0)
-        theirs.close()
-        self._wire = ours.makefile("rw")
-
-    def bear(self, **order: Any) -> tuple[list[str], int]:
-        """Let a child do what is ordered; the points that it passed, and how it ended (as `os.waitpid` says)."""
-        self._wire.write(json.dumps(order) + "\n")
-        self._wire.flush()
-        told = json.loads(self._wire.readline())
-        return told["words"].split("\n")[:-1], told["status"]
-
-    def close(self) -> None:
-        self._wire.close()
-        os.waitpid(self.pid, 0)
-
-    def _serve(self, wire: TextIO) -> None:
-        for line in wire:
-            reader, writer = os.pipe()
-            pid = os.fork()
-            if pid == 0:
-                _die_with_parent()
-                try:
-                    live_and_die(json.loads(line), writer)
-                    os._exit(0)
-                except BaseException as error:  # noqa: BLE001 - it is told to those who wait
-                    os.write(writer, f"{type(error).__name__}: {error}\n".encode())
-                    os._exit(1)
-            os.close(writer)
-            with open(reader, encoding="utf-8") as words:  # noqa: PTH123 - a descriptor
-                said = words.read()
-            _, status = os.waitpid(pid, 0)
-            wire.write(json.dumps({"words": said, "status": status}) + "\n")
-            wire.flush()
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
 # -- those that go on
@@ -250,6 +119,7 @@ class Stage:
     reader: duckdb.DuckDBPyConnection
     minutes: int = 60
     changes: int = 0
+    heard_of: int = 0
     before: int = 0
 
     @classmethod
@@ -291,6 +161,9 @@ class Stage:
             self.tiny.poison(self.minutes + 7)
         elif project == "downstream":
             self.mesh.run("upstream", now=at(upto))
+        elif project == "restate":
+            self.tiny.change(self.minutes - 35, self.minutes - 5)
+            self.heard_of = self._last_request()
         else:
             self.changes += 1
             self.tiny.write("upstream", "silver", f"{SILVER} AND id >= -{self.changes}")
@@ -319,6 +192,8 @@ class Stage:
         self.before = self.rows(LAST_EVENT)[0]["n"]
         self.prepare(point.project)
         words, status = self.bear(point.project, point.number, elsewhere=point.elsewhere)
+        if point.project == "restate" and self._last_request() == self.heard_of:
+            ask_again(self.mesh, self.minutes)  # nobody has heard of it
         died = self.rows(LAST_EVENT)[0]["n"]
         done = self.rows(MIRRORED)
         self.recover(point.project)
@@ -328,6 +203,9 @@ class Stage:
         reached = os.WIFSIGNALED(status) and words[-1] == point.name
         assert reached or point.elsewhere, f"it ended with {status} after {words}"
         return reached
+
+    def _last_request(self) -> int:
+        return max((request.request_id for request in self.mesh.requests()), default=0)
 
     def recover(self, project: str) -> None:
         """What is done after a death: the same again; what made the audit fail was mended."""
@@ -366,6 +244,9 @@ class Stage:
         """Assert that nothing is left of a death: tables, ledger and SQLMesh's record are as they should be."""
         left = {row["what"]: row["count"] for row in self.rows(UNSETTLED) if row["count"]}
         assert not left, left
+        assert {request.state for request in self.mesh.requests()} <= {"done"}
+        differs = self.mesh.verify().differences
+        assert not differs, differs
         for name, rows in self.tiny.expected(self.minutes).items():
             found = self.reader.execute(f"SELECT * FROM lake.{name} ORDER BY 1").fetchall()
             assert found == rows, (

@@ -33,8 +33,9 @@ from mutations_of_people import OF_PEOPLE
 from mutations_of_python import OF_PYTHON
 from mutations_of_restatement import OF_RESTATEMENT
 from mutations_of_sql import OF_SQL
+from mutations_of_verification import OF_VERIFICATION
 
-MUTATIONS = (*OF_SQL, *OF_COORDINATION, *OF_PYTHON, *OF_PEOPLE, *OF_RESTATEMENT)
+MUTATIONS = (*OF_SQL, *OF_COORDINATION, *OF_PYTHON, *OF_PEOPLE, *OF_RESTATEMENT, *OF_VERIFICATION)
 
 
 def killed(mutation: Mutation, folder: Path, postgres: Path) -> tuple[bool, str]:

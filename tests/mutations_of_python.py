@@ -109,8 +109,8 @@ OF_PYTHON = (
         "test_staleness.py::test_g5_an_evaluation_under_way_does_not_hide_it",
         "sql/queries.sql",
         (
-            "THEN greatest(c.read_revision, g.settled_revision) ELSE c.read_revision END)",
-            "THEN greatest(c.read_revision, g.settled_revision) ELSE c.revision END)",
+            "THEN greatest(c.read_revision, g.settled_revision) ELSE c.read_revision END",
+            "THEN greatest(c.read_revision, g.settled_revision) ELSE c.revision END",
         ),
     ),
     python(

@@ -340,8 +340,8 @@ OF_SQL = (
         "G5 dirty spans",
         (f"{L}a_failed_refresh_leaves_a_dirty_span_until_it_is_repaired", "test_ledger_stateful.py"),
         (
-            "    SELECT held.version_id, held.read_revision FROM meshgate.version v\n    WHERE",
-            "    SELECT held.version_id, held.read_revision FROM meshgate.version v\n    WHERE false AND",
+            "    PERFORM meshgate.taint(held.version_id, held.read_revision, held.run_id);\n",
+            "",
         ),
     ),
     sql(

@@ -18,9 +18,9 @@ SOURCE = REPOSITORY / "src" / "meshgate"
 
 # From the ground up. A room is a module or a package of `meshgate`; it imports only what stands above it here.
 CORE = ("errors", "interval", "graph")
-DECISIONS = ("due", "gate", "restatement", "analysis", "health")
+DECISIONS = ("due", "gate", "restatement", "verification", "analysis", "health")
 EDGES = (
-    *("yaml_source", "config", "sql", "db", "listener", "ledger", "lease", "stop"),
+    *("yaml_source", "config_values", "config", "sql", "db", "listener", "ledger", "lease", "stop"),
     *("postgres_binaries", "postgres_server", "local_postgres", "bridge"),
 )
 USE_CASES = ("coordinator", "mesh")

@@ -32,6 +32,7 @@ KEYS = {
     "limits": config._LIMITS_KEYS,
     "edges": config._EDGE_KEYS,
     "window": config._WINDOW_KEYS,
+    "sources": config._SOURCE_KEYS,
 }
 
 

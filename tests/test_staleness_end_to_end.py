@@ -56,6 +56,30 @@ def test_g5_no_silent_staleness_across_projects(tiny: TinyMesh) -> None:
     tiny.check(180)
 
 
+def test_twelve_restated_five_minute_intervals_cause_one_hourly_evaluation(tiny: TinyMesh) -> None:
+    """Twelve requests, done by as many runs upstream: downstream evaluates its hour once, and both hours are right."""
+    tiny.feed(0, 180)
+    with tiny.mesh() as mesh:
+        for project in ("upstream", "downstream"):
+            mesh.deploy(project, now=at(180))
+        before = mesh.ledger.revision()
+        tiny.change(60, 120)
+        for start in range(60, 120, 5):
+            ask(mesh, BRONZE_EVENTS, start, start + 5)
+            mesh.run("upstream", now=at(180))
+        for _ in range(3):
+            mesh.run("downstream", now=at(180))
+        done = [
+            e
+            for e in mesh.ledger.events(limit=1000)
+            if e["revision"] > before and e["kind"] == "interval.committed"
+        ]
+        assert [e["model"] for e in done].count(BRONZE_EVENTS) == 12
+        assert [e["model"] for e in done].count(GOLD_HOURLY) == 1
+        assert mesh.verify().differences == ()
+    tiny.check(180)
+
+
 def test_what_is_stale_is_told(tiny: TinyMesh) -> None:
     """`why` names the parent's interval that was computed again, and who evaluates it."""
     tiny.feed(0, 240)

@@ -208,6 +208,12 @@ class TinyMesh:
         """Make it good again."""
         self._set(minute, "abs(value)")
 
+    def change(self, start: float, end: float) -> None:
+        """Mend the source between two instants, in minutes: what was read of it before is wrong now."""
+        first, last = (at(m).replace(tzinfo=None) for m in (start, end))
+        change = f"UPDATE {self.schema}.events SET value = value + 100"
+        self.sql(self.source_database, f"{change} WHERE ts >= '{first}' AND ts < '{last}'")
+
     def _set(self, minute: float, value: str) -> None:
         self.sql(
             self.source_database,

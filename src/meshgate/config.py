@@ -25,10 +25,10 @@ from collections.abc import Mapping  # noqa: TC003
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, cast
-from urllib.parse import unquote
 
 from attrs import field, frozen
 
+from meshgate.config_values import A_DURATION, Secret, environment_name, parse_duration, redact
 from meshgate.errors import ConfigError, GraphError, UnknownProjectError
 from meshgate.graph import Window
 from meshgate.yaml_source import YamlSource, nearest, parse_count
@@ -36,57 +36,46 @@ from meshgate.yaml_source import YamlSource, nearest, parse_count
 if TYPE_CHECKING:
     from meshgate.yaml_source import Node
 
+__all__ = [
+    "EdgeConfig",
+    "LedgerConfig",
+    "MeshConfig",
+    "ProjectConfig",
+    "Secret",
+    "SourceConfig",
+    "environment_name",
+    "load",
+    "parse_duration",
+    "redact",
+]
+
 FILE_NAME: Final = "meshgate.yaml"
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _ZERO: Final = timedelta(0)
-_A_DURATION: Final = "a duration such as 90s, 5m, 1h30m or 7d"
-_A_LENGTH: Final = f"{_A_DURATION}, more than 0, at most 366d"
+_A_LENGTH: Final = f"{A_DURATION}, more than 0, at most 366d"
 _LONGEST: Final = timedelta(days=366)
-_A_PAUSE: Final = f"{_A_DURATION}, not negative, at most 366d"
-_A_LEASE: Final = f"{_A_DURATION}, at least 1s, at most 366d"
+_A_PAUSE: Final = f"{A_DURATION}, not negative, at most 366d"
+_A_LEASE: Final = f"{A_DURATION}, at least 1s, at most 366d"
 _A_COUNT: Final = "a whole number above 0"
 _A_URL: Final = "postgresql://user@host/database, host=... dbname=..., local, or local:FOLDER"
 _A_CRON: Final = "a cron expression such as '5 * * * *'"
 _AN_ENVIRONMENT: Final = "a name as SQLMesh keeps it: lower case letters, digits and underscores"
 _A_WINDOW: Final = "latest, prefix, ungated, or a mapping with from and to such as {from: -7d, to: 0h}"
-_HARMLESS: Final = ("host", "hostaddr", "port", "dbname", "user", "sslmode", "application_name", "service")
 _TOP_KEYS: Final = ("ledger", "project", "projects")
 _LEDGER_KEYS: Final = ("url", "lease_ttl", "grace", "statement_timeout")
 _PROJECT_KEYS: Final = (
     *("name", "path", "gateway", "environment", "schedule", "warehouse"),
     *("overlap", "overlap_limit", "stop_grace", "retry", "limits", "exclusive"),
-    *("patience", "stale", "stale_throttle", "on_audit_warning", "edges"),
+    *("patience", "stale", "stale_throttle", "on_audit_warning", "edges", "sources"),
 )
 _RETRY_KEYS: Final = ("first", "longest")
 _LIMITS_KEYS: Final = ("warehouse", "models")
 _EDGE_KEYS: Final = ("reader", "parent", "window")
 _WINDOW_KEYS: Final = ("from", "to")
+_SOURCE_KEYS: Final = ("table", "time_column", "updated_at", "within")
 
 Overlap = Literal["skip", "wait", "share", "fail"]
 OVERLAPS: Final[tuple[Overlap, ...]] = ("skip", "wait", "share", "fail")
 OnAuditWarning = Literal["pass", "hold"]
-
-
-class Secret:
-    """Text that shows itself only when asked: `repr`, `str`, JSON by way of `str`, all give stars."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str | Secret) -> None:
-        self._text = text.reveal() if isinstance(text, Secret) else text
-
-    def reveal(self) -> str:
-        """The text itself."""
-        return self._text
-
-    def __repr__(self) -> str:
-        return "***"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._text == other._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
 
 
 @frozen
@@ -127,6 +116,23 @@ class EdgeConfig:
 
 
 @frozen
+class SourceConfig:
+    """A table whose late rows are watched for.
+
+    Attributes:
+        table: By any name that finds it among the tables that models read and none makes.
+        time_column: By which its readers read it.
+        updated_at: A column that grows with each change of a row, if there is one; else only the number of rows tells.
+        within: How far back it is looked at.
+    """
+
+    table: str
+    time_column: str
+    updated_at: str | None = None
+    within: timedelta = timedelta(days=7)
+
+
+@frozen
 class ProjectConfig:
     """One SQLMesh project of the mesh.
 
@@ -151,6 +157,7 @@ class ProjectConfig:
         stale_throttle: How long after its own last read; None: one period of the model's cron.
         on_audit_warning: Whether a failed non-blocking audit lets readers pass, or holds what it looked at.
         edges: Windows other than the default, declared by this project's models.
+        sources: Tables whose late rows its runs watch for.
     """
 
     name: str
@@ -172,6 +179,7 @@ class ProjectConfig:
     stale_throttle: timedelta | None = None
     on_audit_warning: OnAuditWarning = "pass"
     edges: tuple[EdgeConfig, ...] = ()
+    sources: tuple[SourceConfig, ...] = ()
 
 
 @frozen
@@ -221,68 +229,6 @@ def load(path: Path | None = None) -> MeshConfig:
     }  # fmt: skip
     source = YamlSource(file, text, hidden=("ledger", "ledger.url"), homes=homes)
     return _mesh(file, source)
-
-
-def parse_duration(text: str) -> timedelta:
-    """A duration such as `90s`, `5m`, `1h30m`, `-7d`; only zero needs no unit.
-
-    Example:
-        >>> parse_duration("1h30m")
-        datetime.timedelta(seconds=5400)
-
-    Raises:
-        ConfigError: It is not one.
-    """
-    found = re.fullmatch(r"([+-]?)((?:[0-9]+(?:\.[0-9]+)?(?:ms|[smhdw]))+|0)", text.strip())
-    if not found:
-        raise ConfigError(f"{text!r} is not a duration", hint=f"expected {_A_DURATION}")
-    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhdw])", found[2])
-    try:
-        length = timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
-    except OverflowError:
-        raise ConfigError(f"{text!r} is too long for a duration", hint=f"expected {_A_DURATION}") from None
-    return -length if found[1] == "-" else length
-
-
-def environment_name(text: str) -> str:
-    """An environment's name. SQLMesh would change any other, and the ledger would know it by two names.
-
-    Raises:
-        ValueError: It is not in lower case letters, digits and underscores.
-    """
-    if not re.fullmatch(r"[a-z0-9_]+", text):
-        raise ValueError(text)
-    return text
-
-
-def redact(url: str) -> str:
-    """A connection string with stars in place of passwords; hides too much rather than too little.
-
-    Example:
-        >>> redact("postgresql://ann:s3cret@host/db?sslpassword=x")
-        'postgresql://ann:***@host/db?sslpassword=***'
-    """
-    scheme, separator, rest = url.partition("://")
-    if separator and not re.search(r"[\s=]", scheme):
-        # Up to the last @, as a password that was not percent-encoded may hold /, ? and @ itself.
-        user, at, address = rest.rpartition("@")
-        name, colon, _ = user.partition(":")
-        address, question, query = address.partition("?")
-        shown = "&".join(map(_redact_parameter, re.split("[&;]", query)))
-        return f"{scheme}://{name}{colon and ':***'}{at}{address}{question}{shown}"
-    # Of a keyword string, only what is known to be harmless is shown. A value may be quoted, and a
-    # space or a quote in it escaped.
-    words = re.findall(r"([^\s=]+)\s*=\s*('(?:\\.|[^'\\])*'?|(?:\\.|[^\s\\])*)", url)
-    shown_words = (
-        f"{key}={value}" if key in _HARMLESS else f"{key}=***" if key == "password" else "***"
-        for key, value in words
-    )
-    return " ".join(shown_words) or "***"
-
-
-def _redact_parameter(parameter: str) -> str:
-    key, equals, value = parameter.partition("=")
-    return f"{key}{equals}{'***' if 'pass' in unquote(key).lower() else value}"
 
 
 def _find(path: Path | None) -> Path:
@@ -389,6 +335,7 @@ def _project(file: Path, source: YamlSource, node: Node, key: str) -> ProjectCon
         stale_throttle=source.converted(found, key, "stale_throttle", _parse_patience, _A_PAUSE),
         on_audit_warning=cast("OnAuditWarning", on_audit_warning),
         edges=_edges(source, found, key),
+        sources=_sources(source, found, key),
     )
 
 
@@ -461,11 +408,32 @@ def _edges(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[E
     return tuple(edges)
 
 
+def _sources(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[SourceConfig, ...]:
+    listed = project.get("sources")
+    if listed is None:
+        return ()
+    expected = "a mapping with table and time_column"
+    if listed.kind != "sequence":
+        source.unexpected(listed, f"{key}.sources", f"a list, each {expected}")
+    sources: list[SourceConfig] = []
+    for index, node in enumerate(listed.items):
+        at = f"{key}.sources[{index}]"
+        found = source.mapping(node, at, _SOURCE_KEYS, expected)
+        table = source.required(node, found, at, "table", "the name of a table that models read")
+        if any(table == other.table for other in sources):
+            source.fail(node, at, f"is given twice: {table}")
+        time = source.required(node, found, at, "time_column", "the column by which its readers read it")
+        within = source.converted(found, at, "within", _parse_length, _A_LENGTH)
+        changed = source.text(found, at, "updated_at", "the name of a column")
+        sources.append(SourceConfig(table, time, changed, within or timedelta(days=7)))
+    return tuple(sources)
+
+
 def _window(source: YamlSource, node: Node, key: str) -> Window:
     if node.kind == "scalar" and node.text in {"latest", "prefix", "ungated"}:
         return Window(cast("Literal['latest', 'prefix', 'ungated']", node.text))
     ends = source.mapping(node, key, _WINDOW_KEYS, _A_WINDOW)
-    begin, end = (source.converted(ends, key, name, parse_duration, _A_DURATION) for name in _WINDOW_KEYS)
+    begin, end = (source.converted(ends, key, name, parse_duration, A_DURATION) for name in _WINDOW_KEYS)
     try:
         return Window("interval", begin or _ZERO, end or _ZERO)
     except GraphError as error:

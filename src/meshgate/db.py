@@ -214,6 +214,15 @@ class Database:
             self._open = set()
         self._local = threading.local()
 
+    @contextmanager
+    def still(self) -> Iterator[Database]:
+        """This database as it is at one instant, for reading only: its statements all see the same."""
+        found = _Still(self._url, name=self._name)
+        try:
+            yield found
+        finally:
+            found.close()
+
     def cut(self) -> None:
         """End every conversation under way: whoever waits for an answer gets an error instead. From any thread."""
         with self._lock:
@@ -239,6 +248,25 @@ class Database:
                 f"the ledger at {self.shown_url} has schema {found}, newer than this meshgate's {SCHEMA_VERSION}",
                 hint="run `pip install --upgrade meshgate`",
             )
+
+
+class _Still(Database):
+    """One transaction, in one thread."""
+
+    def connect(self) -> Any:
+        connection = super().connect()
+        connection.set_session(isolation_level="REPEATABLE READ", readonly=True, autocommit=False)
+        return connection
+
+    def execute(
+        self,
+        sql: str,
+        parameters: dict[str, Any] | None = None,
+        *,
+        again: bool = False,  # noqa: ARG002
+    ) -> list[dict[str, Any]]:
+        """As ever, but for `again`: a new connection would see another instant."""
+        return super().execute(sql, parameters)
 
 
 @contextmanager

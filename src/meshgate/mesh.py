@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from meshgate.config import MeshConfig, ProjectConfig
     from meshgate.coordinator.doctor import Diagnosis
     from meshgate.coordinator.explain import GateAnswer, Why
+    from meshgate.coordinator.observe import Look
     from meshgate.coordinator.progress import Progress
     from meshgate.coordinator.restate import Preview, RequestStanding
     from meshgate.coordinator.status import Status, Wait
+    from meshgate.coordinator.verify import Verification
     from meshgate.interval import Interval
     from meshgate.ledger import LiveRun, Request
     from meshgate.local_postgres import LocalPostgres
@@ -272,6 +274,7 @@ class Mesh:
         by: str | None = None,
         only_downstream: bool = False,
         rebuild: bool = False,
+        source: bool = False,
         apply: bool = False,
         environment: str | None = None,
     ) -> Preview:
@@ -284,11 +287,12 @@ class Mesh:
             by: Who asks: for the history.
             only_downstream: Whether the model is right, and only what was derived from it is asked for.
             rebuild: Whether tables that merge rows are asked for too where they read what is changed.
+            source: Whether `model` is a table that no model of the mesh makes: all that read it are asked for.
             apply: Whether to make the request, which lasts until it is done or cancelled.
             environment: SQLMesh's environment; by default the one that the configured projects share.
 
         Raises:
-            UnknownModelError: There is no such model; names the nearest.
+            UnknownModelError: There is no such model, or source; names the nearest.
             IntervalError: The interval lies in the future.
             ConfigError: With `apply`: nothing can be computed again; says why.
             NotDeployedError: Nothing was deployed in the environment.
@@ -297,7 +301,7 @@ class Mesh:
 
         found = preview(
             self._bench, model, interval,
-            only_downstream=only_downstream, rebuild=rebuild, environment=environment,
+            only_downstream=only_downstream, rebuild=rebuild, source=source, environment=environment,
         )  # fmt: skip
         return request(self._bench, found, reason=reason, by=by) if apply else found
 
@@ -320,6 +324,20 @@ class Mesh:
         from meshgate.coordinator.restate import cancel
 
         return cancel(self._bench, request_id, by, environment)
+
+    def watch(
+        self, project: str, *, environment: str | None = None, now: datetime | None = None
+    ) -> tuple[Look, ...]:
+        """Look at a project's sources, and ask for what has changed there. See `coordinator.observe.watch`."""
+        from meshgate.coordinator.observe import watch
+
+        return watch(self._bench, project, environment=environment, now=now)
+
+    def verify(self, *, ledger_only: bool = False) -> Verification:
+        """Derive the ledger anew from its history, compare, and name what differs. See `coordinator.verify`."""
+        from meshgate.coordinator.verify import verify
+
+        return verify(self._bench, ledger_only=ledger_only)
 
     @classmethod
     def doctor(cls, path: str | Path | None = None) -> Diagnosis:

@@ -27,6 +27,7 @@ from sqlmesh.utils.errors import SignalEvalError  # noqa: E402
 from meshgate.bridge.engine import interrupt  # noqa: E402
 from meshgate.bridge.failures import describe  # noqa: E402
 from meshgate.bridge.scheduler import GatedContext, Journal  # noqa: E402
+from meshgate.bridge.sources import prints  # noqa: E402
 from meshgate.bridge.translate import Promoted, milliseconds, pairs, promoted  # noqa: E402
 from meshgate.db import redact  # noqa: E402
 
@@ -203,6 +204,27 @@ class SqlmeshProject:
             if (snapshot.name, snapshot.version) == (name, version):
                 with self._named("has a state that cannot be written"):
                     self._state.add_snapshots_intervals([_addition(snapshot, interval)])
+
+    def prints(
+        self, table: str, time_column: str, updated_at: str | None, time: Interval, bucket_s: int
+    ) -> dict[int, tuple[int, str | None]]:
+        """What a table of the warehouse looks like: how many rows, and the latest change, by buckets of time.
+
+        Args:
+            table: Its name, as the mesh knows it.
+            time_column: By which it is cut into buckets.
+            updated_at: A column that grows with each change, or None.
+            time: Where to look, half-open, UTC; whole buckets.
+            bucket_s: How long a bucket is, seconds.
+
+        Returns:
+            By the second since 1970 at which a bucket begins; buckets without rows are left out.
+
+        Raises:
+            ProjectError: The warehouse cannot answer.
+        """
+        with self._named(f"cannot look at {table.replace(chr(34), '')}"), self._quiet():
+            return prints(self._context.engine_adapter, table, time_column, updated_at, time, bucket_s)
 
     def previews(self, environment: str) -> frozenset[str]:
         """The models of which the environment shows a preview in a table of its own, made by its deploy.

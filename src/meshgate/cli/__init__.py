@@ -28,6 +28,7 @@ from meshgate.cli.call import (
 )
 from meshgate.cli.holds import accept, hold, release
 from meshgate.cli.restate import restate
+from meshgate.cli.verify import verify, watch
 from meshgate.errors import ConfigError, EvaluationError, MeshgateError, StoppedError
 
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ def _agreed(mesh: Mesh, run: LiveRun) -> bool:
     return click.confirm("break its lease?", err=True)
 
 
-for _command in (hold, release, accept, restate):
+for _command in (hold, release, accept, restate, verify, watch):
     cli.add_command(_command)
 
 

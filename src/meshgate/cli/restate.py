@@ -19,12 +19,17 @@ _VERBS = ("list", "show", "cancel")
 
 
 @click.command()
-@click.argument("what", metavar="MODEL|list|show|cancel")
+@click.argument("what", required=False, metavar="MODEL|list|show|cancel")
 @click.argument("number", required=False, type=int, metavar="[REQUEST]")
 @click.option(
     "--from", "start", metavar="INSTANT", callback=read_instant, help="Where the range begins: UTC, ISO 8601."
 )
 @click.option("--to", "end", metavar="INSTANT", callback=read_instant, help="Where it ends: exclusive.")
+@click.option(
+    "--source",
+    metavar="TABLE",
+    help="Instead of MODEL: whatever reads this table, which no model of the mesh makes.",
+)
 @click.option("--reason", metavar="TEXT", help="Why; kept with the request.")
 @click.option(
     "--only-downstream",
@@ -45,10 +50,11 @@ _VERBS = ("list", "show", "cancel")
 @pass_call
 def restate(
     call: Call,
-    what: str,
+    what: str | None,
     number: int | None,
     start: datetime | None,
     end: datetime | None,
+    source: str | None,
     reason: str | None,
     environment: str | None,
     *,
@@ -65,10 +71,18 @@ def restate(
 
     \b
     meshgate restate MODEL --from INSTANT --to INSTANT [--apply [--now]]
+    meshgate restate --source TABLE --from INSTANT --to INSTANT [--apply [--now]]
     meshgate restate list             the newest requests and how far they are
     meshgate restate show REQUEST     one of them: what is in its way, what follows
     meshgate restate cancel REQUEST   take back what of it is not done
     """  # noqa: D301 - click reads the \b
+    if (what is None) == (source is None):
+        raise ConfigError(
+            "which model is to be computed again?"
+            if what is None
+            else f"{what} and --source {source} are both given",
+            hint="give a MODEL, or --source TABLE for all that read a table which no model makes",
+        )
     if what in _VERBS:
         given = [start, end, reason, only_downstream or None, rebuild or None, apply or None, now or None]
         if any(value is not None for value in given):
@@ -86,11 +100,12 @@ def restate(
         raise ConfigError(
             "--now runs what was asked for, and nothing is", hint="add --apply, or leave --now away"
         )
-    interval = _range(what, start, end)
+    asked = what or source or ""
+    interval = _range(asked, start, end)
     with call.open() as mesh:
         found = mesh.restate(
-            what, interval, reason=reason, by=who(), only_downstream=only_downstream, rebuild=rebuild, apply=apply,
-            environment=environment,
+            asked, interval, reason=reason, by=who(), only_downstream=only_downstream, rebuild=rebuild, apply=apply,
+            source=source is not None, environment=environment,
         )  # fmt: skip
     if call.json:
         code, reports = _run(call, found) if now else (0, [])

@@ -11,6 +11,7 @@ from meshgate.coordinator.journal import Outcome, RunJournal
 from meshgate.coordinator.manifest import declared_edges
 from meshgate.coordinator.reconcile import Finding, graph_of, reconcile
 from meshgate.coordinator.run import RunReport, Workbench, _counts, _finish, _in_progress, _report, leased
+from meshgate.coordinator.sources import check_sources
 from meshgate.coordinator.waiting import until_free
 from meshgate.errors import LeaseLostError, MeshgateError, ProjectError, StoppedError
 from meshgate.graph import MeshGraph
@@ -168,6 +169,7 @@ def _build(
     """The graph of what the plan holds, and whatever the project declares about its models is about models of it."""
     graph = graph_of(bench.ledger, target, plan, deploying)
     check_names(graph, project)
+    check_sources(graph, project)
     return graph
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, field, frozen
 
 from meshgate.coordinator.explain import environment_of
+from meshgate.coordinator.sources import resolve_source
 from meshgate.errors import ConfigError, IntervalError
 from meshgate.interval import IntervalSet
 from meshgate.restatement import Stop, disabled_models, expand
@@ -150,6 +151,7 @@ def preview(
     *,
     only_downstream: bool = False,
     rebuild: bool = False,
+    source: bool = False,
     environment: str | None = None,
 ) -> Preview:
     """Tell what computing some time of a model again comes to; nothing is written.
@@ -160,15 +162,16 @@ def preview(
         interval: Which time of it, UTC; it is widened to whole units.
         only_downstream: Whether the model is right, and only what was derived from it is asked for.
         rebuild: Whether tables that merge rows are asked for too where they read what is changed.
+        source: Whether `model` is a table that no model of the mesh makes: all that read it are asked for.
         environment: SQLMesh's environment; by default the one that the configured projects share.
 
     Raises:
-        UnknownModelError: There is no such model; names the nearest.
+        UnknownModelError: There is no such model, or source; names the nearest.
         IntervalError: The interval lies in the future.
         NotDeployedError: Nothing was deployed in the environment.
     """
     manifest = bench.ledger.manifest(environment_of(bench, environment))
-    name = manifest.graph.resolve(model)
+    name = resolve_source(manifest.graph, model) if source else manifest.graph.resolve(model)
     now = bench.ledger.clock()
     if interval.start >= now:
         raise IntervalError(

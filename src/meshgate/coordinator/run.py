@@ -12,6 +12,7 @@ import structlog
 from meshgate.config import environment_name
 from meshgate.coordinator.allowance import allowance
 from meshgate.coordinator.journal import Failure, Outcome, RunJournal
+from meshgate.coordinator.observe import watch_before_planning
 from meshgate.coordinator.plan import Plan, make_plan
 from meshgate.coordinator.progress import Planned
 from meshgate.coordinator.reconcile import Finding, reconcile, unchanged
@@ -365,6 +366,9 @@ def _work(
             opened = bench.open_project(project, load=False)
             findings = reconcile(bench.ledger, opened, target, now, run_id=lease.run_id)
             manifest = bench.ledger.manifest(target)
+        if project.sources:
+            opened = opened or bench.open_project(project, load=False)
+            watch_before_planning(bench, project, opened, manifest, now)
         plan = plan_of(bench, manifest, {project.name}, now, present)
         if plan.is_empty:
             state = "nothing_to_do"

@@ -5,7 +5,13 @@ Each method that changes something is one SQL function, one statement, one trans
 has the interval `[MIN_INSTANT, MAX_INSTANT)`.
 """
 
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
+from meshgate.ledger.history import HistoryLedger
 from meshgate.ledger.holds import HoldLedger
 from meshgate.ledger.record import (
     CoverageRow,
@@ -18,7 +24,7 @@ from meshgate.ledger.record import (
     Stale,
     VersionState,
 )
-from meshgate.ledger.requests import Pace, Request, RequestLedger
+from meshgate.ledger.requests import Observation, Pace, Request, RequestLedger
 from meshgate.ledger.work import (
     BackOff,
     Begun,
@@ -31,12 +37,21 @@ from meshgate.ledger.work import (
     WorkLedger,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 WHOLE = Interval(MIN_INSTANT, MAX_INSTANT)
 """The claim or mark of an as-of table: all of time."""
 
 
-class Ledger(WorkLedger, RecordLedger, RequestLedger, HoldLedger):
+class Ledger(WorkLedger, RecordLedger, RequestLedger, HoldLedger, HistoryLedger):
     """One ledger in one database."""
+
+    @contextmanager
+    def still(self) -> Iterator[Ledger]:
+        """The ledger as it is at one instant, for reading only, whatever goes on."""
+        with self.database.still() as database:
+            yield Ledger(database)
 
 
 __all__ = [
@@ -55,6 +70,7 @@ __all__ = [
     "Manifest",
     "Mark",
     "Newer",
+    "Observation",
     "Pace",
     "Refusal",
     "Request",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from meshgate.db import json
 from meshgate.interval import Interval, IntervalSet
 from meshgate.ledger.ranges import to_interval, to_range, to_utc
 
@@ -76,6 +77,24 @@ class Pace:
     time: timedelta
 
 
+@attrs.frozen
+class Observation:
+    """What a source looked like.
+
+    Attributes:
+        declared: By which columns, in buckets of how many seconds.
+        interval: What was looked at, UTC, half-open.
+        prints: How many rows, and the latest change as text, by the second since 1970 at which a bucket begins; buckets
+            without rows are left out.
+        looks: How often somebody had looked.
+    """
+
+    declared: Mapping[str, Any]
+    interval: Interval
+    prints: Mapping[int, tuple[int, str | None]]
+    looks: int
+
+
 class RequestLedger:
     """The ledger as those use it who ask for a restatement."""
 
@@ -97,6 +116,50 @@ class RequestLedger:
             reason=reason, by=by,
         )  # fmt: skip
         return tuple(row["request_id"] for row in rows)
+
+    def observation(self, environment: str, project: str, source: str) -> Observation | None:
+        """What a project's run last saw of a source; None where nobody has looked yet."""
+        rows = self.database.rows(
+            "observation", environment=environment, project=project, source=source, again=True
+        )
+        if not rows:
+            return None
+        (row,) = rows
+        prints = {int(second): (count, latest) for second, (count, latest) in row["prints"].items()}
+        return Observation(row["declared"], to_interval(row["span"]), prints, row["looks"])
+
+    def save_observation(
+        self,
+        environment: str,
+        project: str,
+        source: str,
+        seen: Observation,
+        asked: Sequence[tuple[str, Interval]],
+        *,
+        reason: str,
+        by: str,
+    ) -> tuple[int, ...] | None:
+        """Remember a look at a source, and ask for what has changed there, both or none.
+
+        Args:
+            environment: SQLMesh's environment.
+            project: Whose run looks.
+            source: The table.
+            seen: What it looks like; `looks` is that of the look with which it was compared, 0 for none.
+            asked: Full names of models that read it, and the time of each; only what is recorded of it is asked for.
+            reason: Why: for the history.
+            by: Who: for the history.
+
+        Returns:
+            The keys of the requests; None where somebody else has looked meanwhile: nothing was done.
+        """
+        answer = self.database.one(
+            "save_observation", environment=environment, project=project, source=source, looks=seen.looks,
+            declared=json(dict(seen.declared)), span=to_range(seen.interval),
+            prints=json({str(second): found for second, found in seen.prints.items()}),
+            models=[name for name, _ in asked], spans=[to_range(i) for _, i in asked], reason=reason, by=by,
+        )["answer"]  # fmt: skip
+        return None if answer.get("overtaken") else tuple(answer["requests"])
 
     def cancel_request(self, request_id: int, by: str) -> bool:
         """Take back what of a request was not begun yet; False where it had been taken back before.

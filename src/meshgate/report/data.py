@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from meshgate.coordinator.doctor import Diagnosis
     from meshgate.coordinator.explain import GateAnswer, ProjectRuns, Why
     from meshgate.coordinator.intervene import Accepted, Held, Released
+    from meshgate.coordinator.observe import Look
     from meshgate.coordinator.plan import Plan
     from meshgate.coordinator.restate import Preview, Redo, RequestStanding
     from meshgate.coordinator.run import RunReport
     from meshgate.coordinator.status import ModelStatus, Status, Wait
+    from meshgate.coordinator.verify import Verification
     from meshgate.errors import MeshgateError
     from meshgate.gate import Blocked
     from meshgate.graph import Window
@@ -296,6 +298,16 @@ def release(found: Released) -> dict[str, Any]:
 def accept(found: Accepted) -> dict[str, Any]:
     """`meshgate.accept`: what counts as recorded from now on; with `undone`, what is due again."""
     return document("accept", **_record(found))
+
+
+def verify(found: Verification) -> dict[str, Any]:
+    """`meshgate.verify`: each difference with what the ledger says (`recorded`) and what is derived."""
+    return document("verify", **_record(found))
+
+
+def watch(found: Sequence[Look]) -> dict[str, Any]:
+    """`meshgate.watch`: what was looked at, where it has changed, and the requests because of it."""
+    return document("watch", sources=found)
 
 
 def error(found: MeshgateError) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def restate(out: Console, found: Preview) -> None:
     made = f"requested ({_numbers(found.made)})" if found.made else "preview, nothing is asked for yet"
     state = (made, "green" if found.made else "yellow")
     _wrapped(out, [_line((f"restate {asked}", "bold"), ": ", state)], 2)
-    out.print(_line((f"project {found.project} · {found.environment} at {instant(found.now)}", "dim")))
+    whose = f"project {found.project}" if found.project else "a source, which no model of the mesh makes"
+    out.print(_line((f"{whose} · {found.environment} at {instant(found.now)}", "dim")))
     place = 0
     for project in found.projects:
         out.print()
@@ -65,7 +66,12 @@ def _step(place: int, step: Redo, found: Preview) -> list[Text]:
     why = [_wide(w, step) for w in step.widened]
     if step.asked:
         why.insert(
-            0, "reads it" if found.only_downstream else "asked for" if not step.because else "asked for too"
+            0,
+            "reads it"
+            if step.model != found.model and not step.because
+            else "asked for"
+            if not step.because
+            else "asked for too",
         )
     elif step.because:
         why.insert(0, f"reads {_listed([model_name(p) for p in step.because])}")

@@ -171,9 +171,11 @@ pair AS (
                     AND c.span && tstzrange(lower(p.span) - g.high, upper(p.span) - g.low)
                     AND p.revision > CASE WHEN c.revision <= g.settled_revision AND c.span <@ g.settled
                                           THEN greatest(c.read_revision, g.settled_revision) ELSE c.read_revision END
-                    -- Intervals of one batch are computed one after the other, whatever their numbers.
+                    -- Intervals of one batch are computed one after the other, whatever their numbers. What a person accepted at
+                    -- once stays together too, though a run takes only some of it along.
                     AND NOT (p.version_id = c.version_id AND p.read_revision = c.read_revision
-                             AND p.run_id IS NOT DISTINCT FROM c.run_id) OFFSET 0) c)
+                             AND (p.run_id IS NOT DISTINCT FROM c.run_id OR p.verdict = 'accepted' AND c.verdict = 'accepted'))
+                  OFFSET 0) c)
 SELECT pair.gate, left_over AS span, pair.parent_span, pair.since, pair.read_at
 FROM pair, unnest(tstzmultirange(pair.span)
                   - CASE WHEN greatest(pair.made, pair.revision) <= pair.settled_revision THEN pair.settled ELSE '{}' END) AS left_over
@@ -281,3 +283,41 @@ FROM unnest(%(versions)s::bigint[]) AS v,
               WHERE k.version_id = v AND k.duration IS NOT NULL
               ORDER BY k.committed_at DESC LIMIT 100) c
 GROUP BY v;
+
+-- name: history
+-- Everything that is remembered of what happened, oldest first: what `verify` derives the rest from.
+SELECT e.event_id, e.at, e.revision, e.kind, e.run_id, e.version_id, e.span, e.detail
+FROM meshgate.event e WHERE e.revision > coalesce((SELECT f.revision FROM meshgate.forgotten f), 0) ORDER BY e.event_id;
+
+-- name: forgotten
+SELECT coalesce((SELECT f.revision FROM meshgate.forgotten f), 0) AS revision;
+
+-- name: versions
+SELECT v.version_id, m.name AS model, p.name AS project, v.version, v.kind
+FROM meshgate.version v JOIN meshgate.model m USING (model_id) JOIN meshgate.project p USING (project_id)
+ORDER BY v.version_id;
+
+-- name: everything_recorded
+SELECT c.version_id, c.span, c.revision, c.read_revision, c.run_id, c.verdict, c.mirrored_at IS NOT NULL AS mirrored
+FROM meshgate.coverage c ORDER BY c.version_id, c.span;
+
+-- name: dirty_spans
+SELECT d.version_id, d.from_revision, d.to_revision FROM meshgate.dirty_span d ORDER BY d.version_id, d.from_revision;
+
+-- name: run_environments
+SELECT r.run_id, r.environment FROM meshgate.run r;
+
+-- name: orphaned_claims
+-- Claims that live though their run has ended.
+SELECT k.version_id, k.span, k.state, k.run_id, r.state AS ended
+FROM meshgate.claim k JOIN meshgate.run r USING (run_id)
+WHERE k.state IN ('open', 'begun') AND r.state <> 'running' ORDER BY k.claim_id;
+
+-- name: observation
+SELECT o.declared, o.span, o.prints, o.looks
+FROM meshgate.observation o JOIN meshgate.project p USING (project_id)
+WHERE o.environment = %(environment)s AND p.name = %(project)s AND o.source = %(source)s;
+
+-- name: save_observation
+SELECT meshgate.save_observation(%(environment)s, %(project)s, %(source)s, %(looks)s, %(declared)s, %(span)s::tstzrange,
+                                 %(prints)s, %(models)s, %(spans)s::tstzrange[], %(reason)s, %(by)s) AS answer;

@@ -12,7 +12,9 @@
 --   dirty_span   revisions between which an as-of table held unchecked rows
 --   hold      (model, range): kept from readers by a person, until released; or by a policy, until written again
 --   request   (model, range): somebody asked for it to be computed again; marks carry it to the versions
---   event     append-only history for people and alerts; nothing is decided from it
+--   observation   what a source looked like when a project's run last looked: count and latest change by time
+--   event     append-only history for people and alerts; nothing is decided from it, but it tells enough to derive
+--             coverage, marks and dirty spans anew: `meshgate verify` does
 --
 -- RULES THAT EVERY FUNCTION BELOW KEEPS
 --
@@ -282,6 +284,19 @@ CREATE TABLE meshgate.request (
 );
 CREATE INDEX request_of_model ON meshgate.request (model_id) WHERE cancelled_at IS NULL;
 
+-- What a project's run last saw of a table that its models read and nobody here makes: late rows change it.
+CREATE TABLE meshgate.observation (
+    environment  text        NOT NULL,
+    project_id   integer     NOT NULL REFERENCES meshgate.project,
+    source       text        NOT NULL,               -- the table's name
+    declared     jsonb       NOT NULL,               -- by which columns, in buckets of how many seconds
+    span         tstzrange   NOT NULL,               -- what was looked at
+    prints       jsonb       NOT NULL,               -- [count, latest change] by the second at which a bucket begins; none: no rows
+    looks        bigint      NOT NULL,
+    observed_at  timestamptz NOT NULL,
+    PRIMARY KEY (environment, project_id, source)
+);
+
 CREATE TABLE meshgate.event (
     event_id     bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at           timestamptz NOT NULL,
@@ -294,6 +309,13 @@ CREATE TABLE meshgate.event (
 );
 CREATE INDEX event_at ON meshgate.event (at);
 CREATE INDEX event_of_version ON meshgate.event (version_id, event_id);
+
+-- Events up to this revision are gone, or tell too little. Without a row: all are there. A table of its own, for the row
+-- of the ledger is what everybody waits for.
+CREATE TABLE meshgate.forgotten (
+    singleton    boolean PRIMARY KEY DEFAULT true CONSTRAINT "one history is forgotten" CHECK (singleton),
+    revision     bigint  NOT NULL
+);
 
 CREATE FUNCTION meshgate.note(p_kind text, p_run_id bigint, p_version_id bigint, p_span tstzrange, p_detail jsonb)
 RETURNS void LANGUAGE sql VOLATILE AS $$
@@ -346,6 +368,7 @@ DECLARE
     whole boolean;
     before integer;
     doublings integer;
+    asked tstzrange := p_span;
     written tstzrange := p_span;
     again timestamptz;
 BEGIN
@@ -373,7 +396,8 @@ BEGIN
     INSERT INTO meshgate.mark (version_id, span, kind, revision, run_id, attempts, detail, made_at, retry_at, batch)
     VALUES (p_version_id, p_span, p_kind, revision, p_run_id, coalesce(before, 0), coalesce(p_detail, '{}'),
             meshgate.clock(), again, CASE WHEN whole THEN written END);
-    PERFORM meshgate.note('interval.' || p_kind, p_run_id, p_version_id, p_span, p_detail);
+    PERFORM meshgate.note('interval.' || p_kind, p_run_id, p_version_id, p_span, coalesce(p_detail, '{}')
+        || CASE WHEN whole THEN jsonb_build_object('written', jsonb_build_array(lower(asked), upper(asked))) ELSE '{}' END);
     RETURN revision;
 END $$;
 
@@ -436,6 +460,17 @@ RETURNS TABLE (reason text, span tstzrange, detail jsonb) LANGUAGE sql STABLE AS
       AND coalesce(h.version_id, p_version_id) = p_version_id;
 $$;
 
+-- From this revision on an as-of table held rows that nobody had judged, until a commit repairs it.
+CREATE FUNCTION meshgate.taint(p_version_id bigint, p_from bigint, p_run_id bigint) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    INSERT INTO meshgate.dirty_span (version_id, from_revision)
+    SELECT v.version_id, p_from FROM meshgate.version v WHERE v.version_id = p_version_id AND v.as_of
+    ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL;
+    IF FOUND THEN
+        PERFORM meshgate.note('table.tainted', p_run_id, p_version_id, NULL, jsonb_build_object('from_revision', p_from));
+    END IF;
+END $$;
+
 -- What remains of a claim that was begun and will never be committed: a suspicion, and for an as-of table
 -- the revisions between which readers may have met its unchecked rows.
 CREATE FUNCTION meshgate.distrust_claim(p_claim_id bigint, p_kind text, p_detail jsonb, p_tried boolean DEFAULT true)
@@ -445,10 +480,7 @@ DECLARE
 BEGIN
     SELECT c.* INTO held FROM meshgate.claim c WHERE c.claim_id = p_claim_id;
     PERFORM meshgate.put_mark(held.version_id, coalesce(held.batch, held.span), p_kind, held.run_id, p_detail, p_tried);
-    INSERT INTO meshgate.dirty_span (version_id, from_revision)
-    SELECT held.version_id, held.read_revision FROM meshgate.version v
-    WHERE v.version_id = held.version_id AND v.as_of
-    ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL;
+    PERFORM meshgate.taint(held.version_id, held.read_revision, held.run_id);
 END $$;
 
 -- Ends the lease of a run that did not end it itself. p_gone: its process and whatever it had set in motion in
@@ -851,12 +883,10 @@ BEGIN
     PERFORM meshgate.lose_run(p_run_id, false, false, 'its lease expired');
     PERFORM meshgate.put_mark(p_version_id, p_span, 'suspect', p_run_id,
                               jsonb_build_object('cause', 'a run that had lost its lease wrote here'));
-    INSERT INTO meshgate.dirty_span (version_id, from_revision)
-    SELECT p_version_id, coalesce((SELECT min(k.read_revision) FROM meshgate.claim k
-                                   WHERE k.run_id = p_run_id AND k.version_id = p_version_id AND k.state = 'lost'),
-                                  l.revision)
-    FROM meshgate.version v, meshgate.ledger l WHERE v.version_id = p_version_id AND v.as_of
-    ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL;
+    PERFORM meshgate.taint(p_version_id, coalesce(
+        (SELECT min(k.read_revision) FROM meshgate.claim k
+         WHERE k.run_id = p_run_id AND k.version_id = p_version_id AND k.state = 'lost'),
+        (SELECT l.revision FROM meshgate.ledger l)), p_run_id);
     UPDATE meshgate.claim SET quarantined_until = least(quarantined_until, meshgate.clock())
     WHERE run_id = p_run_id AND version_id = p_version_id AND state = 'lost' AND span @> p_span;
     PERFORM meshgate.note('commit.refused', p_run_id, p_version_id, p_span, '{}');
@@ -927,6 +957,9 @@ BEGIN
     SELECT p_version_id, stamped, made, held.read_revision, p_run_id, p_verdict, coalesce(p_audits, '[]'), p_duration, p_rows, present,
            coalesce(r.as_of, held.begun_at)
     FROM meshgate.run r WHERE r.run_id = p_run_id;
+    PERFORM meshgate.note('interval.committed', p_run_id, p_version_id, p_span, jsonb_build_object(
+        'verdict', p_verdict, 'rows', p_rows, 'read_revision', held.read_revision,
+        'stamped', jsonb_build_array(lower(stamped), upper(stamped))));
     IF whole THEN
         -- A refresh makes the whole table anew. Merging writes what the interval has once more, and leaves what was
         -- asked for or went wrong elsewhere. Appending mends nothing: whether rows are doubled, a person must say.
@@ -967,8 +1000,6 @@ BEGIN
         PERFORM meshgate.put_mark(p_version_id, old.span, 'lookback', p_run_id, '{}');
     END LOOP;
     PERFORM meshgate.hold_by_policy(p_version_id, CASE WHEN refreshed THEN '(,)' ELSE p_span END, p_span, p_hold, p_run_id);
-    PERFORM meshgate.note('interval.committed', p_run_id, p_version_id, p_span,
-                          jsonb_build_object('verdict', p_verdict, 'rows', p_rows));
     PERFORM pg_notify('meshgate', p_version_id::text);
     RETURN made;
 END $$;
@@ -1111,6 +1142,7 @@ RETURNS SETOF text LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     made bigint;
     changed bigint[];
+    gone bigint[];
     doubt record;
 BEGIN
     IF meshgate.lock_ledger() <> p_at AND p_settled IS NOT NULL THEN
@@ -1152,9 +1184,12 @@ BEGIN
     ELSE
         SELECT revision INTO made FROM meshgate.ledger;
     END IF;
-    DELETE FROM meshgate.promotion p USING meshgate.model m, meshgate.project o
-    WHERE p.environment = p_environment AND p.model_id NOT IN (SELECT model_id FROM incoming)
-      AND m.model_id = p.model_id AND o.project_id = m.project_id AND o.name = ANY (p_projects);
+    WITH removed AS (
+        DELETE FROM meshgate.promotion p USING meshgate.model m, meshgate.project o
+        WHERE p.environment = p_environment AND p.model_id NOT IN (SELECT model_id FROM incoming)
+          AND m.model_id = p.model_id AND o.project_id = m.project_id AND o.name = ANY (p_projects)
+        RETURNING p.version_id)
+    SELECT array_agg(version_id) INTO gone FROM removed;
     INSERT INTO meshgate.promotion (environment, model_id, version_id, revision, promoted_at, unit, cron, cron_tz, start_at,
                                     end_at, lookback, batch_size, depends_on_past, allow_partials)
     SELECT p_environment, i.model_id, i.version_id, made, meshgate.clock(), i.unit, i.cron, coalesce(i.cron_tz, 'UTC'),
@@ -1181,11 +1216,13 @@ BEGIN
     FROM jsonb_to_recordset(p_edges) AS x (child text, parent text, mode text, from_offset interval, to_offset interval)
     JOIN meshgate.model c ON c.name = x.child JOIN meshgate.model p ON p.name = x.parent;
     DROP TABLE incoming;
+    -- Which runs may still work by what was promoted before: those up to `last_run`.
+    PERFORM meshgate.note(CASE WHEN changed IS NULL THEN 'environment.changed' ELSE 'environment.promoted' END,
+        NULL, NULL, NULL, jsonb_build_object(
+            'environment', p_environment, 'plan_id', p_plan_id, 'versions', coalesce(changed, '{}'),
+            'removed', coalesce(gone, '{}'), 'settled', p_settled, 'last_run', (SELECT max(r.run_id) FROM meshgate.run r)))
+    WHERE changed IS NOT NULL OR gone IS NOT NULL OR p_settled IS NOT NULL;
     PERFORM meshgate.mark_requests();
-    IF changed IS NOT NULL THEN
-        PERFORM meshgate.note('environment.promoted', NULL, NULL, NULL, jsonb_build_object(
-            'environment', p_environment, 'plan_id', p_plan_id, 'versions', changed));
-    END IF;
     RETURN QUERY SELECT m.name FROM meshgate.version v JOIN meshgate.model m USING (model_id) WHERE v.version_id = ANY (changed);
 END $$;
 
@@ -1255,9 +1292,7 @@ BEGIN
             PERFORM meshgate.put_mark(p_version_id, row.piece, 'suspect', NULL, jsonb_build_object(
                 'cause', 'recorded by plain SQLMesh, and not proven to have read complete parents'));
             -- Nobody knows when it was written, and so who has met it.
-            INSERT INTO meshgate.dirty_span (version_id, from_revision)
-            SELECT p_version_id, 0 WHERE v.as_of
-            ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL;
+            PERFORM meshgate.taint(p_version_id, 0, NULL);
             finding := 'suspect';
             RETURN NEXT;
         END IF;
@@ -1380,6 +1415,40 @@ BEGIN
     RETURN QUERY SELECT meshgate.request_range(x.model, x.span, p_reason, p_by) FROM unnest(p_models, p_spans) AS x (model, span);
 END $$;
 
+-- What a source looks like now, and the requests for what has changed there: one transaction, so that no change is asked for
+-- twice, and none is forgotten. p_looks: how many looks there were when this one was compared with the last; where somebody
+-- else has looked meanwhile, nothing is done: {"overtaken": true}. Else {"requests": [...]}: of what is recorded.
+CREATE FUNCTION meshgate.save_observation(p_environment text, p_project text, p_source text, p_looks bigint, p_declared jsonb,
+                                          p_span tstzrange, p_prints jsonb, p_models text[], p_spans tstzrange[],
+                                          p_reason text, p_by text)
+RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    owner integer;
+    made bigint[] := '{}';
+    wanted record;
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    owner := meshgate.project_id(p_project);
+    IF p_looks <> coalesce((SELECT o.looks FROM meshgate.observation o
+                            WHERE o.environment = p_environment AND o.project_id = owner AND o.source = p_source), 0) THEN
+        RETURN jsonb_build_object('overtaken', true);
+    END IF;
+    INSERT INTO meshgate.observation (environment, project_id, source, declared, span, prints, looks, observed_at)
+    VALUES (p_environment, owner, p_source, p_declared, p_span, p_prints, 1, meshgate.clock())
+    ON CONFLICT (environment, project_id, source) DO UPDATE SET
+        declared = excluded.declared, span = excluded.span, prints = excluded.prints, looks = observation.looks + 1,
+        observed_at = excluded.observed_at;
+    FOR wanted IN
+        SELECT x.model, x.span FROM unnest(p_models, p_spans) AS x (model, span) JOIN meshgate.model m ON m.name = x.model
+        WHERE EXISTS (SELECT FROM meshgate.promotion p
+                      WHERE p.model_id = m.model_id AND NOT isempty(meshgate.requested_time(p.version_id, x.span)))
+        ORDER BY 1, 2
+    LOOP
+        made := made || meshgate.request_range(wanted.model, wanted.span, p_reason, p_by);
+    END LOOP;
+    RETURN jsonb_build_object('requests', made);
+END $$;
+
 -- Takes back what of a request was not begun. False where somebody had cancelled it before. What another request wants
 -- too stays marked, with the mark that it has: an evaluation under way goes on to count.
 CREATE FUNCTION meshgate.cancel_request(p_request_id bigint, p_by text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
@@ -1407,6 +1476,8 @@ BEGIN
         ORDER BY 1, 2
     LOOP
         PERFORM meshgate.carve_marks(marked.version_id, marked.span, present, 'requested');
+        PERFORM meshgate.note('interval.withdrawn', NULL, marked.version_id, marked.span,
+                              jsonb_build_object('request_id', p_request_id));
     END LOOP;
     PERFORM meshgate.note('request.cancelled', NULL, NULL, q.span, jsonb_build_object('request_id', p_request_id, 'by', p_by));
     PERFORM pg_notify('meshgate', '');
@@ -1731,6 +1802,8 @@ DECLARE
     before timestamptz := meshgate.clock() - p_keep;
 BEGIN
     PERFORM meshgate.lock_ledger();
+    INSERT INTO meshgate.forgotten (revision) SELECT max(e.revision) FROM meshgate.event e WHERE e.at < before HAVING count(*) > 0
+    ON CONFLICT (singleton) DO UPDATE SET revision = greatest(forgotten.revision, excluded.revision);
     DELETE FROM meshgate.event WHERE at < before;
     DELETE FROM meshgate.claim WHERE ended_at < before AND (quarantined_until IS NULL OR quarantined_until < before);
     DELETE FROM meshgate.request q WHERE coalesce(q.cancelled_at, q.made_at) < before

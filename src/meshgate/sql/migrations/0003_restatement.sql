@@ -1,4 +1,11 @@
--- Holds and requests for restatement; when a recorded range had read its parents.
+-- Holds and requests for restatement; when a recorded range had read its parents; a history that suffices to derive the rest.
+
+CREATE TABLE meshgate.forgotten (
+    singleton    boolean PRIMARY KEY DEFAULT true CONSTRAINT "one history is forgotten" CHECK (singleton),
+    revision     bigint  NOT NULL
+);
+-- What was noted so far tells too little.
+INSERT INTO meshgate.forgotten (revision) SELECT revision FROM meshgate.ledger;
 
 ALTER TABLE meshgate.project ADD COLUMN tidied_at timestamptz;
 
@@ -41,3 +48,15 @@ CREATE TABLE meshgate.request (
     CONSTRAINT "a cancellation says who and when" CHECK ((cancelled_by IS NULL) = (cancelled_at IS NULL))
 );
 CREATE INDEX request_of_model ON meshgate.request (model_id) WHERE cancelled_at IS NULL;
+
+CREATE TABLE meshgate.observation (
+    environment  text        NOT NULL,
+    project_id   integer     NOT NULL REFERENCES meshgate.project,
+    source       text        NOT NULL,
+    declared     jsonb       NOT NULL,
+    span         tstzrange   NOT NULL,
+    prints       jsonb       NOT NULL,
+    looks        bigint      NOT NULL,
+    observed_at  timestamptz NOT NULL,
+    PRIMARY KEY (environment, project_id, source)
+);
