@@ -128,7 +128,7 @@ def _apply(
             bench, lease.run_id, project.name, keeper, MeshGraph({}, []), {},
             environment=None, now=now, build=lambda plan: _build(bench, project, target, plan, deploying),
             promoted=_versions(current or opened.promoted("prod", now)),
-            allow=lambda graph: allowance(graph, {**bench.manifests(), project.name: declared}, project.name),
+            allow=lambda graph: allowance(graph, {**bench.ledger.manifests(target), project.name: declared}, project.name),
         )  # fmt: skip
         outcome = journal.outcome
         changed = opened.deploy(target, journal, now=now)
@@ -137,10 +137,14 @@ def _apply(
         sqlmesh, sqlglot = opened.versions
         manifest = {
             **declared,
+            "environment": target,
             **_state_facts(bench, opened, target),
             **_kept(opened.promoted(target, now), project),
         }
-        ledger.save_manifest(project.name, manifest, sqlmesh=sqlmesh, sqlglot=sqlglot)
+        ledger.save_manifest(
+            project.name, manifest, sqlmesh=sqlmesh, sqlglot=sqlglot,
+            environment=None if target == project.environment else target,
+        )  # fmt: skip
         state = "failed" if outcome.failed else ("done" if changed else "nothing_to_do")
     except LeaseLostError as lost:
         state, error = "lost", lost.message

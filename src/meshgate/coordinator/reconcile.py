@@ -74,8 +74,8 @@ def graph_of(
         plan: What it holds.
         changed: What a project that is being deployed declares now, by its name.
     """
-    manifests = {name: row["manifest"] or {} for name, row in ledger.projects().items()} | dict(changed or {})
-    return build_graph(plan, manifests, elsewhere(ledger, environment, plan))
+    manifests = ledger.manifests(environment) | dict(changed or {})
+    return build_graph(plan, manifests, elsewhere(ledger, environment, plan), environment)
 
 
 def reconcile(

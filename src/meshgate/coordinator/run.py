@@ -168,21 +168,17 @@ class Workbench:
                 log.warning("run.buried", run_id=run_id, pid=holder.get("pid"))
                 self.ledger.bury(run_id, engine_gone=bool(holder.get("engine_in_process")))
 
-    def manifests(self) -> dict[str, Mapping[str, Any]]:
-        """What each project declared at its last deploy, by name."""
-        return {name: row["manifest"] or {} for name, row in self.ledger.projects().items()}
-
-    def staleness(self) -> Callable[[ModelNode], Policy]:
+    def staleness(self, environment: str) -> Callable[[ModelNode], Policy]:
         """What is done about each model's stale time, as its project deployed it."""
-        known = {name: policy_of(manifest) for name, manifest in self.manifests().items()}
+        known = {name: policy_of(manifest) for name, manifest in self.ledger.manifests(environment).items()}
         return lambda node: known.get(node.project, Policy())
 
-    def patience(self) -> Callable[[ModelNode], timedelta | None]:
+    def patience(self, environment: str) -> Callable[[ModelNode], timedelta | None]:
         """How long each model waits for unsettled parents, as its project deployed it; None for the default."""
         known = {
-            name: timedelta(seconds=row["manifest"]["patience_s"])
-            for name, row in self.ledger.projects().items()
-            if (row["manifest"] or {}).get("patience_s") is not None
+            name: timedelta(seconds=manifest["patience_s"])
+            for name, manifest in self.ledger.manifests(environment).items()
+            if manifest.get("patience_s") is not None
         }
         return lambda node: known.get(node.project)
 
@@ -195,11 +191,11 @@ def plan_of(
     present: datetime | None = None,
 ) -> Plan:
     """What a run of these projects would do now, by the ledger alone. `present`: as in `make_plan`."""
-    policies = bench.staleness()
+    policies = bench.staleness(manifest.environment)
     states = states_of(bench.ledger, manifest, present or now, policies)
     return make_plan(
         manifest.graph, manifest.version_ids, states, projects,
-        environment=manifest.environment, now=now, patience=bench.patience(), present=present,
+        environment=manifest.environment, now=now, patience=bench.patience(manifest.environment), present=present,
         rested=rested_by(bench.ledger, manifest, present or now, policies),
     )  # fmt: skip
 
@@ -222,7 +218,7 @@ def leased(
     answer = bench.ledger.acquire(
         project.name, environment, purpose, identify(engine_in_process=engine_in_process),
         ttl=timedelta(seconds=settings.lease_ttl_s), grace=timedelta(seconds=settings.grace_s), as_of=now,
-        share=share, warehouse=_warehouse(bench, project, purpose), back_off=BackOff(project.retry_first, project.retry_longest),
+        share=share, warehouse=_warehouse(bench, project, environment, purpose), back_off=BackOff(project.retry_first, project.retry_longest),
     )  # fmt: skip
     if isinstance(answer, Busy):
         yield answer
@@ -238,11 +234,11 @@ def leased(
         yield answer, keeper
 
 
-def _warehouse(bench: Workbench, project: ProjectConfig, purpose: str) -> str:
+def _warehouse(bench: Workbench, project: ProjectConfig, environment: str, purpose: str) -> str:
     """What the batches are counted against: as it was deployed, or is being."""
     if purpose == "deploy":
         return project.warehouse
-    return str(bench.manifests().get(project.name, {}).get("warehouse", project.warehouse))
+    return str(bench.ledger.manifests(environment).get(project.name, {}).get("warehouse", project.warehouse))
 
 
 def run(
@@ -303,7 +299,7 @@ def _promoted(bench: Workbench, name: str, target: str) -> tuple[Manifest, Mappi
             hint=f"run `meshgate deploy {name}`",
             project=name,
         )
-    return manifest, bench.manifests().get(name, {})
+    return manifest, bench.ledger.manifests(target).get(name, {})
 
 
 def _once(
@@ -372,7 +368,7 @@ def _work(
             journal = RunJournal(
                 bench, lease.run_id, project.name, keeper, manifest.graph, manifest.version_ids,
                 environment=target, now=now,
-                allow=lambda graph: allowance(graph, bench.manifests(), project.name),
+                allow=lambda graph: allowance(graph, bench.ledger.manifests(target), project.name),
             )  # fmt: skip
             outcome = journal.outcome
             _evaluate(bench, opened, plan, manifest, journal, now)

@@ -166,6 +166,11 @@ def _settled(settled: Mapping[str, IntervalSet], ids: Mapping[str, int]) -> Any:
     )
 
 
+def _declared_in(manifest: Mapping[str, Any], environment: str | None) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = manifest.get("environments", {}).get(environment, manifest)
+    return found
+
+
 def _instant(instant: datetime) -> str | None:
     return None if instant in (MIN_INSTANT, MAX_INSTANT) else instant.isoformat()
 
@@ -186,11 +191,34 @@ class RecordLedger:
             )["version_id"]
         )  # fmt: skip
 
-    def save_manifest(self, project: str, manifest: Mapping[str, Any], *, sqlmesh: str, sqlglot: str) -> None:
-        """Keep what the project's `meshgate.yaml` declares, for the runs of the others."""
+    def save_manifest(
+        self,
+        project: str,
+        manifest: Mapping[str, Any],
+        *,
+        sqlmesh: str,
+        sqlglot: str,
+        environment: str | None = None,
+    ) -> None:
+        """Keep what the project's `meshgate.yaml` declares, for the runs of the others.
+
+        Args:
+            project: The project.
+            manifest: What it declares.
+            sqlmesh: The version that it was deployed with.
+            sqlglot: The same.
+            environment: Where it is deployed, if not in its own environment: there alone it counts.
+        """
         self.database.rows(
-            "save_manifest", project=project, manifest=json(dict(manifest)), sqlmesh=sqlmesh, sqlglot=sqlglot
-        )
+            "save_manifest", project=project, manifest=json(dict(manifest)), sqlmesh=sqlmesh, sqlglot=sqlglot,
+            environment=environment,
+        )  # fmt: skip
+
+    def manifests(self, environment: str | None = None) -> dict[str, Mapping[str, Any]]:
+        """What each project declared at its last deploy, by name: in an environment, else in its own."""
+        return {
+            name: _declared_in(row["manifest"] or {}, environment) for name, row in self.projects().items()
+        }
 
     def projects(self) -> dict[str, dict[str, Any]]:
         """Every project the ledger knows, by name: manifest, deployed_at, sqlmesh_version, sqlglot_version."""

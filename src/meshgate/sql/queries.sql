@@ -85,7 +85,7 @@ SELECT meshgate.note_mirrored(%(run_id)s, %(version_id)s, %(span)s::tstzrange);
 SELECT meshgate.register_version(%(project)s, %(model)s, %(version)s, %(kind)s, %(as_of)s) AS version_id;
 
 -- name: save_manifest
-SELECT meshgate.save_manifest(%(project)s, %(manifest)s, %(sqlmesh)s, %(sqlglot)s);
+SELECT meshgate.save_manifest(%(project)s, %(manifest)s, %(sqlmesh)s, %(sqlglot)s, %(environment)s);
 
 -- name: sync_environment
 SELECT * FROM meshgate.sync_environment(%(environment)s, %(plan_id)s, %(projects)s, %(models)s, %(edges)s, %(settled)s, %(at)s) AS model;

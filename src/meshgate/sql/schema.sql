@@ -1085,15 +1085,25 @@ BEGIN
     RETURN found_version;
 END $$;
 
-CREATE FUNCTION meshgate.save_manifest(p_project text, p_manifest jsonb, p_sqlmesh text, p_sqlglot text) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+-- What a project declares, by its last deploy. p_environment: of another environment than the project's own, which changes
+-- nothing for that one; null: of its own.
+CREATE FUNCTION meshgate.save_manifest(p_project text, p_manifest jsonb, p_sqlmesh text, p_sqlglot text, p_environment text)
+RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     known integer;
+    others jsonb;
 BEGIN
     PERFORM meshgate.lock_ledger();
     known := meshgate.project_id(p_project);  -- not in the WHERE: an UPDATE does not see the row that it would add
-    UPDATE meshgate.project SET manifest = p_manifest, deployed_at = meshgate.clock(), sqlmesh_version = p_sqlmesh,
-           sqlglot_version = p_sqlglot
-    WHERE project_id = known;
+    SELECT coalesce(p.manifest -> 'environments', '{}') INTO others FROM meshgate.project p WHERE p.project_id = known;
+    IF p_environment IS NOT NULL THEN
+        others := others || jsonb_build_object(p_environment, p_manifest);
+    END IF;
+    UPDATE meshgate.project p SET deployed_at = meshgate.clock(), sqlmesh_version = p_sqlmesh, sqlglot_version = p_sqlglot,
+        -- Until it is deployed in its own environment, what it declares elsewhere stands in.
+        manifest = CASE WHEN p_environment IS NULL OR p.manifest = '{}' THEN p_manifest ELSE p.manifest - 'environments' END
+                   || CASE WHEN others = '{}' THEN '{}' ELSE jsonb_build_object('environments', others) END
+    WHERE p.project_id = known;
 END $$;
 
 -- Makes the ledger's picture of one environment what SQLMesh promotes there. The models whose version changed.
