@@ -31,7 +31,7 @@ from meshgate.ledger import BackOff, Busy
 from meshgate.stop import Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from datetime import datetime
 
     from meshgate.bridge.project import SqlmeshProject
@@ -189,14 +189,15 @@ def plan_of(
     projects: set[str] | None,
     now: datetime,
     present: datetime | None = None,
+    only: Collection[str] | None = None,
 ) -> Plan:
-    """What a run of these projects would do now, by the ledger alone. `present`: as in `make_plan`."""
+    """What a run of these projects would do now, by the ledger alone. `present`, `only`: as in `make_plan`."""
     policies = bench.staleness(manifest.environment)
     states = states_of(bench.ledger, manifest, present or now, policies)
     return make_plan(
         manifest.graph, manifest.version_ids, states, projects,
         environment=manifest.environment, now=now, patience=bench.patience(manifest.environment), present=present,
-        rested=rested_by(bench.ledger, manifest, present or now, policies),
+        rested=rested_by(bench.ledger, manifest, present or now, policies), only=only,
     )  # fmt: skip
 
 
@@ -250,6 +251,7 @@ def run(
     dry_run: bool = False,
     overlap: str | None = None,
     wait: timedelta | None = None,
+    only: Collection[str] | None = None,
 ) -> RunReport:
     """Run a project: evaluate whatever of its own models is due and ready.
 
@@ -261,6 +263,7 @@ def run(
         dry_run: Decide and do nothing; what plain SQLMesh did since the last run is not looked at.
         overlap: `skip`, `wait`, `share` or `fail`, instead of the project's policy.
         wait: How long to wait for what is due when the run starts and not ready yet.
+        only: The models that the run is about, by full name; None for all of the project's.
 
     Raises:
         UnknownProjectError: No such project.
@@ -273,14 +276,14 @@ def run(
     if dry_run:
         instant = bench.instant(now)
         manifest, _ = _promoted(bench, name, target)
-        plan = plan_of(bench, manifest, {name}, instant)
+        plan = plan_of(bench, manifest, {name}, instant, only=only)
         return RunReport(name, target, instant, "planned", blocked=plan.blocked, plan=plan)
     policy = overlap or project.overlap
 
     def once(instant: datetime | None = None) -> RunReport:
         # Who has waited for data is not refused because somebody else was quicker: the work is done.
         meeting = "skip" if instant is not None and policy == "fail" else policy
-        return _once(bench, project, target, now, instant or bench.instant(now), meeting)
+        return _once(bench, project, target, now, instant or bench.instant(now), meeting, only)
 
     report = once()
     if policy == "wait":
@@ -309,6 +312,7 @@ def _once(
     now: datetime | None,
     instant: datetime,
     policy: str,
+    only: Collection[str] | None,
 ) -> RunReport:
     """One lease, one plan, and what comes of it."""
     name = project.name
@@ -324,7 +328,7 @@ def _once(
         lease, keeper = held
         present = instant if now is not None else lease.started_at
         with structlog.contextvars.bound_contextvars(run_id=lease.run_id, project=name):
-            return _work(bench, project, manifest, facts, lease, keeper, instant, present)
+            return _work(bench, project, manifest, facts, lease, keeper, instant, present, only)
 
 
 def _in_progress(name: str, busy: Busy) -> RunInProgressError:
@@ -347,6 +351,7 @@ def _work(
     keeper: LeaseKeeper,
     now: datetime,
     present: datetime,
+    only: Collection[str] | None,
 ) -> RunReport:
     target = manifest.environment
     findings: tuple[Finding, ...] = ()
@@ -360,7 +365,7 @@ def _work(
             opened = bench.open_project(project, load=False)
             findings = reconcile(bench.ledger, opened, target, now, run_id=lease.run_id)
             manifest = bench.ledger.manifest(target)
-        plan = plan_of(bench, manifest, {project.name}, now, present)
+        plan = plan_of(bench, manifest, {project.name}, now, present, only)
         if plan.is_empty:
             state = "nothing_to_do"
         else:
