@@ -94,10 +94,11 @@ def plan(duck: DuckMesh, project: str, now: float, *arguments: str, code: int = 
     )
 
 
-def planned(duck: DuckMesh, now: float) -> None:
-    """Both projects."""
-    for project in PROJECTS:
-        plan(duck, project, now)
+def deployed(duck: DuckMesh, now: float) -> None:
+    """Both projects, by meshgate, which reads the same config.py and is not asked twice for a lease."""
+    with duck.mesh() as mesh:
+        for project in PROJECTS:
+            mesh.deploy(project, now=at(now))
 
 
 def source(duck: DuckMesh, upto: float, more: int = 0) -> Rows:
@@ -120,7 +121,8 @@ def covered(mesh: Mesh, name: str) -> IntervalSet:
 
 def test_plain_plans_and_runs_are_those_of_meshgate(duck: DuckMesh) -> None:
     """A plan deploys; a run evaluates its own project's models, and only what is ready; the ledger has it all."""
-    planned(duck, 60)
+    for project in PROJECTS:
+        plan(duck, project, 60)
     assert "nothing to do" in sqlmesh(duck, "upstream", 61, "run")
     # Upstream has reached 02:00 for nobody yet: downstream's hour waits, and upstream's models are not run for it.
     said = sqlmesh(duck, "downstream", 120, "run")
@@ -138,7 +140,7 @@ def test_plain_plans_and_runs_are_those_of_meshgate(duck: DuckMesh) -> None:
 
 def test_a_run_beside_another_says_who_it_is_and_evaluates_nothing(duck: DuckMesh) -> None:
     """The project's policy counts: `skip` ends well, `fail` does not; both name the run that lives."""
-    planned(duck, 60)
+    deployed(duck, 60)
     with duck.mesh() as mesh:
         lease = mesh.ledger.acquire(
             "upstream", "prod", "run", {"pid": 4711, "host": "elsewhere"},
@@ -157,10 +159,10 @@ def test_a_run_beside_another_says_who_it_is_and_evaluates_nothing(duck: DuckMes
 
 def test_an_interval_that_fails_its_audit_costs_its_readers_one_hour(duck: DuckMesh) -> None:
     """As with meshgate: the failing interval stands alone, SQLMesh's record holds the rest, and the run fails."""
-    planned(duck, 60)
+    deployed(duck, 60)
     duck.set_value(92, -1)
     said = sqlmesh(duck, "upstream", 180, "run", code=1)
-    assert "not_negative found 1" in said
+    assert "`not_negative` failed for 1 row" in said
     sqlmesh(duck, "downstream", 180, "run")
     with duck.mesh() as mesh:
         assert covered(mesh, BRONZE) == IntervalSet([span(0, 90), span(95, 180)])
@@ -174,7 +176,7 @@ def test_an_interval_that_fails_its_audit_costs_its_readers_one_hour(duck: DuckM
 
 def test_models_can_be_selected(duck: DuckMesh) -> None:
     """`--select-model` narrows the run to the project's own models among what SQLMesh selects; the gate stays."""
-    planned(duck, 60)
+    deployed(duck, 60)
     sqlmesh(duck, "downstream", 120, "run", "--select-model", "lake.gold")
     assert duck.table("lake.bronze") == source(duck, 60)
     sqlmesh(duck, "upstream", 120, "run", "--select-model", "lake.bronze")
@@ -186,7 +188,7 @@ def test_models_can_be_selected(duck: DuckMesh) -> None:
 
 def test_a_breaking_plan_upstream_makes_the_readers_anew(duck: DuckMesh) -> None:
     """`sqlmesh plan` is a deploy: gate, ledger, promotion; nothing is found afterwards that the ledger did not know."""
-    planned(duck, 120)
+    deployed(duck, 120)
     more = copied("lake.silver", "lake.bronze", cron=FIVE).replace(
         "id, ts, value", "id, ts, value + 1000 AS value"
     )
@@ -198,7 +200,7 @@ def test_a_breaking_plan_upstream_makes_the_readers_anew(duck: DuckMesh) -> None
 
 def test_a_plan_of_a_development_environment_is_recorded(duck: DuckMesh) -> None:
     """`sqlmesh plan dev` and `sqlmesh run dev` go through the ledger too; production does not see their changes."""
-    planned(duck, 60)
+    deployed(duck, 60)
     duck.write("downstream", "gold", GOLD_TEXT.replace("id, ts, value", "id, ts, value + 1000 AS value"))
     plan(duck, "downstream", 60, "dev", "--include-unmodified")
     sqlmesh(duck, "upstream", 120, "run")
@@ -233,7 +235,7 @@ SnapshotEvaluator.evaluate = evaluate
 @pytest.mark.parametrize("dies", [False, True])
 def test_a_restating_plan_is_a_restatement(duck: DuckMesh, *, dies: bool) -> None:
     """What it evaluates is newer in the ledger, so other projects' readers follow; a crash in the middle loses nothing."""
-    planned(duck, 120)
+    deployed(duck, 120)
     duck.set_value(61, 50)
     plan(duck, "upstream", 120, *RESTATED, prelude=DIES if dies else "", code=137 if dies else 0)
     assert (61, naive(61), 50) in duck.table("lake.bronze")
@@ -264,7 +266,7 @@ def test_what_does_not_go_under_the_ledger_is_refused(
     duck: DuckMesh, arguments: tuple[str, ...], said: str
 ) -> None:
     """With what, where and what to do; nothing is evaluated."""
-    planned(duck, 60)
+    deployed(duck, 60)
     duck.write(
         "upstream",
         "silver",
@@ -276,7 +278,7 @@ def test_what_does_not_go_under_the_ledger_is_refused(
 
 def test_without_a_ledger_nothing_is_evaluated(duck: DuckMesh) -> None:
     """An environment that the ledger does not know, and a ledger that does not answer: an error in a few words."""
-    planned(duck, 60)
+    deployed(duck, 60)
     file = duck.folder / "meshgate.yaml"
     kept = file.read_text()
     mesh = json.loads(kept)
@@ -299,21 +301,18 @@ def test_without_a_ledger_nothing_is_evaluated(duck: DuckMesh) -> None:
 
 def test_a_run_that_loses_its_lease_stops(duck: DuckMesh) -> None:
     """The breaker: what was under way is not recorded in either place, and the next run does it."""
-    planned(duck, 60)
-    evicts = (
-        """
+    deployed(duck, 60)
+    evicts = """
 from sqlmesh.core.snapshot import SnapshotEvaluator
 import psycopg2
 whole = SnapshotEvaluator.evaluate
 def evaluate(self, snapshot, *args, **kwargs):
     if "bronze" in snapshot.name:
-        with psycopg2.connect(%r) as connection, connection.cursor() as cursor:
+        with psycopg2.connect("{url}") as connection, connection.cursor() as cursor:
             cursor.execute("SELECT meshgate.break_run(max(run_id), 'tester') FROM meshgate.run WHERE state = 'running'")
     return whole(self, snapshot, *args, **kwargs)
 SnapshotEvaluator.evaluate = evaluate
-"""
-        % duck.state_url
-    )
+""".replace("{url}", duck.state_url)
     said = sqlmesh(duck, "upstream", 120, "run", prelude=evicts, code=1)
     assert "lost" in said
     assert duck.table("lake.silver") == source(duck, 60)

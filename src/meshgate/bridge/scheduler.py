@@ -26,12 +26,13 @@ from sqlmesh.utils.errors import CircuitBreakerError
 from meshgate.bridge.audits import Verdict, each_interval_needs_its_own, verdict
 from meshgate.bridge.engine import limit_statements
 from meshgate.bridge.failures import describe, first_line, is_conflict, is_outage
-from meshgate.bridge.translate import Promoted, interval, milliseconds, pairs, promoted
+from meshgate.bridge.translate import Promoted, instant, interval, milliseconds, pairs, promoted
 from meshgate.errors import LeaseLostError, StoppedError
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from datetime import datetime
 
     from sqlmesh.core.snapshot import Snapshot
 
@@ -69,8 +70,10 @@ class Journal(Protocol):
     def recorded(self, name: str, piece: Interval) -> Interval:
         """What SQLMesh's own record should hold after a piece was committed."""
 
-    def mirrored(self, name: str, piece: Interval, problem: str | None) -> None:
-        """SQLMesh has recorded the piece too, or could not."""
+    def mirrored(
+        self, name: str, piece: Interval, problem: str | None, altered: datetime | None = None
+    ) -> None:
+        """SQLMesh has recorded the piece too, and when it was written; or could not."""
 
     def fail(self, name: str, piece: Interval, detail: dict[str, Any]) -> None:
         """Record that a piece failed. Raises LeaseLostError."""
@@ -410,7 +413,8 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001 - the ledger has it; reconciliation repairs SQLMesh's record
             self._journal.mirrored(snapshot.name, piece, first_line(error))
         else:
-            self._journal.mirrored(snapshot.name, piece, None)
+            written = [a.last_altered_ts for a in additions if a.intervals and a.last_altered_ts]
+            self._journal.mirrored(snapshot.name, piece, None, instant(max(written)) if written else None)
 
     def _rows(self, snapshot: Snapshot, batch_index: int) -> int | None:
         tracker = getattr(self.snapshot_evaluator, "execution_tracker", None)

@@ -232,6 +232,7 @@ def _declared(project: ProjectConfig) -> dict[str, Any]:
         "overlap": project.overlap,
         "patience_s": project.patience.total_seconds() if project.patience is not None else None,
         "stale": project.stale,
+        "foreign_rewrite": project.foreign_rewrite,
         "stale_throttle_s": project.stale_throttle.total_seconds()
         if project.stale_throttle is not None
         else None,

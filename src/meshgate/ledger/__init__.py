@@ -6,6 +6,7 @@ has the interval `[MIN_INSTANT, MAX_INSTANT)`.
 """
 
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
+from meshgate.ledger.foreign import ForeignLedger
 from meshgate.ledger.holds import HoldLedger
 from meshgate.ledger.record import (
     CoverageRow,
@@ -35,7 +36,7 @@ WHOLE = Interval(MIN_INSTANT, MAX_INSTANT)
 """The claim or mark of an as-of table: all of time."""
 
 
-class Ledger(WorkLedger, RecordLedger, RequestLedger, HoldLedger):
+class Ledger(WorkLedger, RecordLedger, ForeignLedger, RequestLedger, HoldLedger):
     """One ledger in one database."""
 
 

@@ -1,4 +1,4 @@
--- Holds and requests for restatement; when a recorded range had read its parents.
+-- Holds and requests for restatement; when a recorded range had read its parents; when a table was written last.
 
 ALTER TABLE meshgate.coverage ADD COLUMN read_at timestamptz;
 CREATE INDEX coverage_by_revision ON meshgate.coverage (version_id, revision);
@@ -35,3 +35,5 @@ CREATE TABLE meshgate.request (
     CONSTRAINT "a cancellation says who and when" CHECK ((cancelled_by IS NULL) = (cancelled_at IS NULL))
 );
 CREATE INDEX request_of_model ON meshgate.request (model_id) WHERE cancelled_at IS NULL;
+
+ALTER TABLE meshgate.version ADD COLUMN altered_at timestamptz;
