@@ -13,7 +13,6 @@ from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import PrivateAttr
 from sqlmesh.core.config.root import Config
 from sqlmesh.core.config.scheduler import BuiltInSchedulerConfig
 from sqlmesh.core.environment import EnvironmentNamingInfo
@@ -241,7 +240,7 @@ class EnforcedProject(SqlmeshProject):
 class EnforcedScheduler(BuiltInSchedulerConfig):  # type: ignore[misc]
     """SQLMesh's built-in scheduler, whose runs and plans go through an authority."""
 
-    _authority: Any = PrivateAttr(default=None)
+    _authority: Any = None
 
     def create_state_sync(self, context: Any) -> Any:
         """SQLMesh's hook: the state of a context. meshgate's own contexts are under the ledger already."""

@@ -14,6 +14,7 @@ import random
 import threading
 import time
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from sqlmesh.core.snapshot import Snapshot
 
+UNDER_LEDGER: ContextVar[bool] = ContextVar("under_ledger", default=False)
+"""Whether SQLMesh is working under a journal; its signals are asked in the thread that began."""
 _CONFLICTS = 8  # how often a batch is tried that other writers of its table got in the way of
 
 
@@ -203,12 +206,15 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
             return not self._journal.alive() or bool(own_breaker and own_breaker())
 
         kwargs["circuit_breaker"] = breaker
+        before = UNDER_LEDGER.set(True)
         try:
             return super().run_merged_intervals(**kwargs)
         except CircuitBreakerError:
             if self._journal.alive():
                 raise
             raise self._journal.ended() from None
+        finally:
+            UNDER_LEDGER.reset(before)
 
     def _admitted(self, kwargs: dict[str, Any]) -> dict[Snapshot, list[tuple[int, int]]]:
         index = kwargs["deployability_index"]
