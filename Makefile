@@ -34,7 +34,7 @@ test: setup lint ## Lint, types and every test but the slow lanes
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test-peers: setup ## Also asserts that plain SQLMesh still shows the faults that meshgate prevents
-	@$(BIN)/python -m pytest -m peers -n $(WORKERS) --dist loadgroup tests/test_peers.py
+	@$(BIN)/python -m pytest -m peers -n $(WORKERS) --dist loadgroup tests/test_peers.py tests/test_peers_staleness.py
 
 mutation: setup ## Removes each protecting line and shows that a test fails
 	@$(BIN)/python tests/mutations.py

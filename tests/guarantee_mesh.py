@@ -187,6 +187,7 @@ class Mesh:
             parents={n: tuple(e.parent for e in self.graph.parents(n)) for n in self.graph.nodes},
             recorded=held,
             unbroken={},
+            altered={},
         )
         state = SimpleNamespace(project="up", state_schema="sqlmesh", promoted=lambda *_: found)
         self.scene.pass_time(1)

@@ -24,7 +24,7 @@ EDGES = (
     *("postgres_binaries", "postgres_server", "local_postgres", "bridge"),
 )
 USE_CASES = ("coordinator", "mesh")
-FACES = ("report", "cli")
+FACES = ("report", "cli", "enforced", "signals")
 FLOORS = (*CORE, *DECISIONS, *EDGES, *USE_CASES, *FACES)
 
 # Who may import what from outside; everything else is the standard library.

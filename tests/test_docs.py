@@ -228,7 +228,7 @@ def test_names_of_the_schema_are_right() -> None:
     sql = schema_sql()
     names = set(re.findall(r"CREATE (?:TABLE|FUNCTION) meshgate\.(\w+)", sql))
     constraints = set(re.findall(r'CONSTRAINT "([^"]+)"', sql))
-    python = {"cli", "yaml", "jobs", "Mesh", "config"}
+    python = {"cli", "yaml", "jobs", "Mesh", "config", "enforced", "signals"}
     for page in PAGES:
         text = prose(page)
         for name in re.findall(r"`meshgate\.(\w+)", text):

@@ -352,5 +352,12 @@ def test_no_error_shows_the_password() -> None:
 
 def test_a_manifest_comes_back_as_it_was_saved(scene: Scene) -> None:
     """What a project declared is what the others read."""
-    scene.database.rows("save_manifest", project="up", manifest=json({"edges": []}), sqlmesh="1", sqlglot="2")
+    scene.database.rows(
+        "save_manifest",
+        project="up",
+        manifest=json({"edges": []}),
+        sqlmesh="1",
+        sqlglot="2",
+        environment=None,
+    )
     assert scene.ledger.projects()["up"]["manifest"] == {"edges": []}

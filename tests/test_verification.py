@@ -20,9 +20,9 @@ from meshgate.graph import Edge, MeshGraph, Window
 from meshgate.interval import Interval, IntervalSet
 from meshgate.ledger import Lease
 from meshgate.verification import Difference, compare
+from staleness_histories import BALANCE, DAILY, FACT, Rows, dies
 from strategies import examples
 from test_ledger_people import PeopleMachine
-from test_staleness import BALANCE, DAILY, FACT, Rows, _dies
 
 if TYPE_CHECKING:
     from meshgate.ledger import Ledger
@@ -43,7 +43,7 @@ class VerifiedMachine(PeopleMachine):
 
 def test_after_any_history_the_ledger_is_what_its_events_say(ledger: Ledger) -> None:
     """Coverage, marks and dirty spans, derived by plain lists from the events alone."""
-    profile = settings(examples(20), stateful_step_count=60, suppress_health_check=list(HealthCheck))
+    profile = settings(examples(5), stateful_step_count=40, suppress_health_check=list(HealthCheck))
     if os.environ.get("MESHGATE_HURRY"):  # as in `test_ledger_stateful`
         profile = settings(profile, phases=[Phase.generate], derandomize=True, database=None)
     run_state_machine_as_test(lambda: VerifiedMachine(ledger), settings=profile)
@@ -81,12 +81,12 @@ def test_whatever_runs_do_staleness_and_readiness_are_as_derived(ledger: Ledger,
             rows.disturb(passed // 60)
         project = chance.choice(("up", "down"))
         if chance.random() < 0.15:
-            _dies(mesh, project, rows, chance)
+            dies(mesh, project, rows, chance)
             passed += 40
         else:
             mesh.run(project, rows)
         if chance.random() < 0.3:
-            mesh.settle()
+            chance.choice((mesh.settle, mesh.tidy))()
         if seed % 2 and chance.random() < 0.2:
             ledger.prune(timedelta(minutes=chance.choice((5, 60))))
         assert verified(ledger) == ()
@@ -143,7 +143,7 @@ def test_deploys_leave_staleness_as_derived(ledger: Ledger, seed: int) -> None:
         else:
             mesh.run(chance.choice(("up", "down")), chance.choice((goes_well, goes_well, rejects_dimension)))
         if chance.random() < 0.3:
-            mesh.settle()
+            chance.choice((mesh.settle, mesh.tidy))()
         if seed % 2 and chance.random() < 0.1:
             ledger.prune(timedelta(minutes=30))
         assert verified(ledger) == ()

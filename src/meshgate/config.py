@@ -65,7 +65,7 @@ _LEDGER_KEYS: Final = ("url", "lease_ttl", "grace", "statement_timeout")
 _PROJECT_KEYS: Final = (
     *("name", "path", "gateway", "environment", "schedule", "warehouse"),
     *("overlap", "overlap_limit", "stop_grace", "retry", "limits", "exclusive"),
-    *("patience", "stale", "stale_throttle", "on_audit_warning", "edges", "sources"),
+    *("patience", "stale", "stale_throttle", "foreign_rewrite", "on_audit_warning", "edges", "sources"),
 )
 _RETRY_KEYS: Final = ("first", "longest")
 _LIMITS_KEYS: Final = ("warehouse", "models")
@@ -143,8 +143,7 @@ class ProjectConfig:
         environment: The environment that runs advance.
         schedule: When an orchestrator runs it, as a cron expression; for people, nothing is started by it.
         warehouse: What its batches are counted against; projects that name the same one share its limit.
-        overlap: What a run does when another run of the project lives: `skip`, `wait` for its end, `share` the work,
-            or `fail`.
+        overlap: What a run does when another run of it lives: `skip`, `wait` for its end, `share` the work, or `fail`.
         overlap_limit: How long `wait` waits before it skips.
         stop_grace: How long a statement may still take when the run is told to stop.
         retry_first: How long an interval is left alone after its first failure; each further one doubles it.
@@ -155,6 +154,7 @@ class ProjectConfig:
         patience: How long unsettled parents may hold up a child; None: two units of the child.
         stale: Whether what was read before its parents changed is computed again (`reprocess`) or only shown (`report`).
         stale_throttle: How long after its own last read; None: one period of the model's cron.
+        foreign_rewrite: Whether a table that plain SQLMesh wrote, nobody knows where, is suspect, or that is only told.
         on_audit_warning: Whether a failed non-blocking audit lets readers pass, or holds what it looked at.
         edges: Windows other than the default, declared by this project's models.
         sources: Tables whose late rows its runs watch for.
@@ -177,6 +177,7 @@ class ProjectConfig:
     patience: timedelta | None = None
     stale: str = "reprocess"
     stale_throttle: timedelta | None = None
+    foreign_rewrite: str = "report"
     on_audit_warning: OnAuditWarning = "pass"
     edges: tuple[EdgeConfig, ...] = ()
     sources: tuple[SourceConfig, ...] = ()
@@ -224,9 +225,7 @@ def load(path: Path | None = None) -> MeshConfig:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"{file} cannot be read: {reason}", file=str(file)) from None
     # The content of `ledger` itself is hidden too: people write the URL there.
-    homes = {
-        "ledger": _LEDGER_KEYS, "project": _PROJECT_KEYS, "edges": _EDGE_KEYS, "retry": _RETRY_KEYS, "limits": ("models",),
-    }  # fmt: skip
+    homes = {"ledger": _LEDGER_KEYS, "project": _PROJECT_KEYS, "edges": _EDGE_KEYS, "retry": _RETRY_KEYS, "limits": ("models",)}  # fmt: skip
     source = YamlSource(file, text, hidden=("ledger", "ledger.url"), homes=homes)
     return _mesh(file, source)
 
@@ -333,6 +332,7 @@ def _project(file: Path, source: YamlSource, node: Node, key: str) -> ProjectCon
         patience=source.converted(found, key, "patience", _parse_patience, _A_PAUSE),
         stale=source.choice(found, key, "stale", ("reprocess", "report")),
         stale_throttle=source.converted(found, key, "stale_throttle", _parse_patience, _A_PAUSE),
+        foreign_rewrite=source.choice(found, key, "foreign_rewrite", ("report", "suspect")),
         on_audit_warning=cast("OnAuditWarning", on_audit_warning),
         edges=_edges(source, found, key),
         sources=_sources(source, found, key),

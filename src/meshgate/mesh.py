@@ -13,7 +13,7 @@ from meshgate.ledger import Ledger
 from meshgate.stop import Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
     from datetime import datetime, timedelta
     from pathlib import Path
 
@@ -44,17 +44,24 @@ class Mesh:
         config: As loaded from `meshgate.yaml`.
         check: Whether to refuse a ledger whose schema is not this version's (all verbs but `migrate` need it).
         tell: Is told what happens while a run works and waits, from whichever thread it happens in.
+        given: A SQLMesh project that is open already, and is used instead of opening it.
 
     Attributes:
         stop: Ask it to end whatever runs, from any thread: no further batch begins.
     """
 
     def __init__(
-        self, config: MeshConfig, *, check: bool = True, tell: Callable[[Progress], None] | None = None
+        self,
+        config: MeshConfig,
+        *,
+        check: bool = True,
+        tell: Callable[[Progress], None] | None = None,
+        given: SqlmeshProject | None = None,
     ) -> None:
         _log_nothing_to_stdout()
         self.config = config
         self._local: LocalPostgres | None = None
+        self._given = given
         self._projects: dict[tuple[str, bool], SqlmeshProject] = {}
         self._database = Database(self._ledger_url())
         self.ledger = Ledger(self._database)
@@ -93,7 +100,7 @@ class Mesh:
 
     def interrupt(self) -> None:
         """Interrupt the statements under way, where the engine can; from another thread than theirs."""
-        for project in list(self._projects.values()):
+        for project in [*self._projects.values(), *([self._given] if self._given else [])]:
             project.interrupt()
 
     def _ledger_url(self) -> str:
@@ -109,6 +116,8 @@ class Mesh:
         return self._local.url("meshgate")
 
     def _open_project(self, project: ProjectConfig, *, load: bool) -> SqlmeshProject:
+        if self._given is not None and self._given.project == project.name:
+            return self._given
         from meshgate.bridge.project import SqlmeshProject
 
         # A long-lived process keeps what it opened to run: that costs a second, and the state is read anew each time.
@@ -141,10 +150,15 @@ class Mesh:
         return migrate(self._database)
 
     def deploy(
-        self, project: str, *, environment: str | None = None, now: datetime | None = None
+        self,
+        project: str,
+        *,
+        environment: str | None = None,
+        now: datetime | None = None,
+        restating: Mapping[str, Interval] | None = None,
     ) -> RunReport:
         """Apply SQLMesh's plan of a project under lease, gate and ledger. See `coordinator.deploy`."""
-        return coordinator.deploy(self._bench, project, environment=environment, now=now)
+        return coordinator.deploy(self._bench, project, environment=environment, now=now, restating=restating)
 
     def run(
         self,
@@ -155,11 +169,12 @@ class Mesh:
         dry_run: bool = False,
         overlap: str | None = None,
         wait: timedelta | None = None,
+        only: Collection[str] | None = None,
     ) -> RunReport:
         """Evaluate whatever of a project is due and ready. See `coordinator.run`."""
         return coordinator.run(
             self._bench, project,
-            environment=environment, now=now, dry_run=dry_run, overlap=overlap, wait=wait,
+            environment=environment, now=now, dry_run=dry_run, overlap=overlap, wait=wait, only=only,
         )  # fmt: skip
 
     def retry(

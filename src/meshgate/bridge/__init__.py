@@ -7,5 +7,6 @@ SQLMesh's state; `meshgate.bridge` itself imports nothing. What crosses the seam
 * `contract`: which SQLMesh this was tested with, and whether the installed one still has the same hooks;
 * `translate`: snapshots to nodes, milliseconds to instants;
 * `scheduler`: SQLMesh's scheduler under the ledger;
-* `project`: one opened SQLMesh project.
+* `project`: one opened SQLMesh project;
+* `enforced`: SQLMesh's own commands under the ledger.
 """

@@ -17,6 +17,9 @@ _HOOKS: dict[str, set[str]] = {
         "snapshots", "snapshot_evaluator", "state_sync", "default_catalog", "max_workers", "console",
         "notification_target_manager",
     },
+    "sqlmesh.core.scheduler.Scheduler.run": {"environment", "execution_time", "selected_snapshots", "ignore_cron"},
+    "sqlmesh.core.config.scheduler.BuiltInSchedulerConfig.create_plan_evaluator": {"context"},
+    "sqlmesh.core.config.scheduler.BuiltInSchedulerConfig.create_state_sync": {"context"},
     "sqlmesh.core.scheduler.Scheduler.run_merged_intervals": {
         "merged_intervals", "deployability_index", "environment_naming_info", "execution_time", "circuit_breaker",
         "run_environment_statements", "audit_only",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from sqlmesh.core.context import Context
     from sqlmesh.core.snapshot import Snapshot
 
     from meshgate.interval import Interval, IntervalSet
@@ -70,15 +71,23 @@ class SqlmeshProject:
         project: The `project:` key that it must have.
         gateway: Which gateway to use, or None for its default.
         load: Whether to load the models' files; a run does not need them.
+        given: A context that is open already, whose configuration was read.
 
     Raises:
         ProjectError: The folder is no SQLMesh project, has another key, or its state cannot be used.
     """
 
-    def __init__(self, path: Path, project: str, gateway: str | None, *, load: bool) -> None:
+    def __init__(
+        self, path: Path, project: str, gateway: str | None, *, load: bool, given: Context | None = None
+    ) -> None:
         self.project = project
         self.path = path
         self._console = _QuietConsole()
+        self._context: Context
+        if given is not None:
+            self._context = given
+            self._state = given.state_sync
+            return
         found = self.read_key(path)
         if found != project:
             raise ProjectError(

@@ -14,6 +14,7 @@ import random
 import threading
 import time
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,15 +27,18 @@ from sqlmesh.utils.errors import CircuitBreakerError
 from meshgate.bridge.audits import Verdict, each_interval_needs_its_own, verdict
 from meshgate.bridge.engine import limit_statements
 from meshgate.bridge.failures import describe, first_line, is_conflict, is_outage
-from meshgate.bridge.translate import Promoted, interval, milliseconds, pairs, promoted
+from meshgate.bridge.translate import Promoted, instant, interval, milliseconds, pairs, promoted
 from meshgate.errors import LeaseLostError, StoppedError
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from datetime import datetime
 
     from sqlmesh.core.snapshot import Snapshot
 
+UNDER_LEDGER: ContextVar[bool] = ContextVar("under_ledger", default=False)
+"""Whether SQLMesh is working under a journal; its signals are asked in the thread that began."""
 _CONFLICTS = 8  # how often a batch is tried that other writers of its table got in the way of
 
 
@@ -69,8 +73,10 @@ class Journal(Protocol):
     def recorded(self, name: str, piece: Interval) -> Interval:
         """What SQLMesh's own record should hold after a piece was committed."""
 
-    def mirrored(self, name: str, piece: Interval, problem: str | None) -> None:
-        """SQLMesh has recorded the piece too, or could not."""
+    def mirrored(
+        self, name: str, piece: Interval, problem: str | None, altered: datetime | None = None
+    ) -> None:
+        """SQLMesh has recorded the piece too, and when it was written; or could not."""
 
     def fail(self, name: str, piece: Interval, detail: dict[str, Any]) -> None:
         """Record that a piece failed. Raises LeaseLostError."""
@@ -200,12 +206,15 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
             return not self._journal.alive() or bool(own_breaker and own_breaker())
 
         kwargs["circuit_breaker"] = breaker
+        before = UNDER_LEDGER.set(True)
         try:
             return super().run_merged_intervals(**kwargs)
         except CircuitBreakerError:
             if self._journal.alive():
                 raise
             raise self._journal.ended() from None
+        finally:
+            UNDER_LEDGER.reset(before)
 
     def _admitted(self, kwargs: dict[str, Any]) -> dict[Snapshot, list[tuple[int, int]]]:
         index = kwargs["deployability_index"]
@@ -410,7 +419,8 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001 - the ledger has it; reconciliation repairs SQLMesh's record
             self._journal.mirrored(snapshot.name, piece, first_line(error))
         else:
-            self._journal.mirrored(snapshot.name, piece, None)
+            written = [a.last_altered_ts for a in additions if a.intervals and a.last_altered_ts]
+            self._journal.mirrored(snapshot.name, piece, None, instant(max(written)) if written else None)
 
     def _rows(self, snapshot: Snapshot, batch_index: int) -> int | None:
         tracker = getattr(self.snapshot_evaluator, "execution_tracker", None)

@@ -66,6 +66,8 @@ class Promoted:
     disable_restatement: frozenset[str] = frozenset()
     unbroken: Mapping[str, frozenset[str]] = attrs.field(factory=dict)
     """By model: the older versions of which the present one is no breaking change."""
+    altered: Mapping[str, datetime] = attrs.field(factory=dict)
+    """When each model's table was written last, as SQLMesh recorded it by the clock of whoever wrote; UTC."""
 
 
 def promoted(
@@ -97,8 +99,9 @@ def promoted(
             name=name, project="", version="", kind=Kind.EXTERNAL, unit=IntervalUnit.DAY, cron="@daily"
         )
         parents[name] = ()
+    altered = {s.name: instant(s.last_altered_ts) for s in snapshots if s.is_model and s.last_altered_ts}
     kept = frozenset(s.name for s in snapshots if s.is_model and s.model.disable_restatement)
-    return Promoted(plan_id, finalized, nodes, parents, recorded, kept, unbroken)
+    return Promoted(plan_id, finalized, nodes, parents, recorded, kept, unbroken, altered)
 
 
 def _unbroken(snapshot: Snapshot) -> frozenset[str]:

@@ -160,11 +160,11 @@ class Scene:
     def __init__(self, bench: Workbench, environment: str, now: datetime | None) -> None:
         self.bench = bench
         self.environment = environment
-        self._patience = bench.patience()
+        self._patience = bench.patience(environment)
         self.now = bench.instant(now)
         self.manifest = bench.ledger.manifest(environment)
         self.graph = self.manifest.graph
-        policies = bench.staleness()
+        policies = bench.staleness(environment)
         self._states = states_of(bench.ledger, self.manifest, self.now, policies)
         self.plan = make_plan(
             self.graph, self.manifest.version_ids, self._states, None,

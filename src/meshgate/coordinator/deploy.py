@@ -15,6 +15,7 @@ from meshgate.coordinator.sources import check_sources
 from meshgate.coordinator.waiting import until_free
 from meshgate.errors import LeaseLostError, MeshgateError, ProjectError, StoppedError
 from meshgate.graph import MeshGraph
+from meshgate.interval import IntervalSet
 from meshgate.ledger import Busy
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from meshgate.bridge.project import SqlmeshProject
     from meshgate.bridge.translate import Promoted
     from meshgate.config import ProjectConfig
+    from meshgate.interval import Interval
     from meshgate.lease import LeaseKeeper
     from meshgate.ledger import Lease
 
@@ -31,7 +33,12 @@ log = structlog.get_logger("meshgate")
 
 
 def deploy(
-    bench: Workbench, name: str, *, environment: str | None = None, now: datetime | None = None
+    bench: Workbench,
+    name: str,
+    *,
+    environment: str | None = None,
+    now: datetime | None = None,
+    restating: Mapping[str, Interval] | None = None,
 ) -> RunReport:
     """Make an environment promote a project's files, and the ledger know it.
 
@@ -44,6 +51,7 @@ def deploy(
         name: The project.
         environment: SQLMesh's environment; the project's own by default.
         now: An instant in the past to stand for the present, UTC.
+        restating: What the plan computes again, by model: it is asked for before, so that a crash does not forget it.
 
     Another deploy in the environment is waited for; runs work on beside it until it replaces what they write.
 
@@ -67,7 +75,7 @@ def deploy(
                 return RunReport(name, target, instant, "skipped", busy=held)
             lease, keeper = held
             with structlog.contextvars.bound_contextvars(run_id=lease.run_id, project=name):
-                return _apply(bench, project, opened, lease, keeper, target, instant)
+                return _apply(bench, project, opened, lease, keeper, target, instant, restating or {})
 
     report = until_free(bench, once(), project.overlap_limit, once)
     if report.busy is not None:
@@ -110,6 +118,7 @@ def _apply(
     keeper: LeaseKeeper,
     target: str,
     now: datetime,
+    restating: Mapping[str, Interval],
 ) -> RunReport:
     ledger = bench.ledger
     findings: tuple[Finding, ...] = ()
@@ -129,19 +138,24 @@ def _apply(
             bench, lease.run_id, project.name, keeper, MeshGraph({}, []), {},
             environment=None, now=now, build=lambda plan: _build(bench, project, target, plan, deploying),
             promoted=_versions(current or opened.promoted("prod", now)),
-            allow=lambda graph: allowance(graph, {**bench.manifests(), project.name: declared}, project.name),
+            allow=lambda graph: allowance(graph, {**bench.ledger.manifests(target), project.name: declared}, project.name),
         )  # fmt: skip
         outcome = journal.outcome
+        _ask_for(bench, target, restating)
         changed = opened.deploy(target, journal, now=now)
         found = reconcile(ledger, opened, target, now, run_id=lease.run_id, deploying=deploying)
         findings += tuple(f for f in found if f.what != "promoted")  # that was this deploy
         sqlmesh, sqlglot = opened.versions
         manifest = {
             **declared,
+            "environment": target,
             **_state_facts(bench, opened, target),
             **_kept(opened.promoted(target, now), project),
         }
-        ledger.save_manifest(project.name, manifest, sqlmesh=sqlmesh, sqlglot=sqlglot)
+        ledger.save_manifest(
+            project.name, manifest, sqlmesh=sqlmesh, sqlglot=sqlglot,
+            environment=None if target == project.environment else target,
+        )  # fmt: skip
         state = "failed" if outcome.failed else ("done" if changed else "nothing_to_do")
     except LeaseLostError as lost:
         state, error = "lost", lost.message
@@ -157,6 +171,22 @@ def _apply(
         state = _finish(bench, lease, state, outcome, None, error)
     log.info("deploy.finished", **_counts(outcome, None), state=state)
     return _report(project, target, now, state, lease, outcome, findings, None, error)
+
+
+def _ask_for(bench: Workbench, target: str, restating: Mapping[str, Interval]) -> None:
+    """Ask for what a plan restates, as far as it is recorded: what is not is due anyway."""
+    if not restating:
+        return
+    ids = bench.ledger.manifest(target).version_ids
+    states = bench.ledger.states(ids[name] for name in restating if name in ids)
+    asked = [
+        (name, span)
+        for name, span in restating.items()
+        if name in ids
+        if states[ids[name]].covered & IntervalSet([span])
+    ]
+    if asked:
+        bench.ledger.request(asked, reason="restated by sqlmesh plan", by="sqlmesh plan")
 
 
 def _build(
@@ -204,6 +234,7 @@ def _declared(project: ProjectConfig) -> dict[str, Any]:
         "overlap": project.overlap,
         "patience_s": project.patience.total_seconds() if project.patience is not None else None,
         "stale": project.stale,
+        "foreign_rewrite": project.foreign_rewrite,
         "stale_throttle_s": project.stale_throttle.total_seconds()
         if project.stale_throttle is not None
         else None,

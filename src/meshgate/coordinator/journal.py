@@ -434,10 +434,12 @@ class RunJournal:
         hull = (self._covered.get(name, IntervalSet()) | IntervalSet([piece])).hull
         return hull if hull is not None and self._graph[name].kind.reads_everything else piece
 
-    def mirrored(self, name: str, piece: Interval, problem: str | None) -> None:
-        """SQLMesh's own record holds the piece too, or could not be written."""
+    def mirrored(
+        self, name: str, piece: Interval, problem: str | None, altered: datetime | None = None
+    ) -> None:
+        """SQLMesh's own record holds the piece too, and when it was written; or could not be written."""
         if problem is None:
-            self._ledger.note_mirrored(self._run_id, self._ids[name], piece)
+            self._ledger.note_mirrored(self._run_id, self._ids[name], piece, altered)
         else:
             with self._lock:
                 self.outcome.unmirrored.append((name, piece, problem))

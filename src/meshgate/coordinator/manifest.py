@@ -30,7 +30,10 @@ def declared_edges(project: ProjectConfig) -> list[dict[str, Any]]:
 
 
 def build_graph(
-    plan: Promoted, manifests: Mapping[str, Mapping[str, Any]], elsewhere: Mapping[str, ModelNode]
+    plan: Promoted,
+    manifests: Mapping[str, Mapping[str, Any]],
+    elsewhere: Mapping[str, ModelNode],
+    environment: str,
 ) -> MeshGraph:
     """The graph of one environment.
 
@@ -39,6 +42,7 @@ def build_graph(
         manifests: Each project's manifest by its name, as the ledger keeps it.
         elsewhere: Models of projects whose state is another one, by name. A table that is external here and a
             model there is that model: external is ungated only where nobody in the mesh makes it.
+        environment: Which environment it is.
 
     Raises:
         ConfigError: A declared edge names a model that does not exist, or a pair that does not read each other.
@@ -50,7 +54,7 @@ def build_graph(
     graph = MeshGraph(
         nodes, [Edge(child, parent) for child, parents in plan.parents.items() for parent in parents]
     )
-    windows = _windows(graph, manifests, {n.project for n in plan.nodes.values()})
+    windows = _windows(graph, manifests, {n.project for n in plan.nodes.values()}, environment)
     return MeshGraph(
         nodes,
         [
@@ -62,17 +66,21 @@ def build_graph(
 
 
 def _windows(
-    graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]], present: Iterable[str]
+    graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]], present: Iterable[str], environment: str
 ) -> dict[tuple[str, str], Window]:
     from datetime import timedelta
 
     windows: dict[tuple[str, str], Window] = {}
     for project in sorted(set(present) & set(manifests)):
+        # What it declared for another environment is about the models there: what is not there here is no mistake.
+        borrowed = manifests[project].get("environment", environment) != environment
         for edge in manifests[project].get("edges", ()):
             where = f"the edge {edge['reader']} ← {edge['parent']} that project {project!r} declares"
             try:
                 child, parent = graph.resolve(edge["reader"]), graph.resolve(edge["parent"])
             except UnknownModelError as error:
+                if borrowed:
+                    continue
                 raise ConfigError(
                     f"{where} names a model that does not exist: {error.message}", hint=error.hint
                 ) from None
@@ -82,6 +90,8 @@ def _windows(
                     hint="windows are declared by the project that reads; move the entry there",
                 )
             if parent not in {e.parent for e in graph.parents(child)}:
+                if borrowed:
+                    continue
                 raise ConfigError(
                     f"{where} does not exist: {graph[child].display} does not read {graph[parent].display}",
                     hint="remove the entry from meshgate.yaml, or correct its names",

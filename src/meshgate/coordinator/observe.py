@@ -192,7 +192,7 @@ def _asked(
     graph = manifest.graph
     states = bench.ledger.states(manifest.version_ids.values())
     recorded = {model: states[key].covered for model, key in manifest.version_ids.items()}
-    disabled = disabled_models(graph, bench.manifests())
+    disabled = disabled_models(graph, bench.ledger.manifests(manifest.environment))
     found: dict[str, IntervalSet] = {}
     for interval in changed | fresh:
         for model, time in expand(graph, source, interval, recorded, disabled=disabled).requests:

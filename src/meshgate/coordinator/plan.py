@@ -15,7 +15,7 @@ from meshgate.interval import MAX_INSTANT, Interval, IntervalSet
 from meshgate.ledger import WHOLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from datetime import datetime, timedelta
 
     from meshgate.graph import MeshGraph, ModelNode
@@ -111,6 +111,7 @@ def make_plan(
     patience: Callable[[ModelNode], timedelta | None],
     present: datetime | None = None,
     rested: Callable[[ModelNode, IntervalSet], IntervalSet] = lambda _, time: time,
+    only: Collection[str] | None = None,
 ) -> Plan:
     """Decide, parents first, what may be evaluated now.
 
@@ -124,6 +125,7 @@ def make_plan(
         patience: How long a model waits for stale and marked parents; None for two of its units.
         present: When what failed may be tried again is judged by this instant, UTC; by `now` by default.
         rested: Which part of a model's recorded time policy lets be computed again at once, if this run makes it stale.
+        only: The models that the run is about; None for all of the projects'.
     """
     known = standings(graph, version_ids, states, now)
     produced: dict[str, dict[str, IntervalSet]] = {}
@@ -132,6 +134,8 @@ def make_plan(
     for name in graph.order():
         node = graph[name]
         if name not in known or (projects is not None and node.project not in projects):
+            continue
+        if only is not None and name not in only:
             continue
         # What a run produces counts for its own project's models only.
         made = produced.setdefault(node.project, {})

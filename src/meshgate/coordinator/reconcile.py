@@ -7,6 +7,9 @@ SQLMesh's record says what is recorded, never who recorded it or what it had rea
 * what SQLMesh held and holds no more was removed by somebody, who wants it evaluated again;
 * what the ledger has and SQLMesh never got is evaluated again once its run is over: nothing proves that it was
   not removed in between;
+* with what plain SQLMesh added it is taken to have computed the model's lookback again (of a FULL table all), which is suspect;
+* where a table was written since it was last accounted for, and nothing was added, it is `rewritten`, nobody knows where:
+  told, or with `foreign_rewrite: suspect` evaluated again as a whole;
 * what a person accepted is taken along into SQLMesh's record, by whichever run looks first.
 """
 
@@ -43,8 +46,8 @@ class Finding:
     Attributes:
         model: The model.
         project: Its project.
-        what: `added`, `suspect` (the doubtful part of it), `removed`, `unmirrored`, or `promoted`.
-        interval: The range, UTC; None for a promotion.
+        what: `added`, `suspect` (the doubtful part of it), `removed`, `unmirrored`, `rewritten`, or `promoted`.
+        interval: The range, UTC; None for a promotion, and where it is not known.
     """
 
     model: str
@@ -74,8 +77,8 @@ def graph_of(
         plan: What it holds.
         changed: What a project that is being deployed declares now, by its name.
     """
-    manifests = {name: row["manifest"] or {} for name, row in ledger.projects().items()} | dict(changed or {})
-    return build_graph(plan, manifests, elsewhere(ledger, environment, plan))
+    manifests = ledger.manifests(environment) | dict(changed or {})
+    return build_graph(plan, manifests, elsewhere(ledger, environment, plan), environment)
 
 
 def reconcile(
@@ -124,6 +127,7 @@ def reconcile(
     findings = [Finding(name, graph[name].project, "promoted", None) for name in changed]
     manifest = ledger.manifest(environment)
     states = ledger.states(manifest.version_ids.values())
+    policies = ledger.manifests(environment)
     for name in graph.order():
         node = graph[name]
         if not node.kind.recorded or name not in plan.recorded:
@@ -132,11 +136,20 @@ def reconcile(
         recorded = plan.recorded[name]
         added = recorded - states[version].covered
         trusted = _within(manifest, graph, node, added, states, now) if added and baseline else IntervalSet()
+        again = ledger.find_rewritten(
+            version, again=IntervalSet() if baseline else _again(node, added, states[version].covered),
+            altered=plan.altered.get(name), explained=bool(added),
+            suspect=policies.get(node.project, {}).get("foreign_rewrite") == "suspect",
+        )  # fmt: skip
+        findings += [
+            Finding(name, node.project, what, None if what == "rewritten" else interval)
+            for what, interval in again
+        ]
         found = ledger.reconcile_version(
             version, recorded, trusted=trusted, gated=bool(graph.gates(name)), read_at=read_at
         )
         findings += [Finding(name, node.project, what, interval) for what, interval in found]
-        if found:
+        if found or again:
             states.update(ledger.states([version]))
         if run_id is not None and states[version].accepted:
             for piece in ledger.adopt_accepted(run_id, version):
@@ -164,6 +177,17 @@ def _met(ledger: Ledger, environment: str, plan: Promoted) -> bool:
         return False
     projects = {n.project for n in plan.nodes.values() if n.project}
     return any(n.project in projects for n in ledger.manifest(environment).graph.nodes.values())
+
+
+def _again(node: ModelNode, added: IntervalSet, covered: IntervalSet) -> IntervalSet:
+    """What plain SQLMesh is taken to have computed again with what it added: its record does not show that."""
+    if not added:
+        return IntervalSet()
+    if node.kind.reads_everything:
+        return covered
+    if not node.lookback or not node.kind.time_partitioned:
+        return IntervalSet()
+    return IntervalSet(Interval(node.unit.shift(a.start, -node.lookback), a.start) for a in added) - added
 
 
 def _within(

@@ -196,7 +196,7 @@ def _preview(
     found = expand(
         graph, name, interval,
         {model: states[key].covered for model, key in manifest.version_ids.items()},
-        disabled=disabled_models(graph, bench.manifests()), only_downstream=only_downstream, rebuild=rebuild,
+        disabled=disabled_models(graph, bench.ledger.manifests(manifest.environment)), only_downstream=only_downstream, rebuild=rebuild,
     )  # fmt: skip
     paces = bench.ledger.paces(manifest.version_id(step.name) for step in found.steps)
     pending = [r for r in bench.ledger.requests(manifest.environment) if r.state == "open"]

@@ -32,7 +32,7 @@ from meshgate.ledger import BackOff, Busy
 from meshgate.stop import Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from datetime import datetime
 
     from meshgate.bridge.project import SqlmeshProject
@@ -170,21 +170,17 @@ class Workbench:
                 log.warning("run.buried", run_id=run_id, pid=holder.get("pid"))
                 self.ledger.bury(run_id, engine_gone=bool(holder.get("engine_in_process")))
 
-    def manifests(self) -> dict[str, Mapping[str, Any]]:
-        """What each project declared at its last deploy, by name."""
-        return {name: row["manifest"] or {} for name, row in self.ledger.projects().items()}
-
-    def staleness(self) -> Callable[[ModelNode], Policy]:
+    def staleness(self, environment: str) -> Callable[[ModelNode], Policy]:
         """What is done about each model's stale time, as its project deployed it."""
-        known = {name: policy_of(manifest) for name, manifest in self.manifests().items()}
+        known = {name: policy_of(manifest) for name, manifest in self.ledger.manifests(environment).items()}
         return lambda node: known.get(node.project, Policy())
 
-    def patience(self) -> Callable[[ModelNode], timedelta | None]:
+    def patience(self, environment: str) -> Callable[[ModelNode], timedelta | None]:
         """How long each model waits for unsettled parents, as its project deployed it; None for the default."""
         known = {
-            name: timedelta(seconds=row["manifest"]["patience_s"])
-            for name, row in self.ledger.projects().items()
-            if (row["manifest"] or {}).get("patience_s") is not None
+            name: timedelta(seconds=manifest["patience_s"])
+            for name, manifest in self.ledger.manifests(environment).items()
+            if manifest.get("patience_s") is not None
         }
         return lambda node: known.get(node.project)
 
@@ -195,14 +191,15 @@ def plan_of(
     projects: set[str] | None,
     now: datetime,
     present: datetime | None = None,
+    only: Collection[str] | None = None,
 ) -> Plan:
-    """What a run of these projects would do now, by the ledger alone. `present`: as in `make_plan`."""
-    policies = bench.staleness()
+    """What a run of these projects would do now, by the ledger alone. `present`, `only`: as in `make_plan`."""
+    policies = bench.staleness(manifest.environment)
     states = states_of(bench.ledger, manifest, present or now, policies)
     return make_plan(
         manifest.graph, manifest.version_ids, states, projects,
-        environment=manifest.environment, now=now, patience=bench.patience(), present=present,
-        rested=rested_by(bench.ledger, manifest, present or now, policies),
+        environment=manifest.environment, now=now, patience=bench.patience(manifest.environment), present=present,
+        rested=rested_by(bench.ledger, manifest, present or now, policies), only=only,
     )  # fmt: skip
 
 
@@ -224,7 +221,7 @@ def leased(
     answer = bench.ledger.acquire(
         project.name, environment, purpose, identify(engine_in_process=engine_in_process),
         ttl=timedelta(seconds=settings.lease_ttl_s), grace=timedelta(seconds=settings.grace_s), as_of=now,
-        share=share, warehouse=_warehouse(bench, project, purpose), back_off=BackOff(project.retry_first, project.retry_longest),
+        share=share, warehouse=_warehouse(bench, project, environment, purpose), back_off=BackOff(project.retry_first, project.retry_longest),
     )  # fmt: skip
     if isinstance(answer, Busy):
         yield answer
@@ -240,11 +237,11 @@ def leased(
         yield answer, keeper
 
 
-def _warehouse(bench: Workbench, project: ProjectConfig, purpose: str) -> str:
+def _warehouse(bench: Workbench, project: ProjectConfig, environment: str, purpose: str) -> str:
     """What the batches are counted against: as it was deployed, or is being."""
     if purpose == "deploy":
         return project.warehouse
-    return str(bench.manifests().get(project.name, {}).get("warehouse", project.warehouse))
+    return str(bench.ledger.manifests(environment).get(project.name, {}).get("warehouse", project.warehouse))
 
 
 def run(
@@ -256,6 +253,7 @@ def run(
     dry_run: bool = False,
     overlap: str | None = None,
     wait: timedelta | None = None,
+    only: Collection[str] | None = None,
 ) -> RunReport:
     """Run a project: evaluate whatever of its own models is due and ready.
 
@@ -267,6 +265,7 @@ def run(
         dry_run: Decide and do nothing; what plain SQLMesh did since the last run is not looked at.
         overlap: `skip`, `wait`, `share` or `fail`, instead of the project's policy.
         wait: How long to wait for what is due when the run starts and not ready yet.
+        only: The models that the run is about, by full name; None for all of the project's.
 
     Raises:
         UnknownProjectError: No such project.
@@ -279,14 +278,14 @@ def run(
     if dry_run:
         instant = bench.instant(now)
         manifest, _ = _promoted(bench, name, target)
-        plan = plan_of(bench, manifest, {name}, instant)
+        plan = plan_of(bench, manifest, {name}, instant, only=only)
         return RunReport(name, target, instant, "planned", blocked=plan.blocked, plan=plan)
     policy = overlap or project.overlap
 
     def once(instant: datetime | None = None) -> RunReport:
         # Who has waited for data is not refused because somebody else was quicker: the work is done.
         meeting = "skip" if instant is not None and policy == "fail" else policy
-        return _once(bench, project, target, now, instant or bench.instant(now), meeting)
+        return _once(bench, project, target, now, instant or bench.instant(now), meeting, only)
 
     report = once()
     if policy == "wait":
@@ -305,7 +304,7 @@ def _promoted(bench: Workbench, name: str, target: str) -> tuple[Manifest, Mappi
             hint=f"run `meshgate deploy {name}`",
             project=name,
         )
-    return manifest, bench.manifests().get(name, {})
+    return manifest, bench.ledger.manifests(target).get(name, {})
 
 
 def _once(
@@ -315,6 +314,7 @@ def _once(
     now: datetime | None,
     instant: datetime,
     policy: str,
+    only: Collection[str] | None,
 ) -> RunReport:
     """One lease, one plan, and what comes of it."""
     name = project.name
@@ -330,7 +330,7 @@ def _once(
         lease, keeper = held
         present = instant if now is not None else lease.started_at
         with structlog.contextvars.bound_contextvars(run_id=lease.run_id, project=name):
-            return _work(bench, project, manifest, facts, lease, keeper, instant, present)
+            return _work(bench, project, manifest, facts, lease, keeper, instant, present, only)
 
 
 def _in_progress(name: str, busy: Busy) -> RunInProgressError:
@@ -353,6 +353,7 @@ def _work(
     keeper: LeaseKeeper,
     now: datetime,
     present: datetime,
+    only: Collection[str] | None,
 ) -> RunReport:
     target = manifest.environment
     findings: tuple[Finding, ...] = ()
@@ -369,7 +370,7 @@ def _work(
         if project.sources:
             opened = opened or bench.open_project(project, load=False)
             watch_before_planning(bench, project, opened, manifest, now)
-        plan = plan_of(bench, manifest, {project.name}, now, present)
+        plan = plan_of(bench, manifest, {project.name}, now, present, only)
         if plan.is_empty:
             state = "nothing_to_do"
         else:
@@ -377,7 +378,7 @@ def _work(
             journal = RunJournal(
                 bench, lease.run_id, project.name, keeper, manifest.graph, manifest.version_ids,
                 environment=target, now=now,
-                allow=lambda graph: allowance(graph, bench.manifests(), project.name),
+                allow=lambda graph: allowance(graph, bench.ledger.manifests(target), project.name),
             )  # fmt: skip
             outcome = journal.outcome
             _evaluate(bench, opened, plan, manifest, journal, now)

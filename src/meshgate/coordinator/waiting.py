@@ -168,7 +168,7 @@ def _look(bench: Workbench, report: RunReport, *, simulated: bool) -> Plan | Non
     manifest = bench.ledger.manifest(report.environment)
     present = None if simulated else bench.ledger.clock()
     plan = plan_of(bench, manifest, {report.project}, report.now, present)
-    facts = bench.ledger.projects().get(report.project, {}).get("manifest") or {}
+    facts = bench.ledger.manifests(report.environment).get(report.project, {})
     # Where SQLMesh's tables are elsewhere, looking at them needs a lease and SQLMesh itself: the next run does that.
     # Of what a live run writes there, the run itself tells the ledger.
     if (
@@ -234,5 +234,5 @@ def _expected(bench: Workbench, project: str, environment: str) -> datetime | No
     if live:
         expected: datetime = live[0]["started_at"] + usual
         return expected
-    schedule = (bench.ledger.projects().get(project, {}).get("manifest") or {}).get("schedule")
+    schedule = bench.ledger.manifests(environment).get(project, {}).get("schedule")
     return cron_next(schedule, "UTC", bench.ledger.clock()) + usual if schedule else None

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
+from meshgate.ledger.foreign import ForeignLedger
 from meshgate.ledger.history import HistoryLedger
 from meshgate.ledger.holds import HoldLedger
 from meshgate.ledger.record import (
@@ -44,7 +45,7 @@ WHOLE = Interval(MIN_INSTANT, MAX_INSTANT)
 """The claim or mark of an as-of table: all of time."""
 
 
-class Ledger(WorkLedger, RecordLedger, RequestLedger, HoldLedger, HistoryLedger):
+class Ledger(WorkLedger, RecordLedger, ForeignLedger, RequestLedger, HoldLedger, HistoryLedger):
     """One ledger in one database."""
 
     @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from meshgate.db import json
-from meshgate.errors import ConfigError, LedgerError, NotDeployedError, SchemaVersionError
+from meshgate.errors import NotDeployedError
 from meshgate.graph import Edge, Kind, MeshGraph, ModelNode, Window
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval, IntervalSet, IntervalUnit
 from meshgate.ledger.ranges import to_interval, to_range, to_utc
@@ -172,6 +172,11 @@ def _settled(settled: Mapping[str, IntervalSet], ids: Mapping[str, int]) -> Any:
     )
 
 
+def _declared_in(manifest: Mapping[str, Any], environment: str | None) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = manifest.get("environments", {}).get(environment, manifest)
+    return found
+
+
 def _instant(instant: datetime) -> str | None:
     return None if instant in (MIN_INSTANT, MAX_INSTANT) else instant.isoformat()
 
@@ -192,11 +197,34 @@ class RecordLedger:
             )["version_id"]
         )  # fmt: skip
 
-    def save_manifest(self, project: str, manifest: Mapping[str, Any], *, sqlmesh: str, sqlglot: str) -> None:
-        """Keep what the project's `meshgate.yaml` declares, for the runs of the others."""
+    def save_manifest(
+        self,
+        project: str,
+        manifest: Mapping[str, Any],
+        *,
+        sqlmesh: str,
+        sqlglot: str,
+        environment: str | None = None,
+    ) -> None:
+        """Keep what the project's `meshgate.yaml` declares, for the runs of the others.
+
+        Args:
+            project: The project.
+            manifest: What it declares.
+            sqlmesh: The version that it was deployed with.
+            sqlglot: The same.
+            environment: Where it is deployed, if not in its own environment: there alone it counts.
+        """
         self.database.rows(
-            "save_manifest", project=project, manifest=json(dict(manifest)), sqlmesh=sqlmesh, sqlglot=sqlglot
-        )
+            "save_manifest", project=project, manifest=json(dict(manifest)), sqlmesh=sqlmesh, sqlglot=sqlglot,
+            environment=environment,
+        )  # fmt: skip
+
+    def manifests(self, environment: str | None = None) -> dict[str, Mapping[str, Any]]:
+        """What each project declared at its last deploy, by name: in an environment, else in its own."""
+        return {
+            name: _declared_in(row["manifest"] or {}, environment) for name, row in self.projects().items()
+        }
 
     def projects(self) -> dict[str, dict[str, Any]]:
         """Every project the ledger knows, by name: manifest, deployed_at, sqlmesh_version, sqlglot_version."""
@@ -291,45 +319,6 @@ class RecordLedger:
             MeshGraph(nodes, edges),
             ids,
         )
-
-    def reconcile_version(
-        self, version_id: int, state: IntervalSet, *, trusted: IntervalSet, gated: bool, read_at: datetime
-    ) -> tuple[tuple[str, Interval], ...]:
-        """Compare SQLMesh's record of one version, read at `read_at`, with the ledger's; what was found.
-
-        Args:
-            version_id: The version.
-            state: What SQLMesh has recorded.
-            trusted: What of it is taken as it is.
-            gated: Whether it has gated parents.
-            read_at: The database's instant just before `state` was read, UTC.
-
-        Returns:
-            Pairs of `added`, `suspect`, `removed` or `unmirrored`, and the range.
-        """
-        rows = self.database.rows(
-            "reconcile_version", version_id=version_id, state=[to_range(i) for i in state],
-            trusted=[to_range(i) for i in trusted], gated=gated, read_at=read_at,
-        )  # fmt: skip
-        return tuple((row["finding"], to_interval(row["span"])) for row in rows)
-
-    def has_unmirrored(self, environment: str) -> bool:
-        """Whether a run ended between its record here and SQLMesh's."""
-        return bool(self.database.one("has_unmirrored", environment=environment, again=True)["found"])
-
-    def sqlmesh_fingerprint(self, schema: str, environment: str) -> str | None:
-        """A cheap sign of SQLMesh's own tables in this database, or None where they are not here."""
-        try:
-            found = self.database.rows(
-                "sqlmesh_fingerprint", schema=schema, environment=environment, again=True
-            )
-        except (LedgerError, SchemaVersionError, ConfigError):  # in another database, or not for this role
-            return None
-        return str(found[0]["fingerprint"])
-
-    def set_fingerprint(self, environment: str, fingerprint: str | None) -> None:
-        """Remember up to which state of SQLMesh's tables the environment was reconciled."""
-        self.database.rows("set_fingerprint", environment=environment, fingerprint=fingerprint)
 
     # Reading
 

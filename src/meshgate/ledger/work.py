@@ -449,8 +449,10 @@ class WorkLedger:
             )["ended"]
         )
 
-    def note_mirrored(self, run_id: int, version_id: int, interval: Interval) -> None:
-        """Remember that SQLMesh's own record holds what was committed."""
+    def note_mirrored(
+        self, run_id: int, version_id: int, interval: Interval, altered: datetime | None = None
+    ) -> None:
+        """Remember that SQLMesh's own record holds what was committed, and when it says that the table was written."""
         self.database.rows(
-            "note_mirrored", run_id=run_id, version_id=version_id, span=to_range(interval), again=True
-        )
+            "note_mirrored", run_id=run_id, version_id=version_id, span=to_range(interval), altered=altered, again=True
+        )  # fmt: skip

@@ -38,7 +38,7 @@ def verify(out: Console, found: Verification) -> None:
         derived += f", what is older than revision {found.forgotten} taken as given"
     also = f", compared with SQLMesh's record of {', '.join(found.sqlmesh)}" if found.sqlmesh else ""
     if not found.differences:
-        out.print(Text.assemble(("nothing differs", "green"), f": {derived}{also}"))
+        out.print(Text.assemble(("nothing differs", "green"), f": {derived}{also}"), soft_wrap=True)
         return
     out.print(Text.assemble((counted(len(found.differences), "difference"), "red"), f": {derived}{also}"))
     for one in found.differences:

@@ -86,13 +86,13 @@ SELECT meshgate.give_up_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange) A
 SELECT meshgate.abandon_claims(%(run_id)s, %(version_id)s, %(span)s::tstzrange) AS ended;
 
 -- name: note_mirrored
-SELECT meshgate.note_mirrored(%(run_id)s, %(version_id)s, %(span)s::tstzrange);
+SELECT meshgate.note_mirrored(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(altered)s);
 
 -- name: register_version
 SELECT meshgate.register_version(%(project)s, %(model)s, %(version)s, %(kind)s, %(as_of)s) AS version_id;
 
 -- name: save_manifest
-SELECT meshgate.save_manifest(%(project)s, %(manifest)s, %(sqlmesh)s, %(sqlglot)s);
+SELECT meshgate.save_manifest(%(project)s, %(manifest)s, %(sqlmesh)s, %(sqlglot)s, %(environment)s);
 
 -- name: sync_environment
 SELECT * FROM meshgate.sync_environment(%(environment)s, %(plan_id)s, %(projects)s, %(models)s, %(edges)s, %(settled)s, %(at)s) AS model;
@@ -244,6 +244,9 @@ LEFT JOIN meshgate.project p ON p.project_id = coalesce(m.project_id, r.project_
 WHERE e.event_id > %(after)s AND (%(run_id)s::bigint IS NULL OR e.run_id = %(run_id)s)
   AND (%(version_id)s::bigint IS NULL OR e.version_id = %(version_id)s)
 ORDER BY e.event_id DESC LIMIT %(limit)s;
+
+-- name: find_rewritten
+SELECT finding, span FROM meshgate.find_rewritten(%(version_id)s, %(redone)s::tstzrange[], %(altered)s, %(explained)s, %(suspect)s);
 
 -- name: has_unmirrored
 -- Is there anything in the environment that a run recorded here, and ended before SQLMesh recorded it too?

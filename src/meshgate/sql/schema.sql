@@ -101,6 +101,7 @@ CREATE TABLE meshgate.version (
     version      text    NOT NULL,
     kind         text    NOT NULL,
     as_of        boolean NOT NULL,
+    altered_at   timestamptz,    -- when its table was written last, by SQLMesh's record, as far as that is accounted for
     CONSTRAINT "a version is registered once" UNIQUE (model_id, version)
 );
 
@@ -1077,8 +1078,12 @@ END $$;
 -- SQLMesh's own record now holds what the run committed; with a refresh, also what earlier runs had committed of the
 -- whole table. Informs reconciliation, decides nothing: no fence. But the lock, for whoever holds it may be rewriting
 -- the same rows in another order.
-CREATE FUNCTION meshgate.note_mirrored(p_run_id bigint, p_version_id bigint, p_span tstzrange) RETURNS void LANGUAGE sql VOLATILE AS $$
+-- p_altered: when it had written the table, as SQLMesh's record says now.
+CREATE FUNCTION meshgate.note_mirrored(p_run_id bigint, p_version_id bigint, p_span tstzrange, p_altered timestamptz DEFAULT NULL)
+RETURNS void LANGUAGE sql VOLATILE AS $$
     SELECT meshgate.lock_ledger();
+    UPDATE meshgate.version v SET altered_at = greatest(v.altered_at, p_altered)
+    WHERE v.version_id = p_version_id AND p_altered IS NOT NULL;
     UPDATE meshgate.coverage c SET mirrored_at = meshgate.clock()
     WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
       AND c.span && p_span AND c.mirrored_at IS NULL
@@ -1119,15 +1124,25 @@ BEGIN
     RETURN found_version;
 END $$;
 
-CREATE FUNCTION meshgate.save_manifest(p_project text, p_manifest jsonb, p_sqlmesh text, p_sqlglot text) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+-- What a project declares, by its last deploy. p_environment: of another environment than the project's own, which changes
+-- nothing for that one; null: of its own.
+CREATE FUNCTION meshgate.save_manifest(p_project text, p_manifest jsonb, p_sqlmesh text, p_sqlglot text, p_environment text)
+RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     known integer;
+    others jsonb;
 BEGIN
     PERFORM meshgate.lock_ledger();
     known := meshgate.project_id(p_project);  -- not in the WHERE: an UPDATE does not see the row that it would add
-    UPDATE meshgate.project SET manifest = p_manifest, deployed_at = meshgate.clock(), sqlmesh_version = p_sqlmesh,
-           sqlglot_version = p_sqlglot
-    WHERE project_id = known;
+    SELECT coalesce(p.manifest -> 'environments', '{}') INTO others FROM meshgate.project p WHERE p.project_id = known;
+    IF p_environment IS NOT NULL THEN
+        others := others || jsonb_build_object(p_environment, p_manifest);
+    END IF;
+    UPDATE meshgate.project p SET deployed_at = meshgate.clock(), sqlmesh_version = p_sqlmesh, sqlglot_version = p_sqlglot,
+        -- Until it is deployed in its own environment, what it declares elsewhere stands in.
+        manifest = CASE WHEN p_environment IS NULL OR p.manifest = '{}' THEN p_manifest ELSE p.manifest - 'environments' END
+                   || CASE WHEN others = '{}' THEN '{}' ELSE jsonb_build_object('environments', others) END
+    WHERE p.project_id = known;
 END $$;
 
 -- Makes the ledger's picture of one environment what SQLMesh promotes there. The models whose version changed.
@@ -1333,6 +1348,57 @@ BEGIN
         PERFORM meshgate.put_mark(p_version_id, row.piece, CASE WHEN row.seen OR v.as_of THEN 'removed' ELSE 'suspect' END, NULL,
             jsonb_build_object('cause', CASE WHEN row.seen THEN 'removed from SQLMesh''s record by somebody else'
                 ELSE 'a run ended before SQLMesh recorded it' END, 'start', lower(row.piece), 'end', upper(row.piece)));
+        RETURN NEXT;
+    END LOOP;
+END $$;
+
+-- What plain SQLMesh computed again. Its record shows what was added and removed, and when a table was written last; never
+-- what else was written. What was found: suspect (p_again, as far as it was recorded: what an addition is taken to have
+-- computed again besides), rewritten (written since it was last accounted for, nobody knows where).
+-- p_altered: when the table was written last. p_explained: whether an addition explains that. p_suspect: whether a version
+-- that was rewritten is suspect as a whole; else it is only told.
+CREATE FUNCTION meshgate.find_rewritten(p_version_id bigint, p_again tstzrange[], p_altered timestamptz, p_explained boolean,
+                                        p_suspect boolean)
+RETURNS TABLE (finding text, span tstzrange) LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    v meshgate.version;
+    ours tstzmultirange;
+    doubtful tstzmultirange;
+    unknown boolean := false;
+    why text := 'plain SQLMesh recorded what is newer, and is taken to have computed this again with it';
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    SELECT x.* INTO v FROM meshgate.version x WHERE x.version_id = p_version_id;
+    SELECT coalesce(range_agg(c.span), '{}') INTO ours FROM meshgate.coverage c
+    WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]');
+    SELECT ours * coalesce(range_agg(r), '{}') INTO doubtful FROM unnest(p_again) r;
+    -- A live run that has written there notes so in a moment: the next look tells.
+    IF p_altered > coalesce(v.altered_at, '-infinity') AND NOT EXISTS (
+        SELECT FROM meshgate.coverage c JOIN meshgate.run r USING (run_id)
+        WHERE c.version_id = p_version_id AND c.mirrored_at IS NULL AND r.state = 'running' AND r.expires_at > meshgate.clock())
+    THEN
+        UPDATE meshgate.version x SET altered_at = p_altered WHERE x.version_id = p_version_id;
+        unknown := v.altered_at IS NOT NULL AND NOT p_explained AND NOT isempty(ours) AND NOT EXISTS (
+            -- A run that ended before it could note so: what it wrote is looked at anyway.
+            SELECT FROM meshgate.coverage c
+            WHERE c.version_id = p_version_id AND c.mirrored_at IS NULL AND c.run_id IS NOT NULL);
+    END IF;
+    IF unknown THEN
+        PERFORM meshgate.note('version.rewritten', NULL, p_version_id, NULL, jsonb_build_object('altered_at', p_altered));
+        finding := 'rewritten'; span := '(,)';
+        RETURN NEXT;
+        IF p_suspect THEN
+            doubtful := ours;
+            why := 'plain SQLMesh has computed some of it again, nobody knows what';
+        END IF;
+    END IF;
+    FOR span IN SELECT unnest(doubtful) LOOP
+        PERFORM meshgate.put_mark(p_version_id, span, 'suspect', NULL, jsonb_build_object('cause', why));
+        -- Nobody knows when it was written, and so who has met it.
+        INSERT INTO meshgate.dirty_span (version_id, from_revision)
+        SELECT p_version_id, 0 WHERE v.as_of
+        ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL;
+        finding := 'suspect';
         RETURN NEXT;
     END LOOP;
 END $$;

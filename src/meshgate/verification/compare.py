@@ -208,7 +208,8 @@ def _adopt_merged(facts: Facts, key: int, derived: Derived) -> None:
     for row in facts.rows.get(key, ()):
         known = IntervalSet(p.interval for p in derived.meeting(row.interval))
         for rest in IntervalSet([row.interval]) - known if known else ():
-            derived.record(evolve(row, interval=rest))
+            # The row has the number of its newest part.
+            derived.record(evolve(row, interval=rest, revision=min(row.revision, facts.forgotten)))
 
 
 # What is recorded
@@ -255,7 +256,8 @@ def _marks(facts: Facts, key: int, derived: Derived) -> Iterator[Difference]:
         for mark in derived.marks:
             for row in facts.rows.get(key, ()):
                 part = row.interval.intersect(mark.interval)
-                if part is not None and row.read_revision >= mark.revision:
+                # What plain SQLMesh computed settles nothing, whatever it is trusted to have read.
+                if part is not None and row.read_revision >= mark.revision and row.verdict != "foreign":
                     said = f"had read up to revision {row.read_revision}"
                     yield _at(
                         facts,

@@ -1,4 +1,5 @@
--- Holds and requests for restatement; when a recorded range had read its parents; a history that suffices to derive the rest.
+-- Holds and requests for restatement; when a recorded range had read its parents, and a table was written last; a history that
+-- suffices to derive the rest.
 
 CREATE TABLE meshgate.forgotten (
     singleton    boolean PRIMARY KEY DEFAULT true CONSTRAINT "one history is forgotten" CHECK (singleton),
@@ -60,3 +61,5 @@ CREATE TABLE meshgate.observation (
     observed_at  timestamptz NOT NULL,
     PRIMARY KEY (environment, project_id, source)
 );
+
+ALTER TABLE meshgate.version ADD COLUMN altered_at timestamptz;

@@ -1,0 +1,158 @@
+"""A development environment of one project under meshgate: what it promotes gates it, what it writes counts for production."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from duck_mesh import DuckMesh, Rows, copied, naive
+from meshgate.interval import IntervalSet
+from tiny_mesh import TinyMesh, at, span
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from meshgate.local_postgres import LocalPostgres
+    from meshgate.mesh import Mesh
+
+BRONZE, SILVER, GOLD = '"house"."lake"."bronze"', '"house"."lake"."silver"', '"house"."lake"."gold"'
+HOUR = IntervalSet([span(60, 120)])
+PROJECTS = ("upstream", "downstream")
+SILVER_TEXT = copied("lake.silver", "lake.bronze", cron="*/5 * * * *")
+GOLD_TEXT = copied("lake.gold", "lake.silver")
+
+
+def changed(text: str) -> str:
+    """A model whose values are higher by a thousand."""
+    return text.replace("id, ts, value", "id, ts, value + 1000 AS value")
+
+
+@pytest.fixture
+def duck(tmp_path: Path, postgres: LocalPostgres) -> DuckMesh:
+    """Upstream, every 5 minutes: bronze, silver from it. Downstream, hourly: gold. Production is deployed up to 01:00."""
+    duck = DuckMesh(
+        tmp_path, postgres,
+        upstream={"bronze": copied("lake.bronze", "raw.events", cron="*/5 * * * *"), "silver": SILVER_TEXT},
+        downstream={"gold": GOLD_TEXT},
+    )  # fmt: skip
+    duck.write_mesh({p: {"stale_throttle": "0s"} for p in PROJECTS})
+    duck.feed(0, 300)
+    with duck.mesh() as mesh:
+        for project in PROJECTS:
+            mesh.deploy(project, now=at(60))
+    return duck
+
+
+def source(duck: DuckMesh, upto: float, more: int = 0) -> Rows:
+    """What a table holds when everything before an instant is done."""
+    return duck.sql("SELECT id, ts, value + ? FROM raw.events WHERE ts < ? ORDER BY id", [more, naive(upto)])
+
+
+def done(mesh: Mesh, project: str, environment: str, now: float) -> dict[str, Any]:
+    """What a run records."""
+    return dict(mesh.run(project, environment=environment, now=at(now)).committed)
+
+
+def test_a_dev_environment_of_downstream_is_gated_by_what_it_promotes(duck: DuckMesh) -> None:
+    """Its changed model reads production's silver there, and waits for it; upstream's production run opens its gate."""
+    duck.write("downstream", "gold", changed(GOLD_TEXT))
+    with duck.mesh() as mesh:
+        assert mesh.deploy("downstream", environment="dev", now=at(60)).committed[GOLD]
+        waiting = mesh.run("downstream", environment="dev", now=at(120))
+        assert (waiting.committed, {b.parent for b in waiting.blocked}) == ({}, {SILVER})
+        done(mesh, "upstream", "prod", 120)
+        assert done(mesh, "downstream", "dev", 120) == {GOLD: HOUR}
+        assert done(mesh, "downstream", "prod", 120) == {GOLD: HOUR}
+    assert (duck.table("lake.gold"), duck.table("lake__dev.gold")) == (
+        source(duck, 120),
+        source(duck, 120, 1000),
+    )
+
+
+def test_a_dev_environment_waits_for_its_own_version_of_a_parent(duck: DuckMesh) -> None:
+    """What production has of another version opens no gate in dev, and the other way round."""
+    duck.write("upstream", "silver", changed(SILVER_TEXT))
+    with duck.mesh() as mesh:
+        mesh.deploy("upstream", environment="dev", now=at(60))
+        done(mesh, "upstream", "prod", 120)
+        waiting = mesh.run("downstream", environment="dev", now=at(120))
+        assert (waiting.committed, {b.parent for b in waiting.blocked}) == ({}, {SILVER})
+        assert done(mesh, "upstream", "dev", 120) == {SILVER: HOUR}  # bronze is shared, and there
+        assert done(mesh, "downstream", "dev", 120) == {GOLD: HOUR}
+        done(mesh, "upstream", "dev", 180)  # bronze too, for both
+        report = mesh.run("downstream", environment="prod", now=at(180))
+        assert (report.committed, {b.parent for b in report.blocked}) == ({GOLD: HOUR}, {SILVER})
+    assert duck.table("lake__dev.gold") == source(duck, 120, 1000)
+    assert duck.table("lake.gold") == source(duck, 120)
+
+
+def test_what_a_dev_run_writes_into_shared_versions_counts_for_production(duck: DuckMesh) -> None:
+    """Production's reader goes on from what dev's run recorded; what dev's run computes again makes it stale."""
+    duck.write("downstream", "gold", changed(GOLD_TEXT))
+    with duck.mesh() as mesh:
+        mesh.deploy("downstream", environment="dev", now=at(60))
+        assert set(done(mesh, "upstream", "dev", 120)) == {BRONZE, SILVER}
+        assert mesh.run("upstream", now=at(120)).state == "nothing_to_do"
+        assert done(mesh, "downstream", "prod", 120) == {GOLD: HOUR}
+        duck.set_value(61, 50)
+        mesh.restate("lake.bronze", span(60, 65), reason="late", by="tester", apply=True, environment="dev")
+        done(mesh, "upstream", "dev", 120)
+        assert done(mesh, "downstream", "prod", 120) == {GOLD: HOUR}
+        assert mesh.run("downstream", now=at(120)).state == "nothing_to_do"
+        assert done(mesh, "downstream", "dev", 120) == {GOLD: HOUR}
+    assert (duck.table("lake.gold"), duck.table("lake__dev.gold")) == (
+        source(duck, 120),
+        source(duck, 120, 1000),
+    )
+
+
+@pytest.mark.parametrize("looker", ["prod", "dev"])
+def test_what_plain_sqlmesh_does_in_dev_is_reconciled_for_production(duck: DuckMesh, looker: str) -> None:
+    """`sqlmesh run dev` fills production's tables: whoever looks first, production takes it for foreign, and heals it."""
+    duck.write("downstream", "gold", changed(GOLD_TEXT))
+    with duck.mesh() as mesh:
+        mesh.deploy("downstream", environment="dev", now=at(60))
+    with TinyMesh.plain(duck, "upstream") as context:  # type: ignore[arg-type]
+        assert context.run("dev", execution_time=at(120)).is_success
+    assert duck.table("lake.silver") == source(duck, 120)
+    with duck.mesh() as mesh:
+        report = mesh.run("upstream", environment=looker, now=at(120))
+        assert {(f.model, f.what) for f in report.findings} >= {(BRONZE, "added"), (SILVER, "suspect")}
+        assert report.committed == {SILVER: HOUR}
+        assert mesh.run("upstream", now=at(120)).state == "nothing_to_do"
+        assert done(mesh, "downstream", "prod", 120) == {GOLD: HOUR}
+        assert done(mesh, "downstream", "dev", 120) == {GOLD: HOUR}
+    assert (duck.table("lake.gold"), duck.table("lake__dev.gold")) == (
+        source(duck, 120),
+        source(duck, 120, 1000),
+    )
+
+
+def test_what_dev_declares_is_not_what_production_goes_by(duck: DuckMesh) -> None:
+    """A window that is tried in dev, for a reader that production does not have, changes nothing there."""
+    edges = [{"reader": "lake.extra", "parent": "lake.silver", "window": {"from": "-1h"}}]
+    duck.write("downstream", "extra", copied("lake.extra", "lake.silver"))
+    duck.write_mesh({"downstream": {"edges": edges, "stale": "report"}})
+    with duck.mesh() as mesh:
+        mesh.deploy("downstream", environment="dev", now=at(60))
+        done(mesh, "upstream", "prod", 120)
+        assert done(mesh, "downstream", "prod", 120) == {GOLD: HOUR}
+        assert mesh.ledger.manifest("dev").graph.parents('"house"."lake"."extra"')[0].window.from_offset
+        assert done(mesh, "downstream", "dev", 120) == {'"house"."lake"."extra"': HOUR}
+        # And production's policies are its own still.
+        mesh.restate("lake.silver", span(60, 65), reason="late", by="tester", apply=True)
+        done(mesh, "upstream", "prod", 120)
+        assert done(mesh, "downstream", "prod", 120) == {GOLD: HOUR}
+
+
+def test_what_was_built_in_dev_is_promoted_without_building_it_again(duck: DuckMesh) -> None:
+    """The version that dev advanced is production's after its deploy, with what dev's runs recorded of it."""
+    duck.write("downstream", "gold", changed(GOLD_TEXT))
+    with duck.mesh() as mesh:
+        mesh.deploy("downstream", environment="dev", now=at(60))
+        done(mesh, "upstream", "prod", 120)
+        done(mesh, "downstream", "dev", 120)
+        assert mesh.deploy("downstream", now=at(120)).committed == {}
+        assert mesh.run("downstream", now=at(120)).state == "nothing_to_do"
+    assert duck.table("lake.gold") == source(duck, 120, 1000)
