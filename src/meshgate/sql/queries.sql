@@ -301,7 +301,7 @@ FROM meshgate.version v JOIN meshgate.model m USING (model_id) JOIN meshgate.pro
 ORDER BY v.version_id;
 
 -- name: everything_recorded
-SELECT c.version_id, c.span, c.revision, c.read_revision, c.run_id, c.verdict, c.mirrored_at IS NOT NULL AS mirrored
+SELECT c.version_id, c.span, c.revision, c.read_revision, c.run_id, c.verdict, c.mirrored_at IS NOT NULL AS mirrored, c.merged
 FROM meshgate.coverage c ORDER BY c.version_id, c.span;
 
 -- name: dirty_spans

@@ -207,7 +207,7 @@ def _adopt_merged(facts: Facts, key: int, derived: Derived) -> None:
     """Take as given what was made before the history and has been merged with something newer since."""
     for row in facts.rows.get(key, ()):
         known = IntervalSet(p.interval for p in derived.meeting(row.interval))
-        for rest in IntervalSet([row.interval]) - known if known else ():
+        for rest in IntervalSet([row.interval]) - known if row.merged > 1 else ():
             # The row has the number of its newest part.
             derived.record(evolve(row, interval=rest, revision=min(row.revision, facts.forgotten)))
 
@@ -280,6 +280,8 @@ def _by_kind(marks: Iterable[Mark]) -> dict[tuple[str, int], IntervalSet]:
 def _dirty(facts: Facts, key: int, derived: Derived) -> Iterator[Difference]:
     ours = facts.dirty.get(key, {})
     for since in sorted({*ours, *derived.dirty}):
+        if since not in ours and derived.dirty[since] is not None:
+            continue  # forgotten when nobody had met it; whether somebody had is told by what is stale
         if since not in ours or since not in derived.dirty or ours[since] != derived.dirty[since]:
             mine, told = (_span_of(since, spans) for spans in (ours, derived.dirty))
             yield _at(facts, key, "dirty_span", None, mine, told)

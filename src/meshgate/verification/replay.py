@@ -48,7 +48,7 @@ class Table:
 
 @frozen
 class Piece:
-    """Some recorded time: when it was made, up to where its parents had been read, by whom, how it was judged."""
+    """Some recorded time: when it was made, up to where its parents had been read, by whom, how it was judged, of how many commits."""
 
     interval: Interval
     revision: int
@@ -56,6 +56,7 @@ class Piece:
     run_id: int | None
     verdict: str
     mirrored: bool = False
+    merged: int = 1
 
 
 @frozen
