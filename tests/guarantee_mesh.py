@@ -66,6 +66,7 @@ class Mesh:
         edges = [Edge(SILVER, BRONZE), Edge(GOLD, SILVER), Edge(DIMENSION, SILVER), *more[1]]
         self.graph = MeshGraph({n.name: n for n in nodes}, edges)
         self.policy = Policy(throttle=timedelta(0))
+        self.budgets: dict[str, int] = {}
         self.ledger.sync_environment("prod", "plan", self.graph, {"up", "down"})
         self.bench = Workbench(
             MeshConfig(Path("meshgate.yaml"), LedgerConfig("local"), ()), ledger, no_project
@@ -86,7 +87,7 @@ class Mesh:
         return make_plan(
             self.graph, self.ids, states, set(projects) or None,
             environment="prod", now=now, patience=lambda _: None,
-            rested=rested_by(self.ledger, manifest, now, lambda _: self.policy),
+            rested=rested_by(self.ledger, manifest, now, lambda _: self.policy), budgets=self.budgets,
         )  # fmt: skip
 
     def of(self, name: str) -> ModelPlan:

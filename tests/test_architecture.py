@@ -20,7 +20,18 @@ SOURCE = REPOSITORY / "src" / "meshgate"
 CORE = ("errors", "interval", "graph")
 DECISIONS = ("due", "gate", "restatement", "verification", "analysis", "health")
 EDGES = (
-    *("yaml_source", "config_values", "config", "sql", "db", "listener", "ledger", "lease", "stop"),
+    *(
+        "yaml_source",
+        "config_values",
+        "config_parts",
+        "config",
+        "sql",
+        "db",
+        "listener",
+        "ledger",
+        "lease",
+        "stop",
+    ),
     *("postgres_binaries", "postgres_server", "local_postgres", "bridge"),
 )
 USE_CASES = ("coordinator", "mesh")

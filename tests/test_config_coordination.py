@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meshgate.cli import cli
-from meshgate.config import FILE_NAME, OVERLAPS, ProjectConfig, load
+from meshgate.config import FILE_NAME, OVERLAPS, ModelConfig, ProjectConfig, load
 from meshgate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,6 +52,26 @@ def test_every_key_arrives_with_its_type(tmp_path: Path) -> None:
     )
     assert (found.warehouse_limit, found.model_limits) == (8, {"gold.fact_sales": 2, "hourly": 1})
     assert found.exclusive == ("gold.hourly", "bronze.events")
+
+
+def test_policies_of_stale_time_and_of_single_models(tmp_path: Path) -> None:
+    """What is not given for a model is its project's."""
+    found = read(
+        tmp_path,
+        """\
+  stale: report
+  stale_horizon: 30d
+  stale_budget: 12
+  models:
+    gold.daily: {stale: reprocess, stale_throttle: 6h, stale_horizon: 7d}
+    gold.sales: {on_audit_warning: hold}
+""",
+    )
+    assert (found.stale, found.stale_horizon, found.stale_budget) == ("report", timedelta(days=30), 12)
+    assert found.models == {
+        "gold.daily": ModelConfig("reprocess", timedelta(hours=6), timedelta(days=7)),
+        "gold.sales": ModelConfig(on_audit_warning="hold"),
+    }
 
 
 def test_without_them_there_is_no_limit_and_a_second_run_is_skipped(tmp_path: Path) -> None:
@@ -124,6 +144,17 @@ MISTAKES = {
         "  exclusive: [[gold.x]]\n",
         4,
         "project.exclusive is a list, expected a list of models' names",
+    ),
+    "policies": ("  models: [gold.x]\n", 4, "project.models is a list, expected a mapping of models' names"),
+    "policy": (
+        "  models:\n    gold.x: {stale: never}\n",
+        5,
+        "project.models.gold.x.stale is 'never', expected one of reprocess, report",
+    ),
+    "policy key": (
+        "  models: {gold.x: {stael: report}}\n",
+        4,
+        "unknown key 'stael' in project.models.gold.x",
     ),
     "elsewhere": ("  first: 5m\n", 4, "unknown key 'first'"),
 }

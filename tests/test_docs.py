@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from meshgate import config
+from meshgate import config, config_parts
 from meshgate.cli import cli
 from meshgate.db import schema_sql
 from meshgate.graph import Kind, ModelNode, Window, readers_of, window_of
@@ -30,9 +30,9 @@ KEYS = {
     "project": config._PROJECT_KEYS,
     "retry": config._RETRY_KEYS,
     "limits": config._LIMITS_KEYS,
-    "edges": config._EDGE_KEYS,
-    "window": config._WINDOW_KEYS,
-    "sources": config._SOURCE_KEYS,
+    "edges": config_parts.EDGE_KEYS,
+    "window": config_parts._WINDOW_KEYS,
+    "sources": config_parts._SOURCE_KEYS,
 }
 
 

@@ -205,6 +205,44 @@ def test_what_is_only_reported_closes_no_gate(star: Mesh) -> None:
     assert star.stale()[GOLD] == IntervalSet([minutes(60, 120)])
 
 
+def test_what_lay_behind_the_horizon_when_its_parent_changed_is_only_reported(mesh: Mesh) -> None:
+    """Judged by when the parent was committed: what waited for its turn since is still done."""
+    mesh.policy = Policy(throttle=timedelta(0), horizon=timedelta(minutes=70))
+    caught_up(mesh, 180)
+    for start in (30, 90):
+        mesh.mark(SILVER, minutes(start, start + 5), "requested")
+    mesh.run("up")  # at 3:00: an hour after the second hour was over, and two after the first
+    mesh.time(300)
+    mesh.run("up")
+    assert mesh.run("down").committed[GOLD] == IntervalSet([minutes(60, 120), minutes(180, 300)])
+    assert mesh.stale()[GOLD] == IntervalSet([minutes(0, 60)])
+    assert mesh.plan().is_empty
+
+
+def test_an_explicit_request_is_done_whatever_the_policy(mesh: Mesh) -> None:
+    """Horizon and `report` are about what follows by itself."""
+    mesh.policy = Policy(reprocess=False, horizon=timedelta(0))
+    caught_up(mesh, 180)
+    mesh.mark(GOLD, minutes(0, 60), "requested")
+    assert mesh.run("down").committed == {GOLD: IntervalSet([minutes(0, 60)])}
+
+
+def test_a_run_computes_only_so_much_again_beside_all_that_is_fresh(mesh: Mesh) -> None:
+    """The oldest first; the rest is told, and comes with the next runs."""
+    caught_up(mesh, 240)
+    mesh.budgets = {"down": 1}
+    mesh.mark(SILVER, minutes(0, 180), "requested")
+    mesh.time(300)
+    assert mesh.run("up").committed[SILVER] == IntervalSet([minutes(0, 180), minutes(240, 300)])
+    (told,) = mesh.of(GOLD).deferred
+    assert (told.reason, told.interval) == ("stale", minutes(60, 180))
+    assert "stale_budget" in told.detail["cause"]
+    assert mesh.run("down").committed[GOLD] == IntervalSet([minutes(0, 60), minutes(240, 300)])
+    assert mesh.run("down").committed[GOLD] == IntervalSet([minutes(60, 120)])
+    assert mesh.run("down").committed[GOLD] == IntervalSet([minutes(120, 180)])
+    assert mesh.stale() == {}
+
+
 def test_a_reader_of_stale_time_waits_for_a_while(star: Mesh) -> None:
     """Stale is unsettled: it closes the gate until the reader's patience is over."""
     star.policy = Policy()

@@ -28,9 +28,23 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 
 from attrs import field, frozen
 
+from meshgate.config_parts import (
+    A_LENGTH,
+    A_PAUSE,
+    EDGE_KEYS,
+    EdgeConfig,
+    ModelConfig,
+    OnAuditWarning,
+    SourceConfig,
+    by_model,
+    edges_in,
+    models_in,
+    parse_length,
+    parse_pause,
+    sources_in,
+)
 from meshgate.config_values import A_DURATION, Secret, environment_name, parse_duration, redact
-from meshgate.errors import ConfigError, GraphError, UnknownProjectError
-from meshgate.graph import Window
+from meshgate.errors import ConfigError, UnknownProjectError
 from meshgate.yaml_source import YamlSource, nearest, parse_count
 
 if TYPE_CHECKING:
@@ -51,31 +65,24 @@ __all__ = [
 
 FILE_NAME: Final = "meshgate.yaml"
 _ZERO: Final = timedelta(0)
-_A_LENGTH: Final = f"{A_DURATION}, more than 0, at most 366d"
-_LONGEST: Final = timedelta(days=366)
-_A_PAUSE: Final = f"{A_DURATION}, not negative, at most 366d"
 _A_LEASE: Final = f"{A_DURATION}, at least 1s, at most 366d"
 _A_COUNT: Final = "a whole number above 0"
 _A_URL: Final = "postgresql://user@host/database, host=... dbname=..., local, or local:FOLDER"
 _A_CRON: Final = "a cron expression such as '5 * * * *'"
 _AN_ENVIRONMENT: Final = "a name as SQLMesh keeps it: lower case letters, digits and underscores"
-_A_WINDOW: Final = "latest, prefix, ungated, or a mapping with from and to such as {from: -7d, to: 0h}"
 _TOP_KEYS: Final = ("ledger", "project", "projects")
 _LEDGER_KEYS: Final = ("url", "lease_ttl", "grace", "statement_timeout")
 _PROJECT_KEYS: Final = (
     *("name", "path", "gateway", "environment", "schedule", "warehouse"),
     *("overlap", "overlap_limit", "stop_grace", "retry", "limits", "exclusive"),
-    *("patience", "stale", "stale_throttle", "foreign_rewrite", "on_audit_warning", "edges", "sources"),
+    *("patience", "stale", "stale_throttle", "stale_horizon", "stale_budget", "foreign_rewrite"),
+    *("on_audit_warning", "models", "edges", "sources"),
 )
 _RETRY_KEYS: Final = ("first", "longest")
 _LIMITS_KEYS: Final = ("warehouse", "models")
-_EDGE_KEYS: Final = ("reader", "parent", "window")
-_WINDOW_KEYS: Final = ("from", "to")
-_SOURCE_KEYS: Final = ("table", "time_column", "updated_at", "within")
 
 Overlap = Literal["skip", "wait", "share", "fail"]
 OVERLAPS: Final[tuple[Overlap, ...]] = ("skip", "wait", "share", "fail")
-OnAuditWarning = Literal["pass", "hold"]
 
 
 @frozen
@@ -107,32 +114,6 @@ class LedgerConfig:
 
 
 @frozen
-class EdgeConfig:
-    """The window that a reader declares on a parent; both by any name that the graph resolves."""
-
-    reader: str
-    parent: str
-    window: Window
-
-
-@frozen
-class SourceConfig:
-    """A table whose late rows are watched for.
-
-    Attributes:
-        table: By any name that finds it among the tables that models read and none makes.
-        time_column: By which its readers read it.
-        updated_at: A column that grows with each change of a row, if there is one; else only the number of rows tells.
-        within: How far back it is looked at.
-    """
-
-    table: str
-    time_column: str
-    updated_at: str | None = None
-    within: timedelta = timedelta(days=7)
-
-
-@frozen
 class ProjectConfig:
     """One SQLMesh project of the mesh.
 
@@ -154,8 +135,11 @@ class ProjectConfig:
         patience: How long unsettled parents may hold up a child; None: two units of the child.
         stale: Whether what was read before its parents changed is computed again (`reprocess`) or only shown (`report`).
         stale_throttle: How long after its own last read; None: one period of the model's cron.
+        stale_horizon: How long after its end an interval is still computed again; None: for ever.
+        stale_budget: How many stale or requested intervals of each model a run computes again at most; None: all.
         foreign_rewrite: Whether a table that plain SQLMesh wrote, nobody knows where, is suspect, or that is only told.
         on_audit_warning: Whether a failed non-blocking audit lets readers pass, or holds what it looked at.
+        models: What is different for single models of this project, by any name that the graph resolves.
         edges: Windows other than the default, declared by this project's models.
         sources: Tables whose late rows its runs watch for.
     """
@@ -177,8 +161,11 @@ class ProjectConfig:
     patience: timedelta | None = None
     stale: str = "reprocess"
     stale_throttle: timedelta | None = None
+    stale_horizon: timedelta | None = None
+    stale_budget: int | None = None
     foreign_rewrite: str = "report"
     on_audit_warning: OnAuditWarning = "pass"
+    models: Mapping[str, ModelConfig] = field(factory=dict)
     edges: tuple[EdgeConfig, ...] = ()
     sources: tuple[SourceConfig, ...] = ()
 
@@ -225,7 +212,7 @@ def load(path: Path | None = None) -> MeshConfig:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"{file} cannot be read: {reason}", file=str(file)) from None
     # The content of `ledger` itself is hidden too: people write the URL there.
-    homes = {"ledger": _LEDGER_KEYS, "project": _PROJECT_KEYS, "edges": _EDGE_KEYS, "retry": _RETRY_KEYS, "limits": ("models",)}  # fmt: skip
+    homes = {"ledger": _LEDGER_KEYS, "project": _PROJECT_KEYS, "edges": EDGE_KEYS, "retry": _RETRY_KEYS, "limits": ("models",)}  # fmt: skip
     source = YamlSource(file, text, hidden=("ledger", "ledger.url"), homes=homes)
     return _mesh(file, source)
 
@@ -288,7 +275,7 @@ def _ledger(file: Path, source: YamlSource, node: Node) -> LedgerConfig:
         source.fail(found["url"], "ledger.url", f"is no connection string, expected {_A_URL}")
 
     def length(name: str, default: timedelta) -> timedelta:
-        given = source.converted(found, "ledger", name, _parse_length, _A_LENGTH)
+        given = source.converted(found, "ledger", name, parse_length, A_LENGTH)
         return default if given is None else given
 
     timeout = length("statement_timeout", timedelta(minutes=30))
@@ -319,23 +306,26 @@ def _project(file: Path, source: YamlSource, node: Node, key: str) -> ProjectCon
         schedule=source.converted(found, key, "schedule", _parse_cron, _A_CRON),
         warehouse=source.text(found, key, "warehouse") or "default",
         overlap=cast("Overlap", overlap),
-        overlap_limit=source.converted(found, key, "overlap_limit", _parse_length, _A_LENGTH)
+        overlap_limit=source.converted(found, key, "overlap_limit", parse_length, A_LENGTH)
         or timedelta(minutes=15),
         stop_grace=_given(
-            source.converted(found, key, "stop_grace", _parse_patience, _A_PAUSE), timedelta(seconds=20)
+            source.converted(found, key, "stop_grace", parse_pause, A_PAUSE), timedelta(seconds=20)
         ),
         retry_first=retry_first,
         retry_longest=retry_longest,
         warehouse_limit=warehouse_limit,
         model_limits=model_limits,
         exclusive=_names(source, found, key, "exclusive"),
-        patience=source.converted(found, key, "patience", _parse_patience, _A_PAUSE),
+        patience=source.converted(found, key, "patience", parse_pause, A_PAUSE),
         stale=source.choice(found, key, "stale", ("reprocess", "report")),
-        stale_throttle=source.converted(found, key, "stale_throttle", _parse_patience, _A_PAUSE),
+        stale_throttle=source.converted(found, key, "stale_throttle", parse_pause, A_PAUSE),
+        stale_horizon=source.converted(found, key, "stale_horizon", parse_pause, A_PAUSE),
+        stale_budget=source.converted(found, key, "stale_budget", parse_count, _A_COUNT),
         foreign_rewrite=source.choice(found, key, "foreign_rewrite", ("report", "suspect")),
         on_audit_warning=cast("OnAuditWarning", on_audit_warning),
-        edges=_edges(source, found, key),
-        sources=_sources(source, found, key),
+        models=models_in(source, found, key),
+        edges=edges_in(source, found, key),
+        sources=sources_in(source, found, key),
     )
 
 
@@ -351,8 +341,8 @@ def _retry(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[t
         return first, longest
     at = f"{key}.retry"
     found = source.mapping(node, at, _RETRY_KEYS, "a mapping such as {first: 1m, longest: 1h}")
-    begun = source.converted(found, at, "first", _parse_patience, _A_PAUSE)
-    given = source.converted(found, at, "longest", _parse_patience, _A_PAUSE)
+    begun = source.converted(found, at, "first", parse_pause, A_PAUSE)
+    given = source.converted(found, at, "longest", parse_pause, A_PAUSE)
     if begun is not None and given is not None and given < begun:
         source.fail(found["longest"], f"{at}.longest", f"is {given}, shorter than {at}.first, {begun}")
     # Who gives only one of them moves the default of the other out of its way.
@@ -369,11 +359,7 @@ def _limits(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[
     found = source.mapping(node, at, _LIMITS_KEYS, "a mapping with warehouse and models")
     models: dict[str, int] = {}
     if "models" in found:
-        listed = found["models"]
-        if listed.kind != "mapping":
-            source.unexpected(listed, f"{at}.models", "a mapping of models' names to numbers")
-        entries = source.mapping(listed, f"{at}.models", tuple(name.text for name, _ in listed.entries))
-        for name in entries:
+        for name, entries in by_model(source, found["models"], f"{at}.models", "numbers"):
             limit = source.converted(entries, f"{at}.models", name, parse_count, _A_COUNT)
             models[name] = 1 if limit is None else limit
     return source.converted(found, at, "warehouse", parse_count, _A_COUNT), models
@@ -388,75 +374,9 @@ def _names(source: YamlSource, project: Mapping[str, Node], key: str, name: str)
     return tuple(item.text for item in listed.items)
 
 
-def _edges(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[EdgeConfig, ...]:
-    listed = project.get("edges")
-    if listed is None:
-        return ()
-    if listed.kind != "sequence":
-        source.unexpected(listed, f"{key}.edges", "a list of mappings with reader, parent and window")
-    edges: list[EdgeConfig] = []
-    for index, node in enumerate(listed.items):
-        at = f"{key}.edges[{index}]"
-        found = source.mapping(node, at, _EDGE_KEYS, "a mapping with reader, parent and window")
-        reader = source.required(node, found, at, "reader", "the name of a model of this project")
-        parent = source.required(node, found, at, "parent", "the name of a model that it reads")
-        if "window" not in found:
-            source.fail(node, f"{at}.window", f"is missing, expected {_A_WINDOW}")
-        if any((reader, parent) == (other.reader, other.parent) for other in edges):
-            source.fail(node, at, f"is given twice: {reader} reads {parent}")
-        edges.append(EdgeConfig(reader, parent, _window(source, found["window"], f"{at}.window")))
-    return tuple(edges)
-
-
-def _sources(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[SourceConfig, ...]:
-    listed = project.get("sources")
-    if listed is None:
-        return ()
-    expected = "a mapping with table and time_column"
-    if listed.kind != "sequence":
-        source.unexpected(listed, f"{key}.sources", f"a list, each {expected}")
-    sources: list[SourceConfig] = []
-    for index, node in enumerate(listed.items):
-        at = f"{key}.sources[{index}]"
-        found = source.mapping(node, at, _SOURCE_KEYS, expected)
-        table = source.required(node, found, at, "table", "the name of a table that models read")
-        if any(table == other.table for other in sources):
-            source.fail(node, at, f"is given twice: {table}")
-        time = source.required(node, found, at, "time_column", "the column by which its readers read it")
-        within = source.converted(found, at, "within", _parse_length, _A_LENGTH)
-        changed = source.text(found, at, "updated_at", "the name of a column")
-        sources.append(SourceConfig(table, time, changed, within or timedelta(days=7)))
-    return tuple(sources)
-
-
-def _window(source: YamlSource, node: Node, key: str) -> Window:
-    if node.kind == "scalar" and node.text in {"latest", "prefix", "ungated"}:
-        return Window(cast("Literal['latest', 'prefix', 'ungated']", node.text))
-    ends = source.mapping(node, key, _WINDOW_KEYS, _A_WINDOW)
-    begin, end = (source.converted(ends, key, name, parse_duration, A_DURATION) for name in _WINDOW_KEYS)
-    try:
-        return Window("interval", begin or _ZERO, end or _ZERO)
-    except GraphError as error:
-        source.fail(node, key, f"is refused: {error.message}", hint=error.hint)
-
-
-def _parse_length(text: str) -> timedelta:
-    found = _parse_patience(text)
-    if found == _ZERO:
-        raise ConfigError(f"{text!r} is not more than 0")
-    return found
-
-
 def _parse_lease(text: str) -> timedelta:
-    if (found := _parse_length(text)) < timedelta(seconds=1):
+    if (found := parse_length(text)) < timedelta(seconds=1):
         raise ConfigError(f"{text!r} is too short for a lease that is renewed in time")
-    return found
-
-
-def _parse_patience(text: str) -> timedelta:
-    found = parse_duration(text)
-    if not _ZERO <= found <= _LONGEST:
-        raise ConfigError(f"{text!r} is negative, or longer than a year")
     return found
 
 

@@ -24,7 +24,7 @@ class Allowance:
         warehouse: How many may be under way at once in its warehouse, all projects together; None: any number.
         models: The same for single models, by name.
         exclusive: Time-range models that are claimed whole.
-        holding: The projects whose batches are kept from readers where a non-blocking audit of them fails.
+        holding: Models whose batches are kept from readers where a non-blocking audit of them fails.
     """
 
     warehouse: int | None = None
@@ -44,7 +44,6 @@ def declared_allowance(project: ProjectConfig) -> dict[str, Any]:
         "warehouse_limit": project.warehouse_limit,
         "model_limits": dict(project.model_limits),
         "exclusive": list(project.exclusive),
-        "on_audit_warning": project.on_audit_warning,
     }
 
 
@@ -63,20 +62,41 @@ def allowance(graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]], proj
     exclusive: set[str] = set()
     for manifest in manifests.values():
         for name, limit in manifest.get("model_limits", {}).items():
-            for model in _resolved(graph, name):
+            for model in resolved(graph, name):
                 models[model] = min(limit, models.get(model, limit))
-        exclusive.update(model for name in manifest.get("exclusive", ()) for model in _resolved(graph, name))
-    holding = frozenset(name for name, m in manifests.items() if m.get("on_audit_warning") == "hold")
-    return Allowance(min(of_warehouse, default=None), models, frozenset(exclusive), holding)
+        exclusive.update(model for name in manifest.get("exclusive", ()) for model in resolved(graph, name))
+    return Allowance(
+        min(of_warehouse, default=None), models, frozenset(exclusive), _holding(graph, manifests)
+    )
+
+
+def _holding(graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
+    """The models whose batches are kept from readers where a non-blocking audit of them fails."""
+    found: set[str] = set()
+    for project, manifest in manifests.items():
+        if manifest.get("on_audit_warning") == "hold":
+            found.update(name for name, node in graph.nodes.items() if node.project == project)
+        for name, given in manifest.get("models", {}).items():
+            policy = given.get("on_audit_warning")
+            if policy == "hold":
+                found.update(resolved(graph, name))
+            elif policy == "pass":
+                found.difference_update(resolved(graph, name))
+    return frozenset(found)
 
 
 def check_names(graph: MeshGraph, project: ProjectConfig) -> None:
-    """Refuse limits on models that do not exist.
+    """Refuse limits and policies of models that do not exist.
 
     Raises:
         ConfigError: Names the entry and the nearest model.
     """
-    for key, names in (("limits.models", project.model_limits), ("exclusive", project.exclusive)):
+    named = (
+        ("limits.models", project.model_limits),
+        ("exclusive", project.exclusive),
+        ("models", project.models),
+    )
+    for key, names in named:
         for name in names:
             try:
                 model = graph.resolve(name)
@@ -92,7 +112,8 @@ def check_names(graph: MeshGraph, project: ProjectConfig) -> None:
                 )
 
 
-def _resolved(graph: MeshGraph, name: str) -> tuple[str, ...]:
+def resolved(graph: MeshGraph, name: str) -> tuple[str, ...]:
+    """The model of that name, if the graph has it."""
     try:
         return (graph.resolve(name),)
     except UnknownModelError:

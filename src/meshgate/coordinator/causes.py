@@ -164,12 +164,13 @@ class Scene:
         self.now = bench.instant(now)
         self.manifest = bench.ledger.manifest(environment)
         self.graph = self.manifest.graph
-        policies = bench.staleness(environment)
+        policies = bench.staleness(self.manifest)
         self._states = states_of(bench.ledger, self.manifest, self.now, policies)
         self.plan = make_plan(
             self.graph, self.manifest.version_ids, self._states, None,
             environment=environment, now=self.now, patience=self._patience,
             rested=rested_by(bench.ledger, self.manifest, self.now, policies),
+            budgets=bench.budgets(environment),
         )  # fmt: skip
         self._planned = {planned.name: planned for planned in self.plan.models}
         self.clock = bench.ledger.clock()

@@ -9,6 +9,7 @@ import structlog
 from meshgate.coordinator.allowance import allowance, check_names, declared_allowance
 from meshgate.coordinator.journal import Outcome, RunJournal
 from meshgate.coordinator.manifest import declared_edges
+from meshgate.coordinator.policies import declared_policies
 from meshgate.coordinator.reconcile import Finding, graph_of, reconcile
 from meshgate.coordinator.run import RunReport, Workbench, _counts, _finish, _in_progress, _report, leased
 from meshgate.coordinator.sources import check_sources
@@ -232,10 +233,5 @@ def _declared(project: ProjectConfig) -> dict[str, Any]:
         **declared_allowance(project),
         "schedule": project.schedule,
         "overlap": project.overlap,
-        "patience_s": project.patience.total_seconds() if project.patience is not None else None,
-        "stale": project.stale,
-        "foreign_rewrite": project.foreign_rewrite,
-        "stale_throttle_s": project.stale_throttle.total_seconds()
-        if project.stale_throttle is not None
-        else None,
+        **declared_policies(project),
     }

@@ -12,6 +12,7 @@ from meshgate.bridge.contract import TESTED_RANGE, check_hooks, check_version, i
 from meshgate.config import load
 from meshgate.coordinator.allowance import check_names, declared_allowance
 from meshgate.coordinator.manifest import declared_edges
+from meshgate.coordinator.policies import declared_policies
 from meshgate.errors import MeshgateError, NotDeployedError
 
 if TYPE_CHECKING:
@@ -28,10 +29,13 @@ _SKEW_WORTH_TELLING: Final = timedelta(seconds=5)
 _RUNS: Final = 200
 # What the copy of a project that declared nothing means, and what the file calls what the copy keeps.
 _UNDECLARED: Final[Mapping[str, Any]] = {
-    "warehouse": "default", "model_limits": {}, "exclusive": [], "on_audit_warning": "pass",
+    "warehouse": "default", "model_limits": {}, "exclusive": [], "on_audit_warning": "pass", "stale": "reprocess",
+    "foreign_rewrite": "report", "models": {},
 }  # fmt: skip
 _KEYS: Final = {
     "patience_s": "patience",
+    "stale_throttle_s": "stale_throttle",
+    "stale_horizon_s": "stale_horizon",
     "warehouse_limit": "limits.warehouse",
     "model_limits": "limits.models",
 }
@@ -316,7 +320,7 @@ def declared_settings(project: ProjectConfig) -> dict[str, Any]:
     return {
         "schedule": project.schedule,
         "overlap": project.overlap,
-        "patience_s": project.patience.total_seconds() if project.patience is not None else None,
+        **declared_policies(project),
     }
 
 
@@ -324,10 +328,15 @@ def _value(key: str, value: Any) -> str:
     """A value of `meshgate.yaml` as a person writes it."""
     if value in (None, {}, []):
         return "not given"
-    if key == "patience_s":
+    if key.endswith("_s"):
         return f"{value:g}s"
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {limit}" for name, limit in sorted(value.items()))
+        return ", ".join(
+            f"{_KEYS.get(name, name)}: {{{_value(name, one)}}}"
+            if isinstance(one, dict)
+            else f"{_KEYS.get(name, name)}: {_value(name, one)}"
+            for name, one in sorted(value.items())
+        )
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 

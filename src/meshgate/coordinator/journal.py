@@ -403,7 +403,7 @@ class RunJournal:
         """
         node = self._graph[name]
         warned = [a for a in audits if a["count"]]
-        holds = bool(warned) and node.project in self._allowed.holding
+        holds = bool(warned) and name in self._allowed.holding
         lookback = None
         if node.lookback and piece.end > self._frontier(name):
             lookback = Interval(node.unit.shift(piece.start, -node.lookback), piece.start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import attrs
@@ -111,6 +112,7 @@ def make_plan(
     patience: Callable[[ModelNode], timedelta | None],
     present: datetime | None = None,
     rested: Callable[[ModelNode, IntervalSet], IntervalSet] = lambda _, time: time,
+    budgets: Mapping[str, int] | None = None,
     only: Collection[str] | None = None,
 ) -> Plan:
     """Decide, parents first, what may be evaluated now.
@@ -125,6 +127,7 @@ def make_plan(
         patience: How long a model waits for stale and marked parents; None for two of its units.
         present: When what failed may be tried again is judged by this instant, UTC; by `now` by default.
         rested: Which part of a model's recorded time policy lets be computed again at once, if this run makes it stale.
+        budgets: By project: how many intervals of each model a run computes again at most that are stale or were asked for.
         only: The models that the run is about; None for all of the projects'.
     """
     known = standings(graph, version_ids, states, now)
@@ -153,12 +156,28 @@ def make_plan(
                 now=now, present=present or now, patience=patience,
             )  # fmt: skip
             planned = planned.without(deferred)
+        planned = planned.without(
+            _beyond(node, planned.redo & known[name].clean, (budgets or {}).get(node.project))
+        )
         models.append(planned)
         if planned.ready:
             # A refresh makes a whole table good again.
             made[name] = planned.ready | known[name].covered if node.kind.as_of else planned.ready
             again[name] = _restamped(node, planned, state)
     return Plan(environment, now, tuple(models), known)
+
+
+def _beyond(node: ModelNode, redone: IntervalSet, budget: int | None) -> tuple[Blocked, ...]:
+    """What of clean time is left for later runs, the oldest first: fresh work must not wait for a whole year."""
+    if budget is None or node.unit.count(redone) <= budget:
+        return ()
+    units = (unit for piece in redone for unit in node.unit.split(piece))
+    rest = redone - IntervalSet(islice(units, budget))
+    facts = {"cause": f"a run computes {budget} such intervals of a model again at most (`stale_budget`)"}
+    return tuple(
+        Blocked(node.name, node.project, piece, node.name, node.project, piece, "stale", facts)
+        for piece in rest
+    )
 
 
 def _follows(

@@ -14,9 +14,10 @@ from meshgate.coordinator.allowance import allowance
 from meshgate.coordinator.journal import Failure, Outcome, RunJournal
 from meshgate.coordinator.observe import watch_before_planning
 from meshgate.coordinator.plan import Plan, make_plan
+from meshgate.coordinator.policies import policies_of
 from meshgate.coordinator.progress import Planned
 from meshgate.coordinator.reconcile import Finding, reconcile, unchanged
-from meshgate.coordinator.staleness import Policy, policy_of, rested_by, settle, states_of, tidy
+from meshgate.coordinator.staleness import Policy, rested_by, settle, states_of, tidy
 from meshgate.coordinator.waiting import until_free, until_ready
 from meshgate.errors import (
     ConfigError,
@@ -170,10 +171,14 @@ class Workbench:
                 log.warning("run.buried", run_id=run_id, pid=holder.get("pid"))
                 self.ledger.bury(run_id, engine_gone=bool(holder.get("engine_in_process")))
 
-    def staleness(self, environment: str) -> Callable[[ModelNode], Policy]:
+    def staleness(self, manifest: Manifest) -> Callable[[ModelNode], Policy]:
         """What is done about each model's stale time, as its project deployed it."""
-        known = {name: policy_of(manifest) for name, manifest in self.ledger.manifests(environment).items()}
-        return lambda node: known.get(node.project, Policy())
+        return policies_of(manifest.graph, self.ledger.manifests(manifest.environment))
+
+    def budgets(self, environment: str) -> dict[str, int]:
+        """How much each project's runs compute again of a model at most; those without a limit are left out."""
+        known = self.ledger.manifests(environment)
+        return {name: m["stale_budget"] for name, m in known.items() if m.get("stale_budget") is not None}
 
     def patience(self, environment: str) -> Callable[[ModelNode], timedelta | None]:
         """How long each model waits for unsettled parents, as its project deployed it; None for the default."""
@@ -194,12 +199,13 @@ def plan_of(
     only: Collection[str] | None = None,
 ) -> Plan:
     """What a run of these projects would do now, by the ledger alone. `present`, `only`: as in `make_plan`."""
-    policies = bench.staleness(manifest.environment)
+    policies = bench.staleness(manifest)
     states = states_of(bench.ledger, manifest, present or now, policies)
     return make_plan(
         manifest.graph, manifest.version_ids, states, projects,
         environment=manifest.environment, now=now, patience=bench.patience(manifest.environment), present=present,
         rested=rested_by(bench.ledger, manifest, present or now, policies), only=only,
+        budgets=bench.budgets(manifest.environment),
     )  # fmt: skip
 
 

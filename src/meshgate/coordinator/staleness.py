@@ -9,7 +9,7 @@ each recomputation makes its own readers stale.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 from attrs import frozen
@@ -38,10 +38,12 @@ class Policy:
     Attributes:
         reprocess: Whether it is computed again; else it is only shown.
         throttle: How long after its own last read it is left alone; None for one period of the model's cron.
+        horizon: How long after its end time is still computed again; None for ever.
     """
 
     reprocess: bool = True
     throttle: timedelta | None = None
+    horizon: timedelta | None = None
 
     def redoes(self, node: ModelNode) -> bool:
         """Whether a model's stale time is computed again by itself.
@@ -50,6 +52,17 @@ class Policy:
         that happens because one parent's hour changed.
         """
         return self.reprocess and (node.kind.time_partitioned or node.kind.reads_everything)
+
+    def too_old(self, stale: Stale) -> bool:
+        """Whether its parent was computed again only when that time lay behind the horizon.
+
+        Judged by when the parent was committed, not by when the work gets its turn: a backlog must not age into silence.
+        """
+        return (
+            self.horizon is not None
+            and stale.since is not None
+            and stale.since - stale.interval.end > self.horizon
+        )
 
     def again_at(self, node: ModelNode, read_at: datetime | None, now: datetime) -> datetime | None:
         """Before when stale time is not computed again; None: at once."""
@@ -171,16 +184,15 @@ def judged(
         present: By which it is judged when it may be computed again, UTC.
         refreshed_at: When a table that is computed as a whole was read last, UTC.
     """
-    redone = policy.redoes(node)
     whole = node.kind.as_of
-    return tuple(
-        attrs.evolve(
-            s,
-            accepted=not redone,
-            again_at=policy.again_at(node, refreshed_at if whole else s.read_at, present) if redone else None,
-        )
-        for s in stale
-    )
+    found: list[Stale] = []
+    for s in stale:
+        if not policy.redoes(node) or policy.too_old(s):
+            found.append(attrs.evolve(s, accepted=True))
+        else:
+            again_at = policy.again_at(node, refreshed_at if whole else s.read_at, present)
+            found.append(attrs.evolve(s, again_at=again_at))
+    return tuple(found)
 
 
 def states_of(
@@ -216,20 +228,13 @@ def rested_by(
         policy = policies(node)
         if not policy.redoes(node):
             return IntervalSet()
+        if policy.horizon is not None:
+            time = IntervalSet(piece for piece in time if present - piece.end <= policy.horizon)
         throttle = period(node, present) if policy.throttle is None else policy.throttle
         lately = ledger.read_lately(manifest.version_ids[node.name], present - throttle)
         return (IntervalSet() if lately else time) if node.kind.as_of else time - lately
 
     return rested
-
-
-def policy_of(manifest: Mapping[str, Any]) -> Policy:
-    """As a project's last deploy declared it."""
-    throttle = manifest.get("stale_throttle_s")
-    return Policy(
-        manifest.get("stale", "reprocess") == "reprocess",
-        None if throttle is None else timedelta(seconds=throttle),
-    )
 
 
 def settled(stale: Mapping[str, Iterable[Stale]], names: Iterable[str]) -> dict[str, IntervalSet]:
