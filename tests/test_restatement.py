@@ -113,6 +113,30 @@ def test_a_refreshed_table_is_made_anew_and_changes_from_the_first_instant_on():
     assert steps(expand(graph, "dim", at(3), all_recorded(graph)))["fact"].range == hours(3, 48)
 
 
+def test_what_policy_leaves_is_told_and_its_readers_stay_as_they_are_unless_a_rebuild_is_asked_for():
+    """A part of a model beyond its horizon too; the rest of it is computed again."""
+    graph = made(
+        node("source", U.HOUR, LIFE), node("sums", U.HOUR, LIFE), node("report", U.HOUR, LIFE),
+        reads={"sums": ["source"], "report": ["sums"]},
+    )  # fmt: skip
+    asked = Interval(ORIGIN, ORIGIN + 6 * HOUR)
+    left = {"sums": hours(0, 4)}
+    told = lambda **more: expand(  # noqa: E731
+        graph, "source", asked, all_recorded(graph), left=lambda n: left.get(n.name, IntervalSet()), **more
+    )
+    found = told()
+    assert [(s.name, s.reason, s.reached) for s in found.stops] == [("sums", "policy", hours(0, 4))]
+    assert {name: step.range for name, step in steps(found).items()} == {
+        "source": hours(0, 6), "sums": hours(4, 6), "report": hours(4, 6),
+    }  # fmt: skip
+    again = told(rebuild=True)
+    assert not again.stops
+    assert {name: step.range for name, step in steps(again).items()} == dict.fromkeys(
+        graph.nodes, hours(0, 6)
+    )
+    assert again.requests == (("source", asked), ("sums", asked))
+
+
 def test_a_table_that_merges_is_only_reported_unless_a_rebuild_is_asked_for():
     """What reads it stays as it is; with `rebuild` it gets a mark of its own, and all of its readers follow."""
     graph = made(

@@ -17,7 +17,7 @@ from meshgate.graph import Kind, ModelNode, Window, readers_of
 from meshgate.interval import MAX_INSTANT, Interval, IntervalSet, IntervalUnit
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from meshgate.graph import MeshGraph
 
@@ -25,7 +25,7 @@ _WITHOUT_TIME: Final = (Kind.VIEW, Kind.EMBEDDED, Kind.EXTERNAL, Kind.SEED)
 _DISABLED_BY_DEFAULT: Final = (Kind.SCD_TYPE_2, Kind.INCREMENTAL_UNMANAGED, Kind.MANAGED)
 
 Reason = Literal["unit", "window", "depends_on_past", "refresh", "rebuild"]
-Obstacle = Literal["disabled", "seed", "not_redoable", "reported", "ungated", "unrecorded"]
+Obstacle = Literal["disabled", "seed", "not_redoable", "reported", "policy", "ungated", "unrecorded"]
 
 
 @frozen
@@ -79,7 +79,7 @@ class Stop:
         project: Its project.
         reason: `disabled`: it declares `disable_restatement`. `seed`: only a new file changes it. `not_redoable`:
             evaluating it twice doubles rows. `reported`: its staleness is only shown, as nothing less than a rebuild
-            would end it. `ungated`: its reader declared that it does not wait for this parent. `unrecorded`: there is
+            would end it. `policy`: the same, as its project wants it (`stale`, `stale_horizon`). `ungated`: its reader declared that it does not wait for this parent. `unrecorded`: there is
             nothing yet that could be computed again.
         because: The parents whose change it reads; none where it was asked for itself.
         reached: What of it would be wrong, as far as it is known.
@@ -141,6 +141,7 @@ def expand(
     disabled: Collection[str] = (),
     only_downstream: bool = False,
     rebuild: bool = False,
+    left: Callable[[ModelNode], IntervalSet] = lambda _: IntervalSet(),
 ) -> Restatement:
     """Follow a request through the mesh.
 
@@ -152,8 +153,9 @@ def expand(
         disabled: Models that must not be computed again.
         only_downstream: Whether the model itself is right, and only what was derived from it is asked for. So it
             always is for an external table, which nobody here computes.
-        rebuild: Whether tables that merge rows are asked for too where they read what is changed; their staleness
-            is only reported otherwise.
+        rebuild: Whether tables that merge rows, and what policy leaves, are asked for too where they read what is changed;
+            their staleness is only reported otherwise.
+        left: What of a model's time its policy leaves stale where nobody asks for it.
 
     Returns:
         One step for each model, parents first.
@@ -173,6 +175,15 @@ def expand(
         # What lies outside its life stays as it is: no run would evaluate it.
         known = recorded.get(name, IntervalSet()).clip(node.life.start, node.life.end)
         step = _reach(graph, node, asked.get(name), interval, changed, known)
+        part = IntervalSet() if step.asked or merges(node) else step.reached & left(node)
+        if part and rebuild:
+            step = evolve(step, asked=True)
+        elif part and name not in disabled:
+            stops.append(Stop(name, node.project, "policy", step.because, part))
+            rest = step.reached - part
+            step = evolve(step, reached=rest, range=rest, changed=rest)
+            if not rest:
+                continue
         reason = _obstacle(node, step, name in disabled, rebuild=rebuild)
         if reason is not None:
             stops.append(Stop(name, node.project, reason, step.because, step.reached))

@@ -39,7 +39,7 @@ _VERBS = ("list", "show", "cancel")
 @click.option(
     "--rebuild",
     is_flag=True,
-    help="Ask also for tables that merge rows, where they read what changes: they are rebuilt from their beginning.",
+    help="Ask also for what policy leaves stale, and for tables that merge rows: they are rebuilt from their beginning.",
 )
 @click.option("--apply", is_flag=True, help="Make the request; it lasts until it is done or cancelled.")
 @click.option(

@@ -16,7 +16,7 @@ from attrs import frozen
 
 from meshgate.due import cron_floor, cron_next
 from meshgate.graph import Edge, Window, readers_of
-from meshgate.interval import IntervalSet
+from meshgate.interval import MIN_INSTANT, IntervalSet
 from meshgate.ledger import Stale
 
 if TYPE_CHECKING:
@@ -63,6 +63,14 @@ class Policy:
             and stale.since is not None
             and stale.since - stale.interval.end > self.horizon
         )
+
+    def leaves(self, node: ModelNode, now: datetime) -> IntervalSet:
+        """What of a model's time is not computed again by itself, if its parents were computed again now."""
+        if not self.redoes(node):
+            return IntervalSet.everything()
+        if self.horizon is None:
+            return IntervalSet()
+        return IntervalSet.of(MIN_INSTANT, node.unit.floor(now - self.horizon))
 
     def again_at(self, node: ModelNode, read_at: datetime | None, now: datetime) -> datetime | None:
         """Before when stale time is not computed again; None: at once."""

@@ -31,6 +31,7 @@ _STOPS = {
     "seed": "a seed changes only with its file; --only-downstream asks for its readers",
     "not_redoable": "evaluating it twice doubles rows: it is left for a person",
     "reported": "it merges rows, and only a rebuild makes it right: its staleness is reported, --rebuild asks for more",
+    "policy": "its `stale` policy leaves it as it is: its staleness is reported, --rebuild asks for more",
     "unrecorded": "nothing of it is recorded there, so there is nothing to compute again",
 }
 
