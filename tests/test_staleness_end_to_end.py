@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from command_line import answer_of
 from meshgate.interval import IntervalSet
 from tiny_mesh import SILVER, TinyMesh, at, span
 
@@ -80,8 +81,8 @@ def test_twelve_restated_five_minute_intervals_cause_one_hourly_evaluation(tiny:
     tiny.check(180)
 
 
-def test_what_is_stale_is_told(tiny: TinyMesh) -> None:
-    """`why` names the parent's interval that was computed again, and who evaluates it."""
+def test_what_is_stale_is_told(tiny: TinyMesh, capsys: pytest.CaptureFixture[str]) -> None:
+    """`why` and `status` name the parent's interval that was computed again, and who evaluates it."""
     tiny.feed(0, 240)
     with tiny.mesh() as mesh:
         for project in ("upstream", "downstream"):
@@ -92,6 +93,13 @@ def test_what_is_stale_is_told(tiny: TinyMesh) -> None:
     (cause,) = told.causes
     assert (cause.reason, cause.detail["parent"], cause.ready) == ("stale", SILVER_EVENTS, True)
     assert cause.detail["parent_interval"].overlaps(span(70, 75))
+    said = answer_of(capsys, tiny.folder, "status", "--now", "2026-01-05T03:00Z")
+    line = "gold.hourly [01:00, 02:00): silver.events [01:10, 01:15) was computed again at "
+    assert line in said.out
+    assert "; the next run of downstream computes it again" in said.out
+    answer = answer_of(capsys, tiny.folder, "status", "--json", "--now", "2026-01-05T03:00Z")
+    (one,) = (s for s in answer.document["stale"] if s["model"] == GOLD_HOURLY)
+    assert (one["parent"], one["accepted"], one["again_at"]) == (SILVER_EVENTS, False, None)
 
 
 @pytest.mark.parametrize("breaking", [False, True])

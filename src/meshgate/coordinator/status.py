@@ -14,12 +14,12 @@ from meshgate.coordinator.explain import ORDINARY, environment_of, runs_of
 from meshgate.interval import IntervalSet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from datetime import datetime, timedelta
 
     from meshgate.coordinator.explain import ProjectRuns
     from meshgate.coordinator.run import Workbench
-    from meshgate.ledger import Hold
+    from meshgate.ledger import Hold, Stale
 
 
 @frozen
@@ -102,6 +102,31 @@ class Wait:
 
 
 @frozen
+class Staleness:
+    """What of a model had read one of its parents before that was computed again, and what becomes of it.
+
+    Attributes:
+        model: The model.
+        project: Its project.
+        time: What of it, UTC.
+        parent: What was computed again.
+        parent_time: What of that; all of it where it held rows that nobody had judged.
+        since: When the first of that was recorded, UTC; None where that is not known.
+        again_at: When it may be computed again, UTC; None: at once, or never.
+        accepted: Policy leaves it so.
+    """
+
+    model: str
+    project: str
+    time: IntervalSet
+    parent: str
+    parent_time: IntervalSet
+    since: datetime | None
+    again_at: datetime | None
+    accepted: bool
+
+
+@frozen
 class Status:
     """Where an environment is.
 
@@ -111,6 +136,7 @@ class Status:
         projects: Each configured project, and those that others deployed there.
         waits: Every root cause once, with what it keeps back; what the next run evaluates anyway is not one.
         holds: What people keep from readers, also of time to come: model, project, and the hold.
+        stale: What was read too early, as it turned out, model by model, parents first.
     """
 
     environment: str
@@ -118,6 +144,7 @@ class Status:
     projects: tuple[ProjectStatus, ...]
     waits: tuple[Wait, ...]
     holds: tuple[tuple[str, str, Hold], ...] = ()
+    stale: tuple[Staleness, ...] = ()
 
 
 def status(bench: Workbench, *, environment: str | None = None, now: datetime | None = None) -> Status:
@@ -146,7 +173,22 @@ def status(bench: Workbench, *, environment: str | None = None, now: datetime | 
         deployed = any(node.project == name for node in scene.graph.nodes.values())
         projects.append(ProjectStatus(name, deployed, schedules.get(name), runs_of(scene, name), models))
     holds = tuple((m, scene.graph[m].project, hold) for m in found for hold in scene.state(m).holds)
-    return Status(scene.environment, scene.now, tuple(projects), _waits(scene, found), holds)
+    stale = tuple(one for name in found for one in _stale(scene, name))
+    return Status(scene.environment, scene.now, tuple(projects), _waits(scene, found), holds, stale)
+
+
+def _stale(scene: Scene, name: str) -> Iterator[Staleness]:
+    groups: dict[tuple[str, bool], list[Stale]] = {}
+    for one in scene.state(name).stale:
+        groups.setdefault((one.parent, one.accepted), []).append(one)
+    for (parent, accepted), group in groups.items():
+        yield Staleness(
+            name, scene.graph[name].project, IntervalSet(s.interval for s in group),
+            parent, IntervalSet(s.parent_interval for s in group),
+            since=min((s.since for s in group if s.since), default=None),
+            again_at=None if any(s.again_at is None for s in group) else min(s.again_at for s in group if s.again_at),
+            accepted=accepted,
+        )  # fmt: skip
 
 
 def waits(bench: Workbench, project: str, environment: str, now: datetime | None = None) -> tuple[Wait, ...]:

@@ -159,6 +159,7 @@ def status(found: Status) -> dict[str, Any]:
             {"model": model, "project": project, **plain(_record(hold))}
             for model, project, hold in found.holds
         ],
+        stale=[plain(_record(one)) for one in found.stale],
     )
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from meshgate.interval import IntervalSet
 from meshgate.report.holds import accept, accepted_row, hold, holds_beside, release  # noqa: F401 - found by name
+from meshgate.report.staleness import stale_beside
 from meshgate.report.wording import (
     because_of,
     boundary,
@@ -112,6 +113,7 @@ def status(out: Console, found: Status) -> None:
     else:
         out.print(_line(("nothing waits for anything but its own next run", "green")))
     _wrapped(out, holds_beside(found), 4)
+    _wrapped(out, stale_beside(found), 4)
 
 
 def _worth_showing(models: Sequence[ModelStatus]) -> list[ModelStatus]:
