@@ -57,6 +57,7 @@ class Troubles:
 
     Attributes:
         failing: It fails, and the next one need not.
+        of: The models of which evaluations fail so; none: of all.
         poisoned: Evaluations of the unit fail for a few hours.
         hopeless: Evaluations of the unit fail for ever.
         crash: Its process dies; in half of the cases nobody can prove it, and in half of those its write lands later.
@@ -65,6 +66,7 @@ class Troubles:
     """
 
     failing: float = 0.0
+    of: frozenset[str] = frozenset()
     poisoned: float = 0.0
     hopeless: float = 0.0
     crash: float = 0.0
@@ -303,7 +305,7 @@ class Simulation:
             {*late.get(name, ()), *t.marks.get("lookback", ()), *t.marks.get("requested", ())} - self._doomed[name]
             for name, t in self.ledger.tables.items()
             # A table that is refreshed as a whole is not refreshed while its next part is blocked.
-            if t.node.project in self.scenario.projects and not (t.whole and self._doomed[name])
+            if t.node.project in self.scenario.projects and not (t.whole and self._doomed[name]) and not t.appended
         )
         if waiting or lost or owing or self.happenings.under_way:
             self._quiet.clear()
@@ -483,7 +485,9 @@ class Simulation:
             run.expires = None
         units = self.geometry.units(model, cells)
         bad = [s for s in units if self._is_bad(model, s)]
-        if self.now < self.end and self.chance.random() < self.scenario.troubles.failing:
+        troubles = self.scenario.troubles
+        failing = self.now < self.end and self.chance.random() < troubles.failing
+        if failing and model in (troubles.of or (model,)):
             bad = units
         self.checker.landed(write, table, cells, [c for s in bad for c in self.geometry.unit(model, s)])
         if bad:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from meshgate.ledger import WHOLE as ALL_TIME
 from simulator_geometry import CELL_S, cells_of, end_of
 from simulator_warehouse import Warehouse
 
@@ -41,7 +42,7 @@ class Bounds:
     waits_s: Mapping[str, int] = field(default_factory=dict)
     causeless: bool = False
     rests_s: int = 0
-    in_one_run: bool = True
+    in_one_run: bool = False
 
 
 @dataclass
@@ -118,6 +119,9 @@ class Checker:
                 raise Violation("G3 skipped in silence", name, sorted(silent), now)
             if self.bounds is not None:
                 self._is_patient(self.bounds, model, table, now)
+            for start in self.geometry.units(name, table.marks.get("suspect", ())):
+                if start >= 0 and start not in table.facts and start not in self.evaluations[name]:
+                    raise Violation("B in doubt though nobody began it", name, start)
 
     def _is_patient(self, bounds: Bounds, model: ModelPlan, table: Table, now: int) -> None:
         """What is only stale is left alone for a while; what follows a fresh unit is remembered."""
@@ -247,6 +251,8 @@ class Checker:
             raise Violation("G4 a lost run recorded", model, sorted(cells), run)
         if (max(cells) + 1) * CELL_S > now:
             raise Violation("computed before it was over", model, sorted(cells), now)
+        if doubled := {c: n for c, n in self.warehouse.copies[table.key].items() if n > 1}:
+            raise Violation("G4 rows appended twice", model, doubled)
         size = self.geometry.size[model]
         begun = self._begun.pop(write)
         recorded = self.recorded[table.key]
@@ -283,15 +289,16 @@ class Checker:
             self.recorded[table.key][cell] = content.get(cell, 0)
             self.owed[model].pop(cell, None)
         if self.ledger.tables[model] is table:
+            self._due(model, self.ledger.now)
             self._missing[model] -= set(cells)
-        if not table.node.kind.redoable:
+        if table.appended:
             self.warehouse.copies[table.key].clear()
 
     # When a run ends
 
     def finished(self, run: Run, stale: Mapping[str, Iterable[Stale]]) -> None:
         """A run that nothing hindered leaves nothing stale that it made stale itself."""
-        if self.bounds is None or not self.bounds.in_one_run or self.bounds.rests_s:
+        if self.bounds is None or not self.bounds.in_one_run:
             return
         for name, found in stale.items():
             child = self.ledger.tables[name]
@@ -325,6 +332,8 @@ class Checker:
         told: dict[str, set[int]] = {}
         for blocked in plan.blocked:
             told.setdefault(blocked.model, set()).update(cells_of([blocked.interval]))
+            if blocked.interval == ALL_TIME:
+                told[blocked.model].add(-1)
         for name, table in self.ledger.tables.items():
             marked = {kind: set(marks) for kind, marks in table.marks.items() if marks}
             doubtful = marked.get("failed", set()) | marked.get("suspect", set())
@@ -335,6 +344,8 @@ class Checker:
                 continue
             if lost := set(range(end_of(table.node))) - set(table.facts) - excused:
                 raise Violation("G3 lost", name, sorted(lost))
+            if self.bounds is not None and (waiting := told.get(name)):
+                raise Violation("G3 left blocked", name, sorted(waiting))
             if wrong := doubtful - excused:
                 raise Violation("G3 never healed", name, sorted(wrong), marked)
             if owed := set(self.owed[name]) - excused - doubtful:
@@ -345,8 +356,6 @@ class Checker:
             for cell in table.facts:
                 if cell not in doubtful | excused and recorded[cell] != content.get(cell, 0):
                     raise Violation("G4 rows that nobody recorded", name, cell, recorded[cell], content[cell])
-            if doubled := {c: n for c, n in self.warehouse.copies[table.key].items() if n > 1}:
-                raise Violation("G4 rows appended twice", name, doubled)
             if table.covered != table.covered.clip(table.node.life.start, table.node.life.end):
                 raise Violation("the record leaves the model's life", name)
             if cells_of(table.covered) != set(table.facts):

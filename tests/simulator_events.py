@@ -61,7 +61,7 @@ class Happenings:
         self.foreign = bool(events.removal or events.plain or told or events.accept)
         self.under_way = 0
         self._new: dict[int, tuple[Table, bool]] = {}
-        self._last_hour = simulation.end - 4 * 3600
+        self._last_hour = simulation.end - 3600
 
     def start(self) -> None:
         for each in fields(self.events):
@@ -75,6 +75,15 @@ class Happenings:
         if self.simulation.now < self._last_hour:
             what()
             self._again(every_s, what)
+
+    def _later(self, delay_s: int, what: Callable[..., None], *arguments: object) -> None:
+        """Something that has to be over before the history is."""
+        self.under_way += 1
+        self.simulation.later(delay_s, self._end, what, arguments)
+
+    def _end(self, what: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        self.under_way -= 1
+        what(*arguments)
 
     def _some(self, cells: set[int], model: str, most: int = 6) -> Cells:
         """Some neighbouring units, or none."""
@@ -114,7 +123,7 @@ class Happenings:
     def request(self) -> None:
         table = self._any_model() if self.chance.random() < 0.5 else self._any_source()
         cells = self._some(set(table.facts), table.node.name)
-        if cells and table.node.kind.redoable:
+        if cells:
             self._mend(table, cells)
             people.request(self.ledger, table.node.name, cells)
 
@@ -127,7 +136,7 @@ class Happenings:
                 wrong = {c for doubt in table.doubt.values() for c in doubt}
             wrong = {c for c in wrong if (c + 1) * CELL_S <= self.simulation.now}
             cells = self._some(wrong, table.node.name, 1)
-            if cells and (not table.whole or not table.node.kind.redoable):
+            if cells and (not table.whole or table.appended):
                 self._accept(table, cells)
                 return
 
@@ -142,36 +151,40 @@ class Happenings:
         if taken:
             self.checker.taken(table, taken)
             if self.chance.random() < 0.4:
-                self.simulation.later(
-                    self.chance.randrange(3600), people.undo_accept, self.ledger, table, taken
-                )
+                self._later(self.chance.randrange(3600), people.undo_accept, self.ledger, table, taken)
 
     def hold(self) -> None:
         table = self._any_model()
         cells = self._some(set(table.facts) or {0}, table.node.name)
         people.hold(self.ledger, table.node.name, cells)
-        self.simulation.later(
-            self.chance.randrange(3 * 3600), people.release, self.ledger, table.node.name, cells
-        )
+        self._later(self.chance.randrange(3 * 3600), people.release, self.ledger, table.node.name, cells)
 
     # Plain SQLMesh
 
     def removal(self) -> None:
-        """What nobody has told SQLMesh is not in its record anyway: who removes it does not see that."""
+        """What nobody has told SQLMesh is not in its record anyway: who removes it does not see that.
+
+        Not what is just being computed: its commit would put it back into SQLMesh's record, without a trace.
+        """
         table = self._any_model() if self.chance.random() < 0.3 else self._any_source()
         untold = {c for fact, cells in table.rows() if fact.mirrored is None for c in cells}
         chosen = untold if untold and self.chance.random() < 0.7 else set(table.facts)
+        versions = [t for t in self.ledger.versions.values() if t.node.name == table.node.name]
+        claims = [claim for t in versions for claim in t.claims if claim.state == "begun"]
+        writing = {c for claim in claims for c in claim.cells}
+        chosen = set() if -1 in writing else chosen - writing
         cells = self._some(chosen, table.node.name, 3)
-        if cells and table.node.kind.redoable:
+        if cells and not table.appended:
             self._mend(table, cells)
-            self.ledger.state[table.key] -= cells
+            for each in versions:
+                self.ledger.state[each.key] -= cells
 
     def plain(self) -> None:
         table = self._any_model()
         name = table.node.name
         over = min(self.simulation.now // CELL_S, end_of(table.node))
         over -= over % self.geometry.size[name]
-        lacking = {c for c in range(over) if c not in table.facts and c not in self.ledger.state[table.key]}
+        lacking = set(range(over)) - self._known(table)
         if not table.node.kind.time_partitioned or table.node.depends_on_past:
             lacking &= set(range(min(lacking, default=0), over))
             cells = frozenset(sorted(lacking)[: self.geometry.size[name]])
@@ -179,22 +192,28 @@ class Happenings:
                 return  # a hole of a table that must be filled in order is nobody's next interval
         else:
             cells = self._some(lacking, name, 3)
-        if not cells or not table.node.kind.redoable:
+        if not cells or table.appended:
             return
         rows = self.warehouse.compute(table, cells, self.ledger.tables)
         self.under_way += 1
         self.simulation.later(self.chance.randrange(900), self._write, table, cells, rows)
 
+    def _known(self, table: Table) -> set[int]:
+        """What plain SQLMesh would not evaluate, or not without rewriting what a run has recorded."""
+        untold = ("accepted", None, None)
+        facts = {c for c, f in table.facts.items() if (f.verdict, f.run, f.mirrored) != untold}
+        return self.ledger.state[table.key] | facts
+
     def _write(self, table: Table, cells: Cells, rows: dict[int, int]) -> None:
         """Not over what is recorded: SQLMesh keeps no trace of that, and neither rule is about it."""
-        known = self.ledger.state[table.key] | set(table.facts)
-        if known & cells or self.ledger.tables[table.node.name] is not table:
+        if self._known(table) & cells or self.ledger.tables[table.node.name] is not table:
             self.under_way -= 1
             return
         self.warehouse.write(table, rows)
         written = rows if table.refreshed else cells
         self.checker.content[table.key].update(dict.fromkeys(written, -self.ledger.revision_ - 1))
-        wait_s = self.chance.randrange(900) if not table.whole else 0
+        # A run that tells SQLMesh what was accepted would hide that it stands there because of somebody else.
+        wait_s = 0 if table.whole or cells & table.facts.keys() else self.chance.randrange(900)
         self.simulation.later(wait_s, self._record, table, cells)
 
     def _record(self, table: Table, cells: Cells) -> None:
@@ -209,7 +228,7 @@ class Happenings:
 
         table = self._any_model()
         node = table.node
-        if not node.kind.redoable or not table.facts:
+        if table.appended or not table.facts:
             return
         run = self.ledger.acquire(node.project, share=True, purpose="deploy")
         if run is None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ORIGIN = datetime(2026, 1, 5, tzinfo=UTC)
 CELL_S = 300
+_FAR = 30 * 24 * 12
 Cells = frozenset[int]
 
 
@@ -32,8 +33,10 @@ def interval_of(cells: Collection[int]) -> Interval:
 
 
 def cells_of(time: Iterable[Interval]) -> set[int]:
-    """The cells of some time that is made of whole cells."""
-    return {cell for piece in time for cell in range(cell_at(piece.start), cell_at(piece.end))}
+    """The cells of some time that is made of whole cells, as far as histories go."""
+    return {
+        cell for piece in time for cell in range(max(0, cell_at(piece.start)), min(_FAR, cell_at(piece.end)))
+    }
 
 
 def cell_at(instant: datetime) -> int:

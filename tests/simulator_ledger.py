@@ -7,6 +7,7 @@ forgets what has ended. Each protecting rule can be taken away, to see that some
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from simulator_answers import Answers
@@ -215,9 +216,10 @@ class SimulatedLedger(Answers):
             table.claims.append(claim)
         made = self.next(table)
         stamped = self._stamped(table, cells, claim.read, stale_from)
-        table.record(
-            stamped, Fact(made, claim.read, run.run_id, "passed", self.now, None, claim.begun_at)
-        )
+        table.record(stamped, Fact(made, claim.read, run.run_id, "passed", self.now, None, claim.begun_at))
+        if not self.obeys("a refresh stamps all from the first stale instant on") and table.refreshed:
+            for fact, row in table.rows():
+                table.record(row, replace(fact, read=claim.read))
         self._discharge(table, cells, claim.read)
         if table.whole and not any(table.marks.get(kind) for kind in DOUBTS):
             table.dirty = {since: made if until is None else until for since, until in table.dirty.items()}
@@ -244,7 +246,7 @@ class SimulatedLedger(Answers):
 
     def _discharge(self, table: Table, cells: Cells, read: int) -> None:
         """Forget the marks that a commit has answered."""
-        if not table.node.kind.redoable:
+        if table.appended:
             return  # appending mends nothing
         ignored = not self.obeys("a mark outlives an evaluation that read before it")
         for kind, marks in table.marks.items():

@@ -16,6 +16,7 @@ from simulator_events import Events
 from simulator_geometry import ORIGIN
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
     from typing import Any
 
 LATE_ROWS, SAME_PROJECT, CHILD, AS_OF, GRANDCHILD = "orders", "lines", "gold", "dim", "report"
@@ -109,10 +110,10 @@ def scenario(
     return Scenario(**fields)
 
 
-def everything(hours: float) -> MeshGraph:
+def everything(hours: float, lookback: int = 12) -> MeshGraph:
     """Models of every sort: what reads itself, a fact of a dimension, a rolling window, what merges and what appends."""
     end = ORIGIN + timedelta(hours=hours)
-    small = mesh(hours, 12)
+    small = mesh(hours, lookback)
     five, hour = small[LATE_ROWS], small[CHILD]
     nodes = [
         *small.nodes.values(),
@@ -137,13 +138,46 @@ def everything(hours: float) -> MeshGraph:
     return MeshGraph({n.name: n for n in nodes}, edges)
 
 
-def eventful(seed: int, *, hours: float = 8, **others: Any) -> Scenario:
-    """A history of that mesh with all troubles and all events; arguments as of `scenario`."""
+def some_of(graph: MeshGraph, models: Collection[str]) -> MeshGraph:
+    """Those models of a mesh alone."""
+    edges = (e for name in graph.order() for e in graph.parents(name) if {e.child, e.parent} <= set(models))
+    return MeshGraph({name: graph[name] for name in models}, edges)
+
+
+def daily(hours: float) -> MeshGraph:
+    """Hourly facts that look up a dimension which is refreshed once a day."""
+    hour = mesh(hours, 0)[CHILD]
+    day = {"unit": IntervalUnit.DAY, "cron": "@daily", "kind": Kind.FULL}
+    nodes = [evolve(hour, name=LATE_ROWS, project="up"), evolve(hour, name=AS_OF, **day), evolve(hour, name=FACT)]
+    edges = [Edge(AS_OF, LATE_ROWS), Edge(FACT, LATE_ROWS), Edge(FACT, AS_OF, Window("latest"))]
+    return MeshGraph({n.name: n for n in nodes}, edges)
+
+
+def eventful(
+    seed: int,
+    *,
+    hours: float = 8,
+    models: Collection[str] = (),
+    slow: Mapping[str, tuple[int, int]] | None = None,
+    **others: Any,
+) -> Scenario:
+    """A history of that mesh, with all troubles and all events.
+
+    Args:
+        seed: As of `scenario`.
+        hours: As of `scenario`.
+        models: Only these.
+        slow: Models that take as long as is told.
+        others: As of `scenario`.
+    """
     fields = {
         "overlap": ("skip", "share")[seed % 2], "takes_s": (SHORT_S, LONG_S)[seed // 2 % 2], "readers_every_s": 900,
         "troubles": ALL_TROUBLES, "events": ALL_EVENTS, "staleness": True,
     } | others  # fmt: skip
     played = scenario(seed, hours=hours, **fields)
-    graph = others.get("graph") or everything(hours)
+    graph = others.get("graph") or everything(hours, others.get("lookback", 12))
+    graph = some_of(graph, models) if models else graph
+    projects = {n.project for n in graph.nodes.values()}
+    played = replace(played, projects={n: p for n, p in played.projects.items() if n in projects})
     takes = {name: (30, 200) if node.unit is IntervalUnit.HOUR else (10, 60) for name, node in graph.nodes.items()}
-    return replace(played, graph=graph, takes_s=takes | dict(played.takes_s))
+    return replace(played, graph=graph, takes_s=takes | dict(played.takes_s) | dict(slow or {}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from meshgate.graph import Kind
 from meshgate.interval import IntervalSet
 from simulator_geometry import interval_of, runs_of
 
@@ -126,6 +127,11 @@ class Table:
     def refreshed(self) -> bool:
         """Whether each evaluation makes all of it anew."""
         return self.node.kind.reads_everything
+
+    @property
+    def appended(self) -> bool:
+        """Whether an evaluation mends nothing that was written before."""
+        return self.node.kind is Kind.INCREMENTAL_UNMANAGED
 
     def forget(self) -> None:
         """What was derived from it: it has changed."""

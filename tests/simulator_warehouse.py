@@ -67,7 +67,7 @@ class Warehouse:
 
     def write(self, table: Table, rows: Mapping[int, int]) -> None:
         self.rows[table.key].update(rows)
-        if not table.node.kind.redoable:
+        if table.appended:
             for cell in rows:
                 self.copies[table.key][cell] += 1
 
