@@ -10,7 +10,6 @@ import heapq
 import random
 from collections import deque
 from dataclasses import dataclass, field
-from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,12 @@ from meshgate.coordinator import staleness
 from meshgate.coordinator.staleness import Policy
 from meshgate.graph import readers_of
 from meshgate.interval import IntervalSet
-from simulator_checker import Bounds, Checker, Violation
-from simulator_events import Events, Happenings
+from simulator_checker import Checker, Violation
+from simulator_events import Happenings
 from simulator_geometry import CELL_S, at, cell_at, cells_of, end_of, interval_of, runs_of
 from simulator_ledger import SimulatedLedger
 from simulator_people import adopt, reconcile
+from simulator_scene import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -32,75 +32,10 @@ if TYPE_CHECKING:
     from meshgate.graph import MeshGraph
     from meshgate.ledger import Stale
     from simulator_geometry import Cells
+    from simulator_scene import Scenario
     from simulator_table import Run, Table
 
-NEVER = timedelta.max
 _REST_S = 48 * 3600  # that long after the last trouble everything must be at rest
-
-
-@dataclass(frozen=True)
-class Project:
-    """When a project runs, seconds.
-
-    Attributes:
-        overlap: `skip` or `share`.
-    """
-
-    period_s: int
-    phase_s: int = 0
-    overlap: str = "skip"
-
-
-@dataclass(frozen=True)
-class Troubles:
-    """Chances: of each evaluation, but for `poisoned` and `hopeless`, which are of each unit.
-
-    Attributes:
-        failing: It fails, and the next one need not.
-        of: The models of which evaluations fail so; none: of all.
-        poisoned: Evaluations of the unit fail for a few hours.
-        hopeless: Evaluations of the unit fail for ever.
-        crash: Its process dies; in half of the cases nobody can prove it, and in half of those its write lands later.
-        pause: Its process stands still for up to an hour, and then goes on as if nothing had been.
-        unmirrored: It is recorded, and its process dies before it has told SQLMesh.
-    """
-
-    failing: float = 0.0
-    of: frozenset[str] = frozenset()
-    poisoned: float = 0.0
-    hopeless: float = 0.0
-    crash: float = 0.0
-    pause: float = 0.0
-    unmirrored: float = 0.0
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What is played.
-
-    Attributes:
-        graph: Every model with a start at the origin and an end.
-        projects: By name.
-        takes_s: The shortest and the longest evaluation of each model, seconds.
-        patience: For every model; None for the product's default, `NEVER` to be patient for ever.
-        staleness: Whether what read a parent before it was computed again is computed again too.
-        policy: What is done about each model's stale time.
-        events: What people, plain SQLMesh and the source do.
-        bounds: Of a calm history.
-    """
-
-    graph: MeshGraph
-    projects: Mapping[str, Project]
-    takes_s: Mapping[str, tuple[int, int]]
-    troubles: Troubles = Troubles()
-    patience: timedelta | None = None
-    staleness: bool = False
-    policy: Mapping[str, Policy] = field(default_factory=dict)
-    events: Events = Events()
-    bounds: Bounds | None = None
-    ttl_s: int = 300
-    grace_s: int = 300
-    thinks_s: int = 20
 
 
 @dataclass
@@ -300,12 +235,17 @@ class Simulation:
         lost = any(c.state == "lost" for t in self.ledger.tables.values() for c in t.claims)
         stale = self.stale()
         accepted = self._accepted(stale)
-        late = {name: cells_of(s.interval for s in found) for name, found in stale.items() if name not in accepted}
+        late = {
+            name: cells_of(s.interval for s in found) for name, found in stale.items() if name not in accepted
+        }
         owing = any(
-            {*late.get(name, ()), *t.marks.get("lookback", ()), *t.marks.get("requested", ())} - self._doomed[name]
+            {*late.get(name, ()), *t.marks.get("lookback", ()), *t.marks.get("requested", ())}
+            - self._doomed[name]
             for name, t in self.ledger.tables.items()
             # A table that is refreshed as a whole is not refreshed while its next part is blocked.
-            if t.node.project in self.scenario.projects and not (t.whole and self._doomed[name]) and not t.appended
+            if t.node.project in self.scenario.projects
+            and not (t.whole and self._doomed[name])
+            and not t.appended
         )
         if waiting or lost or owing or self.happenings.under_way:
             self._quiet.clear()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-
 from meshgate.interval import IntervalSet
 from meshgate.ledger import WHOLE as ALL_TIME
 from meshgate.ledger import Hold, LiveClaim, Manifest, Mark, VersionState

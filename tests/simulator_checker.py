@@ -21,28 +21,12 @@ if TYPE_CHECKING:
     from meshgate.ledger import Stale
     from simulator_geometry import Cells
     from simulator_ledger import SimulatedLedger
+    from simulator_scene import Bounds
     from simulator_table import Run, Table
 
 
 class Violation(AssertionError):  # noqa: N818 - it is a finding
     """A guarantee that did not hold; its first argument names it."""
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What a calm history keeps to, in which nothing crashes.
-
-    Attributes:
-        waits_s: How long after its end a unit is recorded at the latest, by model, seconds.
-        causeless: Whether anything may be computed again without a cause.
-        rests_s: How soon after its last read a unit that is only stale may be computed again; 0: at once.
-        in_one_run: Whether a run mends what it makes stale itself.
-    """
-
-    waits_s: Mapping[str, int] = field(default_factory=dict)
-    causeless: bool = False
-    rests_s: int = 0
-    in_one_run: bool = False
 
 
 @dataclass
@@ -200,7 +184,10 @@ class Checker:
         model, again = table.node.name, cells & table.facts.keys()
         asked = any(request.model == model for request in self.ledger.requests)
         marked = {
-            c for kind, marks in table.marks.items() for c in marks if kind != "requested" or asked or not table.whole
+            c
+            for kind, marks in table.marks.items()
+            for c in marks
+            if kind != "requested" or asked or not table.whole
         }
         if again and table.whole and not table.refreshed and not marked:
             raise Violation("B merged again though nobody asked for it", model, sorted(again))
@@ -209,7 +196,11 @@ class Checker:
         units = self.geometry.units(model, again)
         for start in units[:1] if table.node.depends_on_past else units:
             unit = self.geometry.unit(model, start)
-            if marked.isdisjoint(unit) and self._followed[model].isdisjoint(unit) and not self._has_newer(table, start):
+            if (
+                marked.isdisjoint(unit)
+                and self._followed[model].isdisjoint(unit)
+                and not self._has_newer(table, start)
+            ):
                 raise Violation("B computed again without a cause", model, start)
 
     def _has_newer(self, table: Table, start: int) -> bool:
@@ -305,7 +296,9 @@ class Checker:
             for each in found:
                 parent = self.ledger.tables[each.parent]
                 if child.node.project == parent.node.project == run.project and not child.whole:
-                    made = {parent.facts[c].run for c in cells_of([each.parent_interval]) if c in parent.facts}
+                    made = {
+                        parent.facts[c].run for c in cells_of([each.parent_interval]) if c in parent.facts
+                    }
                     if made == {run.run_id}:
                         raise Violation("B left stale by its own run", name, each.interval, each.parent)
 

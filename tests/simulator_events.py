@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from attrs import evolve
@@ -15,30 +15,8 @@ if TYPE_CHECKING:
 
     from simulator import Simulation, Work
     from simulator_geometry import Cells
+    from simulator_scene import Events
     from simulator_table import Table
-
-
-@dataclass(frozen=True)
-class Events:
-    """How often each comes to pass: on average once in so many seconds; 0: never.
-
-    Attributes:
-        late: Rows arrive within the lookback of a model without parents; nobody tells.
-        request: Somebody asks for a range again, of a model without parents because its source was mended.
-        removal: Somebody removes a range from SQLMesh's record, and mends the source.
-        plain: Plain SQLMesh evaluates what it lacks: it reads, writes later, and records later still.
-        deploy: A new version of a model is built, and promoted later.
-        accept: Somebody takes a failed range as it is; now and then that is undone.
-        hold: Somebody keeps a range from readers for up to three hours.
-    """
-
-    late: int = 0
-    request: int = 0
-    removal: int = 0
-    plain: int = 0
-    deploy: int = 0
-    accept: int = 0
-    hold: int = 0
 
 
 class Happenings:
@@ -234,7 +212,9 @@ class Happenings:
         if run is None:
             return
         breaking = self.chance.random() < 0.5
-        version = str(int(node.version) + 1 + sum(t.node.name == node.name for t in self.ledger.versions.values()))
+        version = str(
+            int(node.version) + 1 + sum(t.node.name == node.name for t in self.ledger.versions.values())
+        )
         new = self.ledger.add(evolve(node, version=version), table.recipe + breaking)
         work = Work(run, node.project, {**self.ledger.tables, node.name: new})
         ready: set[int] = set()
@@ -264,7 +244,9 @@ class Happenings:
             return
         old = self.ledger.tables[new.node.name]
         writing = any(
-            c.state == "begun" and c.run in self.ledger.running and self.ledger.holds(self.ledger.running[c.run])
+            c.state == "begun"
+            and c.run in self.ledger.running
+            and self.ledger.holds(self.ledger.running[c.run])
             for c in old.claims
         )
         if writing:

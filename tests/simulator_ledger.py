@@ -170,9 +170,7 @@ class SimulatedLedger(Answers):
         answers = []
         for piece in pieces:
             cells = WHOLE if self.is_one(table) else piece
-            here = [
-                c for c in table.claims if c.cells & cells and (c.state != "lost" or c.until > self.now)
-            ]
+            here = [c for c in table.claims if c.cells & cells and (c.state != "lost" or c.until > self.now)]
             mine = any(c.run == run.run_id and c.cells == cells and c.state != "lost" for c in here)
             free = not here or not self.obeys("two live claims never overlap")
             if not mine and free:
@@ -234,7 +232,11 @@ class SimulatedLedger(Answers):
 
     def _stamped(self, table: Table, cells: Cells, read: int, stale_from: int | None) -> Cells:
         """What gets a new revision by a refresh: its new part, and all from the first stale or asked-for instant on."""
-        if not (table.refreshed and table.facts and self.obeys("a refresh stamps all from the first stale instant on")):
+        if not (
+            table.refreshed
+            and table.facts
+            and self.obeys("a refresh stamps all from the first stale instant on")
+        ):
             return cells
         first = min(table.facts)
         asked = [] if stale_from is None else [stale_from]

@@ -102,7 +102,9 @@ def accept(ledger: SimulatedLedger, table: Table, cells: Cells, lookback: Cells)
         if not told:
             part -= set(table.facts)
         if part:
-            table.record(part, Fact(made, read, None, "accepted", ledger.now, ledger.now if seen else None, None))
+            table.record(
+                part, Fact(made, read, None, "accepted", ledger.now, ledger.now if seen else None, None)
+            )
     for marks in table.marks.values():
         for c in [c for c in marks if c in holes]:
             del marks[c]
@@ -141,13 +143,17 @@ def adopt(ledger: SimulatedLedger, run: Run, table: Table) -> Cells:
 # Plain SQLMesh
 
 
-def reconcile(ledger: SimulatedLedger, table: Table, recorded: set[int], *, gated: bool, read_at: int) -> list[tuple[str, Cells]]:
+def reconcile(
+    ledger: SimulatedLedger, table: Table, recorded: set[int], *, gated: bool, read_at: int
+) -> list[tuple[str, Cells]]:
     """Compare SQLMesh's record of a version with ours, and take over what others did."""
     found: list[tuple[str, Cells]] = []
     for piece in runs_of(recorded - set(table.facts)):
         made = ledger.next(table)
         known = not ledger.obeys("what a plain run had read is unknown")
-        table.record(piece, Fact(made, made - 1 if known else 0, None, "foreign", ledger.now, ledger.now, None))
+        table.record(
+            piece, Fact(made, made - 1 if known else 0, None, "foreign", ledger.now, ledger.now, None)
+        )
         found.append(("added", piece))
         doubtful = _is_known(ledger, table, piece) and ledger.obeys("a plain run over known time is suspect")
         if doubtful or (gated and not known):
@@ -194,7 +200,9 @@ def _lacking(
             owner = ledger.running.get(fact.run or 0)
             gone = fact.committed < read_at and fact.run is not None and not (owner and ledger.holds(owner))
         if gone:
-            lacking += [(piece, fact) for piece in runs_of(row - recorded if fact.mirrored is not None else row)]
+            lacking += [
+                (piece, fact) for piece in runs_of(row - recorded if fact.mirrored is not None else row)
+            ]
     found = []
     for piece, fact in lacking:
         kinds = ("removed", "suspect", "failed")
@@ -224,7 +232,8 @@ def promote(ledger: SimulatedLedger, new: Table, *, breaking: bool) -> None:
     name = new.node.name
     old = ledger.tables[name]
     graph = MeshGraph(
-        {**ledger.graph.nodes, name: new.node}, [e for n in ledger.graph.order() for e in ledger.graph.parents(n)]
+        {**ledger.graph.nodes, name: new.node},
+        [e for n in ledger.graph.order() for e in ledger.graph.parents(n)],
     )
     unbroken = {} if breaking else {name: frozenset({old.node.version})}
     settled = staleness.after_promotion(ledger, "prod", graph, unbroken)  # type: ignore[arg-type]

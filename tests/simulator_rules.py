@@ -19,9 +19,8 @@ from meshgate.coordinator.staleness import Policy
 from meshgate.due import Due, due
 from meshgate.graph import Kind, MeshGraph, ModelNode, Window
 from meshgate.interval import Interval, IntervalSet
-from simulator import NEVER, Simulation, Troubles
-from simulator_checker import Bounds, Violation
-from simulator_events import Events
+from simulator import Simulation
+from simulator_checker import Violation
 from simulator_scenarios import (
     APPENDED,
     AS_OF,
@@ -40,6 +39,7 @@ from simulator_scenarios import (
     eventful,
     everything,
 )
+from simulator_scene import NEVER, Bounds, Events, Troubles
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,13 +102,17 @@ class Switch:
 def _lookback_with_holes(node: ModelNode, covered: IntervalSet, now: Any, **more: Any) -> Due:
     """Lookback before every missing unit."""
     found = due(node, covered, now, **more)
-    before = (Interval(node.unit.shift(p.start, -node.lookback), p.start) for p in found.fresh if node.lookback)
+    before = (
+        Interval(node.unit.shift(p.start, -node.lookback), p.start) for p in found.fresh if node.lookback
+    )
     return attrs.evolve(found, lookback=IntervalSet(before) & covered)
 
 
 def _interval_for_latest(graph: MeshGraph, name: str, kept: Callable[..., Any] = MeshGraph.gates) -> Any:
     """`latest` aligned outward: all of the parent's unit in which the reader's lies."""
-    return tuple(attrs.evolve(g, window=Window()) if g.window.mode == "latest" else g for g in kept(graph, name))
+    return tuple(
+        attrs.evolve(g, window=Window()) if g.window.mode == "latest" else g for g in kept(graph, name)
+    )
 
 
 def _life_before_its_start(node: ModelNode) -> Interval:
@@ -142,11 +146,11 @@ SWITCHES = (
         },
     ),
     Switch(
-        "3", "who reads while a refresh fails is stale", "G5", 0,
+        "3", "who reads while a refresh fails is stale", "G5", 1,
         without=("a reader in flight over a failed refresh is stale",),
         scene={
-            "models": (LATE_ROWS, AS_OF, FACT), "overlap": "share", "readers_every_s": 300, "slow": {FACT: (1500, 4000), AS_OF: (600, 1500)},
-            "troubles": Troubles(failing=0.6, of=frozenset({AS_OF})), "lookback": 0, "hours": 8,
+            "models": (LATE_ROWS, AS_OF, CHILD, GRANDCHILD), "overlap": "share", "readers_every_s": 300, "lookback": 0, "hours": 10,
+            "slow": {GRANDCHILD: (1500, 4000), AS_OF: (200, 500)}, "troubles": Troubles(failing=0.6, of=frozenset({AS_OF})),
         },
     ),
     Switch(

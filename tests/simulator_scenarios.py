@@ -11,9 +11,8 @@ from attrs import evolve
 
 from meshgate.graph import Edge, Kind, MeshGraph, ModelNode, Window
 from meshgate.interval import IntervalUnit
-from simulator import Project, Scenario, Troubles
-from simulator_events import Events
 from simulator_geometry import ORIGIN
+from simulator_scene import Events, Project, Scenario, Troubles
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -148,7 +147,11 @@ def daily(hours: float) -> MeshGraph:
     """Hourly facts that look up a dimension which is refreshed once a day."""
     hour = mesh(hours, 0)[CHILD]
     day = {"unit": IntervalUnit.DAY, "cron": "@daily", "kind": Kind.FULL}
-    nodes = [evolve(hour, name=LATE_ROWS, project="up"), evolve(hour, name=AS_OF, **day), evolve(hour, name=FACT)]
+    nodes = [
+        evolve(hour, name=LATE_ROWS, project="up"),
+        evolve(hour, name=AS_OF, **day),
+        evolve(hour, name=FACT),
+    ]
     edges = [Edge(AS_OF, LATE_ROWS), Edge(FACT, LATE_ROWS), Edge(FACT, AS_OF, Window("latest"))]
     return MeshGraph({n.name: n for n in nodes}, edges)
 
@@ -179,5 +182,7 @@ def eventful(
     graph = some_of(graph, models) if models else graph
     projects = {n.project for n in graph.nodes.values()}
     played = replace(played, projects={n: p for n, p in played.projects.items() if n in projects})
-    takes = {name: (30, 200) if node.unit is IntervalUnit.HOUR else (10, 60) for name, node in graph.nodes.items()}
+    takes = {
+        name: (30, 200) if node.unit is IntervalUnit.HOUR else (10, 60) for name, node in graph.nodes.items()
+    }
     return replace(played, graph=graph, takes_s=takes | dict(played.takes_s) | dict(slow or {}))

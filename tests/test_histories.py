@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from guarantee_mesh import AUDIT, GOLD, Mesh, minutes, node
 from meshgate.graph import Edge, Kind
 from meshgate.interval import IntervalSet
