@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
+from simulator_beside import Beside
 from simulator_ledger import RULES
 from simulator_rules import LEFT_OUT, SWITCHES, Switch
+
+if TYPE_CHECKING:
+    from meshgate.ledger import Ledger
 
 
 @pytest.mark.parametrize("switch", SWITCHES, ids=[switch.rule for switch in SWITCHES])
@@ -21,3 +27,12 @@ def test_every_rule_has_a_switch_or_a_reason() -> None:
     assert {str(number) for number in range(1, 27)} <= numbers
     assert {rule for switch in SWITCHES for rule in switch.without} == RULES
     assert all(switch.breaks for switch in SWITCHES)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_simulated_ledger_finds_stale_what_the_real_one_does(ledger: Ledger, seed: int) -> None:
+    """Through batches that meet, failures, requests, looks that settle, promotions: record, marks and staleness agree."""
+    both = Beside(ledger, seed)
+    for _ in range(60):
+        both.step()
+        both.agree()
