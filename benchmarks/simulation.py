@@ -28,7 +28,7 @@ from meshgate.coordinator import turns
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from simulator import NEVER, Simulation
+from simulator import Simulation
 from simulator_checker import Violation
 from simulator_scenarios import (
     AS_OF,
@@ -41,6 +41,7 @@ from simulator_scenarios import (
     TROUBLES,
     scenario,
 )
+from simulator_scene import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ORIGIN = datetime(2026, 1, 5, tzinfo=UTC)
 CELL_S = 300
+_FAR = 30 * 24 * 12
 Cells = frozenset[int]
 
 
@@ -32,8 +33,10 @@ def interval_of(cells: Collection[int]) -> Interval:
 
 
 def cells_of(time: Iterable[Interval]) -> set[int]:
-    """The cells of some time that is made of whole cells."""
-    return {cell for piece in time for cell in range(cell_at(piece.start), cell_at(piece.end))}
+    """The cells of some time that is made of whole cells, as far as histories go."""
+    return {
+        cell for piece in time for cell in range(max(0, cell_at(piece.start)), min(_FAR, cell_at(piece.end)))
+    }
 
 
 def cell_at(instant: datetime) -> int:
@@ -65,6 +68,7 @@ class Geometry:
         self.size = {name: _cells_in_unit(node) for name, node in graph.nodes.items()}
         self._known: dict[tuple[str, int], list[tuple[str, range]]] = {}
         self._together: dict[tuple[str, int, int], list[tuple[str, range]]] = {}
+        self._fed: dict[tuple[str, int], list[tuple[str, range]]] = {}
 
     def unit(self, model: str, cell: int) -> range:
         """The unit that holds a cell."""
@@ -78,19 +82,28 @@ class Geometry:
         return sorted({cell - cell % size for cell in cells})
 
     def reads(self, model: str, start: int) -> list[tuple[str, range]]:
-        """What the unit that begins with a cell reads, by parent."""
+        """What the unit that begins with a cell waits for, by parent."""
         key = (model, start)
         if key not in self._known:
-            node = self.graph[model]
-            unit = interval_of(self.unit(model, start))
-            found = []
-            for edge in self.graph.parents(model):
-                prefix = node.kind.as_of and edge.window.is_default
-                read = read_by(self.graph[edge.parent], Window("prefix") if prefix else edge.window, unit)
-                if read is not None:
-                    found.append((edge.parent, range(cell_at(read[0]), cell_at(read[1]))))
-            self._known[key] = found
+            self._known[key] = self._read(model, start, prefix=self.graph[model].kind.as_of)
         return self._known[key]
+
+    def feeds(self, model: str, start: int) -> list[tuple[str, range]]:
+        """What the rows of a unit are made of: of a whole table less than it waits for."""
+        key = (model, start)
+        if key not in self._fed:
+            self._fed[key] = self._read(model, start, prefix=False)
+        return self._fed[key]
+
+    def _read(self, model: str, start: int, *, prefix: bool) -> list[tuple[str, range]]:
+        unit = interval_of(self.unit(model, start))
+        found = []
+        for edge in self.graph.parents(model):
+            window = Window("prefix") if prefix and edge.window.is_default else edge.window
+            read = None if edge.parent == model else read_by(self.graph[edge.parent], window, unit)
+            if read is not None:
+                found.append((edge.parent, range(cell_at(read[0]), cell_at(read[1]))))
+        return found
 
     def needs(self, model: str, cells: Cells) -> list[tuple[str, range]]:
         """What some neighbouring units of a model read together; pieces that overlap are told once."""

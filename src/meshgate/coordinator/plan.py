@@ -212,6 +212,8 @@ def _model(
     follows: IntervalSet,
 ) -> ModelPlan:
     answer = due(node, state.covered, now)
+    if not node.kind.redoable:
+        answer = attrs.evolve(answer, fresh=answer.fresh - _maybe_appended(node, state.marks))
     stale = IntervalSet(s.interval for s in state.stale if not s.accepted and s.again_at is None) | follows
     redo, refused = _redo(node, state, answer.fresh, answer.upto, stale)
     lookback = (answer.lookback | _marked(state.marks, ("lookback",))) & state.covered
@@ -259,6 +261,12 @@ def _throttled(node: ModelNode, state: VersionState, wanted: IntervalSet) -> tup
         if not s.accepted and s.again_at is not None
         for piece in IntervalSet([s.interval]) - wanted
     )
+
+
+def _maybe_appended(node: ModelNode, marks: tuple[Mark, ...]) -> IntervalSet:
+    """What of a table that only grows may hold rows though nothing is recorded: its evaluation did not end well."""
+    doubts = [m for m in marks if m.kind in ("failed", "suspect")]
+    return node.unit.outward(IntervalSet(m.interval if m.batch is None else m.batch for m in doubts))
 
 
 def _marked(marks: tuple[Mark, ...], kinds: tuple[str, ...]) -> IntervalSet:

@@ -289,7 +289,10 @@ def after_promotion(
         was = states[old.version_ids[name]]
         wrong = [s.interval for s in before.get(name, ())] + [m.interval for m in was.marks]
         same = old.graph[name].version in unbroken.get(name, ())
-        kept[name] = (was.covered & states[ids[name]].covered) - IntervalSet(wrong) if same else IntervalSet()
+        now_is = states[ids[name]]
+        # What a person took as it was is no result of the query, of whichever version.
+        taken = was.accepted | now_is.accepted
+        kept[name] = (was.covered & now_is.covered) - IntervalSet(wrong) - taken if same else IntervalSet()
     found: dict[str, IntervalSet] = {}
     for name, key in ids.items():
         if name in changed or name not in old.version_ids:
