@@ -50,31 +50,45 @@ class Batch:
 
 
 class Beside:
-    """Both ledgers and what is done to them, by chance."""
+    """Both ledgers and what is done to them, by chance.
+
+    Attributes:
+        stale: How often something was stale when both were asked.
+    """
 
     def __init__(self, ledger: Ledger, seed: int) -> None:
         self.chance = random.Random(seed)  # noqa: S311 - a history, not a secret
         graph = some_of(everything(HOURS), MODELS)
         assert GRANDCHILD not in graph
         self.theirs, self.scene = ledger, Scene(ledger)
-        self.ours = SimulatedLedger(graph)
+        self.ours = SimulatedLedger(graph, grace_s=0)
         self.geometry = self.ours.geometry
         self.projects = {n.project for n in graph.nodes.values()}
         self.theirs.sync_environment("prod", "plan", graph, self.projects)
         self.ids = dict(self.theirs.manifest("prod").version_ids)
         self.keys = {self.ours.ids[name]: key for name, key in self.ids.items()}
         self.batches: list[Batch] = []
+        self.stale = 0
         self.now = HOURS * 3600
+        self._tell_the_time()
+        for name in graph.order():
+            batch = self._open(self.ours.tables[name], frozenset(range((HOURS - 1) * 12)))
+            assert batch is not None
+            self._commit(batch)
+            self._finish(batch.ours)
 
     def step(self) -> None:
         """One more change, of both."""
         self.now += self.chance.choice((1, 60, 600))
-        self.ours.now = self.now
-        self.scene.set_clock(at(self.now))
+        self._tell_the_time()
         what = self.chance.choices(
             (self.begin, self.end, self.request, self.settle, self.promote), (6, 6, 1.5, 1, 0.7)
         )[0]
         what()
+
+    def _tell_the_time(self) -> None:
+        self.ours.now = self.now
+        self.scene.set_clock(at(self.now))
 
     def begin(self) -> None:
         name = self.chance.choice(MODELS)
@@ -191,6 +205,7 @@ class Beside:
             read = self.theirs.read_lately(self.ids[name], at(self.now - 3600))
             assert self.ours.read_lately(table.key, at(self.now - 3600)) == read
         ours_stale = staleness.find(self.ours, "prod", self.ours.graph, self.ours.ids)  # type: ignore[arg-type]
+        self.stale += bool(ours_stale)
         assert _by_parent(ours_stale) == _by_parent(
             staleness.find(self.theirs, "prod", self.ours.graph, self.ids)
         )

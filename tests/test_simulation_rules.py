@@ -36,3 +36,4 @@ def test_the_simulated_ledger_finds_stale_what_the_real_one_does(ledger: Ledger,
     for _ in range(60):
         both.step()
         both.agree()
+    assert both.stale > 10
