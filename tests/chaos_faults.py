@@ -223,7 +223,9 @@ def late_rows(stage: Stage) -> str:
 
 def restate(stage: Stage) -> str:
     """Somebody asks for some of the past of some model, for no reason."""
-    model = stage.random.choice(("bronze.events", "silver.events", "gold.ticks", "gold.hourly", "gold.totals"))
+    model = stage.random.choice(
+        ("bronze.events", "silver.events", "gold.ticks", "gold.hourly", "gold.totals")
+    )
     start = stage.random.randrange(0, int(stage.clock.minutes())) // 60 * 60
     end = start + stage.random.choice((60, 120))
     stage.ask(model, start, end)

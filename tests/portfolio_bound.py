@@ -175,9 +175,7 @@ class Bound:
             self.touch(model, start, end)
 
     def _look_back(self, evaluations: list[Evaluation]) -> None:
-        fresh = [
-            e.start for e in evaluations if e.model == "bronze.transactions" and e.end > self.frontier
-        ]
+        fresh = [e.start for e in evaluations if e.model == "bronze.transactions" and e.end > self.frontier]
         if self.lookback and fresh:
             first = max(min(fresh), self.frontier)
             self.touch("bronze.transactions", max(first - 5 * self.lookback, 0), first)

@@ -30,7 +30,6 @@ from ruamel.yaml import YAML
 
 from crash_nursery import Nursery
 from meshgate.errors import EvaluationError, MeshgateError
-from meshgate.interval import Interval
 from meshgate.mesh import Mesh
 from meshgate.postgres_server import FSYNC_VARIABLE
 from portfolio_bound import Bound, Log, short
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from meshgate.coordinator.run import RunReport
+    from meshgate.interval import Interval
 
 PROJECTS = ("upstream", "downstream")
 MOST_HOURS_TO_REST = 5
@@ -170,7 +170,11 @@ class Story:
         start = self._past()
         end = min(start + self.chance.choice((5, 5, 15, 60)), self.minutes)
         touched = source.write_late(
-            self.lakehouse.source, at(start), at(end), arrived=at(self.minutes), sales=self.chance.randint(1, 5)
+            self.lakehouse.source,
+            at(start),
+            at(end),
+            arrived=at(self.minutes),
+            sales=self.chance.randint(1, 5),
         )
         self.tell(f"late sales of {start}-{end}")
         for slot in touched:
@@ -210,7 +214,9 @@ class Story:
     def poison(self) -> None:
         """The till's next sales include one that bronze refuses; what was read before is looked at again."""
         start = self._past()
-        source.poison(self.lakehouse.source, at(start), at(start + 5), self.chance.choice(("amount", "currency")))
+        source.poison(
+            self.lakehouse.source, at(start), at(start + 5), self.chance.choice(("amount", "currency"))
+        )
         self.tell(f"poisoned {start}")
         self.poisoned.append((start, start + 5))
         self._ask("bronze.transactions", start, start + 5)
@@ -231,9 +237,7 @@ class Story:
         self.columns += 1
         if kind == "more amount":
             old, self.factor["amount"] = self.factor["amount"], self.factor["amount"] + 1
-            was, now = (
-                f"euro_per_unit{f' * {f}' if f > 1 else ''} AS" for f in (old, self.factor["amount"])
-            )
+            was, now = (f"euro_per_unit{f' * {f}' if f > 1 else ''} AS" for f in (old, self.factor["amount"]))
             self._edit("upstream/models/silver/orders.sql", was, now)
             self.undeployed["upstream"] = ("silver.orders", True)
         elif kind == "more quantity":
@@ -310,11 +314,11 @@ class Story:
             point=point or self.chance.randrange(1, 90), elsewhere=False,
         )  # fmt: skip
         made = self.log.news()
-        begun = [
-            (short(name), _minute_of(start), _minute_of(end)) for name, start, end in self.sql(BEGUN)
-        ]
+        begun = [(short(name), _minute_of(start), _minute_of(end)) for name, start, end in self.sql(BEGUN)]
         self.bound.vanished(made, begun)
-        self.tell(f"{project} {'ended' if status == 0 else f'killed ({status})'} at {words[-1:]}, begun {begun}")
+        self.tell(
+            f"{project} {'ended' if status == 0 else f'killed ({status})'} at {words[-1:]}, begun {begun}"
+        )
         if project == "deploy" and self.undeployed:
             # Whether it was promoted is not known: it is deployed again, and is judged then.
             self.tell(f"to be deployed again: {self.undeployed}")
@@ -325,7 +329,9 @@ class Story:
         """Somebody runs plain SQLMesh, with or without the other project and the janitor."""
         chosen: dict[str, Any] = {}
         if self.chance.random() < 0.6:
-            names = [n for n in ("gold.fact_sales", "gold.dim_item", "silver.orders") if self.chance.random() < 0.5]
+            names = [
+                n for n in ("gold.fact_sales", "gold.dim_item", "silver.orders") if self.chance.random() < 0.5
+            ]
             chosen = {"select_models": names or ["gold.fact_sales"], "no_auto_upstream": True}
         with TinyMesh.plain(self, self.chance.choice(PROJECTS)) as context:  # type: ignore[arg-type]
             status = context.run(
@@ -333,7 +339,9 @@ class Story:
             )
         made = self.log.news()
         self.bound.foreign(made)
-        self.tell(f"plain sqlmesh run {chosen.get('select_models', '')}: {status.name}, {len(made)} evaluations")
+        self.tell(
+            f"plain sqlmesh run {chosen.get('select_models', '')}: {status.name}, {len(made)} evaluations"
+        )
 
     # -- at rest
 
@@ -408,7 +416,9 @@ class Story:
                 held = lake.execute(f"SELECT {facts} FROM lake.bronze.{table}").fetchall()
                 assert len(held) == len(set(held)), table
                 yield f"bronze.{table}", set(held), {tuple(row[f] for f in facts.split(", ")) for row in rows}
-            held = lake.execute("SELECT transaction_id, amount_eur, status FROM lake.silver.orders").fetchall()
+            held = lake.execute(
+                "SELECT transaction_id, amount_eur, status FROM lake.silver.orders"
+            ).fetchall()
             assert len(held) == len(set(held))
             with oracle.RATES.open() as lines:
                 rate = {r["currency"]: Decimal(r["euro_per_unit"]) for r in oracle.csv.DictReader(lines)}
@@ -420,7 +430,9 @@ class Story:
                 for r in latest
             }  # fmt: skip
             for what in ("item", "customer"):
-                held = lake.execute(f"SELECT {what}_id, name, epoch_us(updated_at) FROM lake.silver.{what}s").fetchall()
+                held = lake.execute(
+                    f"SELECT {what}_id, name, epoch_us(updated_at) FROM lake.silver.{what}s"
+                ).fetchall()
                 latest = oracle._latest(found[f"{what}s"], f"{what}_id", "updated_at")
                 assert len(held) == len(set(held)), what
                 yield f"silver.{what}s", set(held), {

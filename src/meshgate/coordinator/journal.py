@@ -405,8 +405,14 @@ class RunJournal:
         warned = [a for a in audits if a["count"]]
         holds = bool(warned) and node.project in self._allowed.holding
         lookback = None
-        fresh = max(piece.start, self._frontier(name))  # a deploy's piece may begin with what its plan looks back at
-        if node.lookback and piece.end > fresh and (first := node.unit.shift(fresh, -node.lookback)) < piece.start:
+        fresh = max(
+            piece.start, self._frontier(name)
+        )  # a deploy's piece may begin with what its plan looks back at
+        if (
+            node.lookback
+            and piece.end > fresh
+            and (first := node.unit.shift(fresh, -node.lookback)) < piece.start
+        ):
             lookback = Interval(first, piece.start)
         with self._lost_is_lost():
             self._ledger.commit(
