@@ -21,11 +21,10 @@ import tempfile
 import time
 from contextlib import ExitStack
 from datetime import UTC, timedelta
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psycopg2
 from ruamel.yaml import YAML
 
 from crash_nursery import Nursery
@@ -33,17 +32,17 @@ from meshgate.errors import EvaluationError, MeshgateError
 from meshgate.mesh import Mesh
 from meshgate.postgres_server import FSYNC_VARIABLE
 from portfolio_bound import Bound, Log, short
+from portfolio_tables import below, gold
 from tiny_mesh import DAY, TinyMesh, at, span
 
 PORTFOLIO = Path(__file__).resolve().parents[1] / "examples" / "portfolio"
 sys.path.insert(0, str(PORTFOLIO))
 
-import oracle  # noqa: E402
 import source  # noqa: E402
 from lakehouse import Lakehouse  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from meshgate.coordinator.run import RunReport
     from meshgate.interval import Interval
@@ -372,72 +371,17 @@ class Story:
 
     def check(self) -> None:
         """Every table is the source's, `verify` finds nothing, and nothing was evaluated too often."""
-        wrong = [str(v) for v in self._gold() if not v.right or not v.rows_found]
+        wrong = [
+            str(v)
+            for v in gold(self.lakehouse, self.minutes, self.factor, self.folder)
+            if not v.right or not v.rows_found
+        ]
         assert not wrong, wrong
-        for name, rows, wanted in self._below():
+        for name, rows, wanted in below(self.lakehouse, self.minutes, self.factor):
             assert rows == wanted, f"{name}: {len(rows - wanted)} too many, {len(wanted - rows)} missing"
         assert self.mesh.verify().differences == ()
         excess = self.bound.excess()
         assert not excess, excess[:20]
-
-    def _gold(self) -> list[oracle.TableVerdict]:
-        """The gold tables by the portfolio's own oracle, told of the changes."""
-        plain = oracle._facts, oracle.RATES
-        rates = self.folder / "rates.csv"
-        head, *lines = plain[1].read_text().splitlines()
-        parts = [line.split(",") for line in lines]
-        at_rate = head.split(",").index("euro_per_unit")
-        for part in parts:
-            part[at_rate] = str(Decimal(part[at_rate]) * self.factor["amount"])
-        rates.write_text("\n".join([head, *(",".join(part) for part in parts)]) + "\n")
-
-        def facts(*given: Any) -> list[oracle.Row]:
-            return [row | {"quantity": row["quantity"] * self.factor["quantity"]} for row in plain[0](*given)]
-
-        try:
-            oracle._facts, oracle.RATES = facts, rates
-            return oracle.compare(self.lakehouse.source, self.lakehouse.lake, at(self.minutes // 60 * 60))
-        finally:
-            oracle._facts, oracle.RATES = plain
-
-    def _below(self) -> Iterator[tuple[str, set[Any], set[Any]]]:
-        """Bronze and silver: each table, what it holds, what it should."""
-        keys = {"transactions": "occurred_at", "items": "updated_at", "customers": "updated_at"}
-        found: dict[str, list[dict[str, Any]]] = {}
-        with psycopg2.connect(self.lakehouse.source) as connection, connection.cursor() as cursor:
-            cursor.execute("set time zone 'UTC'")
-            for table, column in keys.items():
-                rows = oracle._fetch(cursor, table)
-                found[table] = [row for row in rows if row[column] < at(self.minutes)]
-        connection.close()
-        with self.lakehouse.lake.connect() as lake:
-            for table, rows in found.items():
-                facts = "delivery_id, " + ("amount, status" if table == "transactions" else "name")
-                held = lake.execute(f"SELECT {facts} FROM lake.bronze.{table}").fetchall()
-                assert len(held) == len(set(held)), table
-                yield f"bronze.{table}", set(held), {tuple(row[f] for f in facts.split(", ")) for row in rows}
-            held = lake.execute(
-                "SELECT transaction_id, amount_eur, status FROM lake.silver.orders"
-            ).fetchall()
-            assert len(held) == len(set(held))
-            with oracle.RATES.open() as lines:
-                rate = {r["currency"]: Decimal(r["euro_per_unit"]) for r in oracle.csv.DictReader(lines)}
-            cent = Decimal("0.01")
-            factor = self.factor["amount"]
-            latest = oracle._latest(found["transactions"], "transaction_id")
-            yield "silver.orders", set(held), {
-                (r["transaction_id"], (r["amount"] * rate[r["currency"]] * factor).quantize(cent, ROUND_HALF_UP), r["status"])
-                for r in latest
-            }  # fmt: skip
-            for what in ("item", "customer"):
-                held = lake.execute(
-                    f"SELECT {what}_id, name, epoch_us(updated_at) FROM lake.silver.{what}s"
-                ).fetchall()
-                latest = oracle._latest(found[f"{what}s"], f"{what}_id", "updated_at")
-                assert len(held) == len(set(held)), what
-                yield f"silver.{what}s", set(held), {
-                    (r[f"{what}_id"], r["name"], round(r["updated_at"].timestamp() * 10**6)) for r in latest
-                }  # fmt: skip
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
         """Run a statement in the ledger's database."""

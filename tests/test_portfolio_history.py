@@ -12,7 +12,7 @@ import pytest
 from portfolio_bound import Bound, Evaluation
 
 SCRIPT = Path(__file__).with_name("portfolio_history.py")
-STEPS = 10
+STEPS = 8
 
 
 @pytest.mark.slow
