@@ -8,7 +8,7 @@ export SQLMESH__DISABLE_ANONYMIZED_ANALYTICS := true
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-peers mutation mutation-bounded chaos chaos-bounded bench check-wheel clean
+.PHONY: help setup demo test lint test-peers mutation mutation-bounded chaos chaos-bounded histories bench check-wheel clean
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ chaos: setup ## Kills, pauses and starves real runs: every crash point, 200 faul
 
 chaos-bounded: setup ## The same for CI: a few minutes
 	@$(BIN)/python tests/chaos.py --seconds 90 --faults 60 --restarts 15
+
+histories: setup ## Twenty random histories of the portfolio, from ticks to deploys and kills (half an hour)
+	@$(BIN)/python tests/portfolio_history.py --seeds 20
 
 bench: setup ## The figures of benchmarks/README.md
 	@$(BIN)/python benchmarks/waiting.py

@@ -205,6 +205,33 @@ def poison(stage: Stage) -> str | None:
     return f"minute {minute}, mended {length:.1f} s after it is found"
 
 
+def late_rows(stage: Stage) -> str:
+    """Rows of the past change in the source, or come late, and somebody asks for their time, again and again until it is heard."""
+    now = int(stage.clock.minutes())
+    start = stage.random.randrange(max(now - 180, 0), now) // 5 * 5
+    end = start + stage.random.choice((5, 5, 15, 60))
+    stage.tiny.change(start, end)
+    late = start * 60 + stage.random.randrange(1, 60)
+    stage.tiny.sql(
+        stage.tiny.source_url,
+        "INSERT INTO events VALUES %s ON CONFLICT (id) DO NOTHING",
+        [(late, (DAY + timedelta(seconds=late)).replace(tzinfo=None), 1 + late % 7)],
+    )
+    stage.ask("bronze.events", start, end)
+    return f"minutes {start} to {end}"
+
+
+def restate(stage: Stage) -> str:
+    """Somebody asks for some of the past of some model, for no reason."""
+    model = stage.random.choice(
+        ("bronze.events", "silver.events", "gold.ticks", "gold.hourly", "gold.totals")
+    )
+    start = stage.random.randrange(0, int(stage.clock.minutes())) // 60 * 60
+    end = start + stage.random.choice((60, 120))
+    stage.ask(model, start, end)
+    return f"{model} minutes {start} to {end}"
+
+
 def _close(connections: list[Any]) -> None:
     for connection in connections:
         with suppress(psycopg2.Error):
@@ -222,4 +249,6 @@ FAULTS = (
     Fault("connections exhausted", 3, exhaust, deafens=True),
     Fault("idle in transaction", 12, idle_in_transaction),
     Fault("poison", 5, poison),
+    Fault("late rows", 8, late_rows),
+    Fault("restatement", 4, restate),
 )

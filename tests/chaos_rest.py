@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from meshgate.coordinator.staleness import find
 from meshgate.db import Database
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
 from meshgate.ledger import Ledger
+from meshgate.mesh import Mesh
 from tiny_mesh import DAY, at
 
 if TYPE_CHECKING:
@@ -65,7 +67,16 @@ def unsettled(stage: Stage, minutes: float, *, workers: bool) -> str | None:
                 return f"{what} ({count})"
     if stale := stale_models(stage):
         return f"{', '.join(stale)} stale"
+    if left := open_requests(stage):
+        return f"requests {left} are open"
     return None
+
+
+def open_requests(stage: Stage) -> list[int]:
+    """The requests that are not done."""
+    with closing(Database(stage.tiny.state_url)) as database:
+        found = Ledger(database).requests("prod", limit=1000)
+    return [request.request_id for request in found if request.state != "done"]
 
 
 def stale_models(stage: Stage) -> list[str]:
@@ -97,6 +108,9 @@ def judge_rest(stage: Stage, replay: Replay, minutes: float) -> Iterator[Violati
         if found != rows:
             yield Violation("every table equals the source", f"{name}: {_difference(found, rows)}")
     yield from _judge_records(stage)
+    with Mesh.open(stage.folder / "mesh") as mesh:
+        for difference in mesh.verify(ledger_only=True).differences:
+            yield Violation("the ledger follows from its history", str(difference))
     with stage.server_cursor() as cursor:
         cursor.execute("SELECT version_id, span::text FROM meshgate.coverage")
         held: dict[int, set[int]] = {}

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,11 @@ import psycopg2
 from chaos_history import connected, record
 from chaos_worker import Clock, Panel, real_time
 from meshgate import postgres_server
+from meshgate.db import Database
+from meshgate.errors import LedgerError, LedgerUnreachableError
+from meshgate.ledger import Ledger
 from meshgate.local_postgres import LocalPostgres
-from tiny_mesh import TinyMesh, at
+from tiny_mesh import TinyMesh, at, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -268,6 +271,22 @@ class Stage:
             self.later(0.5, lambda: self.mend(minute))
         else:
             self.poisoned.discard(minute)
+
+    def ask(self, model: str, start: int, end: int) -> None:
+        """Ask for minutes of a model to be computed again, as soon as the ledger can be reached.
+
+        Whose answer was lost asks twice: that is allowed to cost an evaluation.
+        """
+        name = '"lake".' + ".".join(f'"{part}"' for part in model.split("."))
+        try:
+            with closing(Database(self.tiny.state_url)) as database:
+                Ledger(database).request([(name, span(start, end))], reason="the storm", by="chaos")
+        except LedgerUnreachableError:
+            self.later(0.5, lambda: self.ask(model, start, end))
+        except LedgerError as refused:
+            if "is recorded" not in refused.message:
+                raise
+            self.told(refused.message)  # whoever evaluates it will read what is there now
 
     # Postgres
 

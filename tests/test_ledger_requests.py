@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ledger_scene import Scene, cells, span
+from meshgate.coordinator.verify import collect
 from meshgate.errors import LedgerError
 from meshgate.ledger import Request
+from meshgate.verification import compare
 
 if TYPE_CHECKING:
     from meshgate.interval import Interval, IntervalSet
@@ -78,6 +80,28 @@ def test_a_request_remembers_who_asked_for_what_when_and_why(scene: Scene) -> No
         "reason": "the source was mended",
         "by": "ann",
     }
+
+
+@pytest.mark.parametrize("asked", [span(4, 7), span(5, 7)])
+def test_what_is_evaluated_for_the_first_time_when_somebody_asks_is_evaluated_again(
+    scene: Scene, asked: Interval
+) -> None:
+    """It has read before, and is not recorded yet: its commit does not fulfil the request, the next one does.
+
+    Fails without the claims in `read_time`: the late rows of an interval under way would be lost.
+    """
+    version, run = promoted(scene, upto=5)
+    scene.open(run, version, span(5, 6))
+    scene.begin(run, version, span(5, 6))
+    key = ask(scene, asked)
+    assert requested(scene, version) == set(cells(asked)) - {6}
+    scene.commit(run, version, span(5, 6))
+    assert progress(scene, key) == ("open", set(), set(cells(asked)) - {6})
+    scene.record(run, version, asked)
+    assert requested(scene, version) == set()
+    assert progress(scene, key)[0] == "done"
+    with scene.ledger.still() as still:
+        assert compare(collect(still)) == ()
 
 
 def test_a_request_for_what_is_not_recorded_is_refused_and_leaves_nothing(scene: Scene) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from command_line import answer_of
 from meshgate.interval import IntervalSet
-from tiny_mesh import SILVER, TinyMesh, at, span
+from tiny_mesh import BRONZE, SILVER, TinyMesh, at, span
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,3 +145,20 @@ def test_a_non_breaking_deploy_hides_no_staleness(tiny: TinyMesh) -> None:
         mesh.deploy("upstream", now=at(180))
         assert mesh.run("downstream", now=at(180)).committed == {GOLD_HOURLY: IntervalSet([span(60, 120)])}
     assert tiny.table("gold.hourly") == tiny.expected(180)["gold.hourly"]
+
+
+def test_a_deploy_that_looks_back_owes_no_further_lookback(tiny: TinyMesh) -> None:
+    """Its plan evaluates new time together with what it looks back at; nothing before that is to be read again.
+
+    Fails without the frontier in `RunJournal.commit`.
+    """
+    looking_back = BRONZE.format(source=tiny.source).replace("FALSE)", "FALSE, lookback 2)")
+    tiny.write("upstream", "bronze", looking_back)
+    tiny.feed(0, 180)
+    with tiny.mesh() as mesh:
+        for project in ("upstream", "downstream"):
+            mesh.deploy(project, now=at(120))
+        tiny.write("upstream", "silver", SILVER.replace("value FROM", "value, 1 AS more FROM"))
+        done = mesh.deploy("upstream", now=at(130)).committed
+        assert done[BRONZE_EVENTS] == IntervalSet([span(110, 130)])
+        assert BRONZE_EVENTS not in mesh.run("upstream", now=at(130)).committed

@@ -404,9 +404,11 @@ class RunJournal:
         node = self._graph[name]
         warned = [a for a in audits if a["count"]]
         holds = bool(warned) and name in self._allowed.holding
-        lookback = None
-        if node.lookback and piece.end > self._frontier(name):
-            lookback = Interval(node.unit.shift(piece.start, -node.lookback), piece.start)
+        fresh = max(
+            piece.start, self._frontier(name)
+        )  # a deploy's piece begins with what its plan looks back at
+        first = node.unit.shift(fresh, -node.lookback)
+        lookback = Interval(first, piece.start) if first < piece.start and fresh < piece.end else None
         with self._lost_is_lost():
             self._ledger.commit(
                 self._run_id, self._ids[name], piece, verdict="warned" if warned else "passed", audits=audits,

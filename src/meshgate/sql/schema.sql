@@ -1407,8 +1407,18 @@ END $$;
 -- Restatement requests
 ---------------------------------------------------------------------------------------------------------------
 
--- The time of a version that a request for span is about: recorded time only, what is not is due anyway. Of a table that
--- merges rows all of it: nothing less than a rebuild makes it right. p_before: only what was read before this revision.
+-- What a version holds, or will when what is being evaluated is recorded; and at which revision that was read.
+CREATE FUNCTION meshgate.read_time(p_version_id bigint) RETURNS TABLE (span tstzrange, read_revision bigint) LANGUAGE sql STABLE AS $$
+    SELECT c.span, c.read_revision FROM meshgate.coverage c
+    WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
+    UNION ALL
+    SELECT coalesce(k.batch, k.span), k.read_revision FROM meshgate.claim k
+    WHERE int8range(k.version_id, k.version_id, '[]') && int8range(p_version_id, p_version_id, '[]') AND k.state = 'begun'
+$$;
+
+-- The time of a version that a request for span is about: what has been read, also where it is not recorded yet; what has
+-- not is due anyway. Of a table that merges rows all of it: nothing less than a rebuild makes it right. p_before: only
+-- what was read before this revision.
 CREATE FUNCTION meshgate.requested_time(p_version_id bigint, p_span tstzrange, p_before bigint DEFAULT NULL)
 RETURNS tstzmultirange LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -1417,15 +1427,12 @@ DECLARE
 BEGIN
     IF (SELECT v.as_of AND v.kind NOT IN ('full', 'view') FROM meshgate.version v WHERE v.version_id = p_version_id) THEN
         asked := '(,)';
-        IF NOT EXISTS (SELECT FROM meshgate.coverage c
-                       WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
-                         AND c.span && p_span) THEN
+        IF NOT EXISTS (SELECT FROM meshgate.read_time(p_version_id) c WHERE c.span && p_span) THEN
             RETURN '{}';
         END IF;
     END IF;
-    SELECT range_agg(c.span * asked) INTO found FROM meshgate.coverage c
-    WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
-      AND c.span && asked AND (p_before IS NULL OR c.read_revision < p_before);
+    SELECT range_agg(c.span * asked) INTO found FROM meshgate.read_time(p_version_id) c
+    WHERE c.span && asked AND (p_before IS NULL OR c.read_revision < p_before);
     RETURN coalesce(found, '{}');
 END $$;
 
