@@ -223,7 +223,7 @@ def both(case: Case, seed_file: Path) -> Both:
         for place, spec in enumerate(case.specs)
         if spec.window and spec.parents
     ]
-    graph = build_graph(told, {PROJECT: {"edges": windows}}, {})
+    graph = build_graph(told, {PROJECT: {"edges": windows}}, {}, "prod")
     found = expand(
         graph,
         case.names[case.asked],

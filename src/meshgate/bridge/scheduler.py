@@ -81,6 +81,9 @@ class Journal(Protocol):
     def fail(self, name: str, piece: Interval, detail: dict[str, Any]) -> None:
         """Record that a piece failed. Raises LeaseLostError."""
 
+    def empties(self, name: str, piece: Interval) -> bool:
+        """Whether the table is to be emptied before this piece of it is written: the first one of a rebuild."""
+
     def may_continue(self, name: str) -> bool:
         """Whether a further piece of a model may be tried after a failure."""
 
@@ -300,18 +303,10 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
             self._journal.fail(snapshot.name, piece, {**describe(failures[-1]), "tried": False})
             return []
         started = time.monotonic()
-        adapter = self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
         unit = IntervalUnit(snapshot.node.interval_unit.value)
         with self.state_sync.hold() as additions:
             try:
-                limit_statements(adapter, self._journal.longest_statement_s)
-                audits = super().evaluate(
-                    snapshot,
-                    milliseconds(piece.start),
-                    milliseconds(piece.end),
-                    batch_index=batch_index,
-                    **kwargs,
-                )
+                audits = self._write(snapshot, piece, batch_index, kwargs)
                 verdicts = self._judge(snapshot, piece, unit, audits, kwargs)
             except (CircuitBreakerError, LeaseLostError, StoppedError):
                 raise
@@ -334,6 +329,18 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
                 failures.append(bad.error)
                 self._journal.fail(snapshot.name, bad.time, describe(bad.error))
         return list(audits)
+
+    def _write(
+        self, snapshot: Snapshot, piece: Interval, batch_index: int, kwargs: dict[str, Any]
+    ) -> list[Any]:
+        """Let SQLMesh evaluate and audit a piece."""
+        adapter = self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
+        limit_statements(adapter, self._journal.longest_statement_s)
+        if self._journal.empties(snapshot.name, piece) and not snapshot.model.disable_restatement:
+            # SQLMesh replaces a whole table where nothing of it is recorded, and it is the first batch.
+            snapshot, batch_index = snapshot.copy(update={"intervals": []}), 0
+        start, end = milliseconds(piece.start), milliseconds(piece.end)
+        return list(super().evaluate(snapshot, start, end, batch_index=batch_index, **kwargs))
 
     def _attempt_again(
         self,

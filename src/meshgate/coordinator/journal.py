@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from meshgate.coordinator.allowance import Allowance
+from meshgate.coordinator.outcome import Failure, Outcome, failure_in_words, wait_in_words
 from meshgate.coordinator.progress import Batch, Planned
 from meshgate.coordinator.standing import standings
 from meshgate.errors import EvaluationError, LeaseLostError, MeshgateError, StoppedError
@@ -27,35 +28,6 @@ if TYPE_CHECKING:
 
 _SHORTEST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
-
-
-@attrs.frozen
-class Failure:
-    """An interval whose evaluation or audit failed, with the facts."""
-
-    model: str
-    project: str
-    interval: Interval
-    detail: Mapping[str, Any]
-
-
-@attrs.define
-class Outcome:
-    """What a run has done so far.
-
-    Attributes:
-        committed: Recorded, by model.
-        failed: What failed, in the order it did.
-        blocked: What was ready when the run planned and not when it began, or never was.
-        warned: Non-blocking audits that failed: model, interval, audits.
-        unmirrored: Recorded in the ledger, but SQLMesh's own record failed: model, interval, problem.
-    """
-
-    committed: dict[str, IntervalSet] = attrs.field(factory=dict)
-    failed: list[Failure] = attrs.field(factory=list)
-    blocked: list[Blocked] = attrs.field(factory=list)
-    warned: list[Failure] = attrs.field(factory=list)
-    unmirrored: list[tuple[str, Interval, str]] = attrs.field(factory=list)
 
 
 class RunJournal:
@@ -93,6 +65,8 @@ class RunJournal:
         self.project = project
         self.outcome = Outcome()
         self.stale_from: Mapping[str, datetime] = {}
+        self.rebuild: dict[str, Interval] = {}
+        """The tables that are emptied before they are merged anew, and all of their time."""
         self._ledger = bench.ledger
         self._stop = bench.stop
         self._tell = bench.tell
@@ -200,6 +174,8 @@ class RunJournal:
         known = self._ledger.states(self._ids[name] for name in self._claimed)
         found: dict[str, IntervalSet] = {}
         for name, pieces in self._claimed.items():
+            if name in self.rebuild:
+                continue  # it would be emptied with the rest
             before = self._covered[name]
             done = (known[self._ids[name]].covered - before) & IntervalSet(pieces)
             if done:
@@ -291,8 +267,19 @@ class RunJournal:
         """
         for claimed in sorted(self._claimed.get(name, ())):
             piece = claimed.intersect(batch)
+            if piece is not None and self.empties(name, piece):
+                # Begun in whole: from the moment it is emptied until its last batch, nobody may read it; and a crash
+                # leaves all that is missing in doubt.
+                refused = self._ask(self._graph[name], self.rebuild[name])
+                if refused:
+                    self._explain(self._graph[name], self.rebuild[name], refused)
+                    return
             if piece is not None:
                 yield from self._begin_piece(self._graph[name], piece)
+
+    def empties(self, name: str, piece: Interval) -> bool:
+        """Whether the table is to be emptied before this piece of it is written."""
+        return name in self.rebuild and piece.start == self.rebuild[name].start
 
     def _begin_piece(self, node: ModelNode, piece: Interval) -> Iterator[Interval]:
         refused = self._ask(node, piece)
@@ -335,7 +322,7 @@ class RunJournal:
             if answer.wait is None:
                 self._say(node, piece, "refused" if answer.refused else "begun")
                 return answer.refused
-            self._say(node, piece, "waiting", _wait_in_words(answer.wait))
+            self._say(node, piece, "waiting", wait_in_words(answer.wait))
             self._stop.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_S)
             if not self.alive():
@@ -411,7 +398,7 @@ class RunJournal:
             self._ledger.commit(
                 self._run_id, self._ids[name], piece, verdict="warned" if warned else "passed", audits=audits,
                 duration=duration, rows=rows, lookback=lookback, stale_from=self.stale_from.get(name),
-                hold=_failure_in_words({"audits": warned}) if holds else None,
+                hold=failure_in_words({"audits": warned}) if holds else None,
             )  # fmt: skip
         self._say(node, piece, "committed")
         with self._lock:
@@ -450,7 +437,7 @@ class RunJournal:
         Raises:
             LeaseLostError: It is suspect instead.
         """
-        self._say(self._graph[name], piece, "failed", _failure_in_words(detail))
+        self._say(self._graph[name], piece, "failed", failure_in_words(detail))
         with self._lock:
             self.outcome.failed.append(Failure(name, self._graph[name].project, piece, detail))
         with self._lost_is_lost():
@@ -484,15 +471,3 @@ class _LossGuard:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, LeaseLostError):
             self.keeper.lose()
-
-
-def _wait_in_words(wait: Mapping[str, Any]) -> str:
-    if wait["for"] == "promotion":
-        return f"for deploy {wait['run_id']} to replace it"
-    what = f"warehouse {wait['name']!r}" if wait["of"] == "warehouse" else "the model"
-    return f"as {what} is at its limit of {wait['most']} batches at once"
-
-
-def _failure_in_words(detail: Mapping[str, Any]) -> str:
-    audits = ", ".join(f"audit {a['audit']} found {a['count']}" for a in detail.get("audits", ()))
-    return audits or str(detail.get("message") or "")
