@@ -30,6 +30,7 @@ KEYS = {
     "project": config._PROJECT_KEYS,
     "retry": config._RETRY_KEYS,
     "limits": config._LIMITS_KEYS,
+    "validity": config._VALIDITY_KEYS,
     "edges": config._EDGE_KEYS,
     "window": config._WINDOW_KEYS,
     "sources": config._SOURCE_KEYS,

@@ -64,13 +64,14 @@ _TOP_KEYS: Final = ("ledger", "project", "projects")
 _LEDGER_KEYS: Final = ("url", "lease_ttl", "grace", "statement_timeout")
 _PROJECT_KEYS: Final = (
     *("name", "path", "gateway", "environment", "schedule", "warehouse"),
-    *("overlap", "overlap_limit", "stop_grace", "retry", "limits", "exclusive"),
+    *("overlap", "overlap_limit", "stop_grace", "retry", "limits", "exclusive", "validity"),
     *("patience", "stale", "stale_throttle", "foreign_rewrite", "on_audit_warning", "edges", "sources"),
 )
 _RETRY_KEYS: Final = ("first", "longest")
 _LIMITS_KEYS: Final = ("warehouse", "models")
 _EDGE_KEYS: Final = ("reader", "parent", "window")
 _WINDOW_KEYS: Final = ("from", "to")
+_VALIDITY_KEYS: Final = ("from", "to")
 _SOURCE_KEYS: Final = ("table", "time_column", "updated_at", "within")
 
 Overlap = Literal["skip", "wait", "share", "fail"]
@@ -151,6 +152,7 @@ class ProjectConfig:
         warehouse_limit: How many batches may be under way at once in its warehouse, all projects together.
         model_limits: The same for single models of this project, by any name that the graph resolves.
         exclusive: Time-range models that no two runs may write at once, whatever the ranges.
+        validity: From when to when a row of an as-of model holds: two columns, or one and None; empty: it is not compared.
         patience: How long unsettled parents may hold up a child; None: two units of the child.
         stale: Whether what was read before its parents changed is computed again (`reprocess`) or only shown (`report`).
         stale_throttle: How long after its own last read; None: one period of the model's cron.
@@ -174,6 +176,7 @@ class ProjectConfig:
     warehouse_limit: int | None = None
     model_limits: Mapping[str, int] = field(factory=dict)
     exclusive: tuple[str, ...] = ()
+    validity: Mapping[str, tuple[str, str | None]] = field(factory=dict)
     patience: timedelta | None = None
     stale: str = "reprocess"
     stale_throttle: timedelta | None = None
@@ -329,6 +332,7 @@ def _project(file: Path, source: YamlSource, node: Node, key: str) -> ProjectCon
         warehouse_limit=warehouse_limit,
         model_limits=model_limits,
         exclusive=_names(source, found, key, "exclusive"),
+        validity=_validity(source, found, key),
         patience=source.converted(found, key, "patience", _parse_patience, _A_PAUSE),
         stale=source.choice(found, key, "stale", ("reprocess", "report")),
         stale_throttle=source.converted(found, key, "stale_throttle", _parse_patience, _A_PAUSE),
@@ -386,6 +390,23 @@ def _names(source: YamlSource, project: Mapping[str, Node], key: str, name: str)
     if listed.kind != "sequence" or any(item.kind != "scalar" for item in listed.items):
         source.unexpected(listed, f"{key}.{name}", "a list of models' names")
     return tuple(item.text for item in listed.items)
+
+
+def _validity(source: YamlSource, project: Mapping[str, Node], key: str) -> dict[str, tuple[str, str | None]]:
+    if (node := project.get("validity")) is None:
+        return {}
+    at, columns = f"{key}.validity", "a column, none, or a mapping with from and to"
+    if node.kind != "mapping":
+        source.unexpected(node, at, f"a mapping of models' names, each to {columns}")
+    found: dict[str, tuple[str, str | None]] = {}
+    for name, told in source.mapping(node, at, tuple(n.text for n, _ in node.entries)).items():
+        if told.kind == "scalar" and told.text:
+            found[name] = ("" if told.text == "none" else told.text, None)
+        else:
+            ends = source.mapping(told, f"{at}.{name}", _VALIDITY_KEYS, columns)
+            since = source.required(told, ends, f"{at}.{name}", "from", "a column")
+            found[name] = (since, source.text(ends, f"{at}.{name}", "to", "a column"))
+    return found
 
 
 def _edges(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[EdgeConfig, ...]:

@@ -11,20 +11,22 @@ from meshgate.coordinator.allowance import Allowance
 from meshgate.coordinator.outcome import Failure, Outcome, failure_in_words, wait_in_words
 from meshgate.coordinator.progress import Batch, Planned
 from meshgate.coordinator.standing import standings
+from meshgate.coordinator.validity import changed_from, past
 from meshgate.errors import EvaluationError, LeaseLostError, MeshgateError, StoppedError
 from meshgate.gate import Blocked, decide
 from meshgate.graph import readers_of, window_of
-from meshgate.interval import Interval, IntervalSet
+from meshgate.interval import MIN_INSTANT, Interval, IntervalSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from datetime import datetime, timedelta
 
+    from meshgate.bridge.scheduler import History
     from meshgate.bridge.translate import Promoted
     from meshgate.coordinator.run import Workbench
     from meshgate.graph import MeshGraph, ModelNode
     from meshgate.lease import LeaseKeeper
-    from meshgate.ledger import Refusal
+    from meshgate.ledger import Past, Refusal
 
 _SHORTEST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
@@ -277,6 +279,10 @@ class RunJournal:
             if piece is not None:
                 yield from self._begin_piece(self._graph[name], piece)
 
+    def validity(self, name: str) -> tuple[str, str | None] | None:
+        """The columns that a project declares for it: from when to when a row holds."""
+        return self._allowed.validity.get(name)
+
     def empties(self, name: str, piece: Interval) -> bool:
         """Whether the table is to be emptied before this piece of it is written."""
         return name in self.rebuild and piece.start == self.rebuild[name].start
@@ -382,6 +388,7 @@ class RunJournal:
         audits: list[dict[str, Any]],
         duration: timedelta,
         rows: int | None,
+        history: History | None = None,
     ) -> None:
         """Record a piece in the ledger.
 
@@ -394,11 +401,13 @@ class RunJournal:
         lookback = None
         if node.lookback and piece.end > self._frontier(name):
             lookback = Interval(node.unit.shift(piece.start, -node.lookback), piece.start)
+        changed, told = self._compared(node, piece, history)
         with self._lost_is_lost():
             self._ledger.commit(
                 self._run_id, self._ids[name], piece, verdict="warned" if warned else "passed", audits=audits,
                 duration=duration, rows=rows, lookback=lookback, stale_from=self.stale_from.get(name),
                 hold=failure_in_words({"audits": warned}) if holds else None,
+                changed_from=changed, past=told,
             )  # fmt: skip
         self._say(node, piece, "committed")
         with self._lock:
@@ -407,6 +416,22 @@ class RunJournal:
             )
             if warned:
                 self.outcome.warned.append(Failure(name, node.project, piece, {"audits": warned}))
+
+    def _compared(
+        self, node: ModelNode, piece: Interval, history: History | None
+    ) -> tuple[datetime | None, Past | None]:
+        """From when on the table tells another history than when it was recorded last, and what that is now."""
+        if history is None:
+            return None, None
+        done = self.outcome.committed.get(node.name, IntervalSet())
+        covered = self._covered.get(node.name, IntervalSet()) | done | IntervalSet([piece])
+        assert covered.first is not None  # noqa: S101 - the piece is in it
+        assert covered.last is not None  # noqa: S101 - the piece is in it
+        known = self._ledger.past(self._ids[node.name])
+        changed = changed_from(known, history) if known is not None else None
+        if changed is not None:
+            changed = max(covered.first.start, node.unit.floor(changed) if changed > MIN_INSTANT else changed)
+        return changed, past(history, covered.last.end)
 
     def _frontier(self, name: str) -> datetime:
         covered = self._covered.get(name)
