@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ledger_scene import GRACE, TTL, Scene, at
 from meshgate.config import LedgerConfig, MeshConfig
 from meshgate.coordinator import Workbench
-from meshgate.coordinator.journal import Outcome, RunJournal
+from meshgate.coordinator.journal import RunJournal
 from meshgate.coordinator.plan import ModelPlan, Plan, make_plan
 from meshgate.coordinator.reconcile import Finding, reconcile
 from meshgate.coordinator.staleness import Policy, find, rested_by, settled, states_of, tidy
@@ -18,6 +18,9 @@ from meshgate.graph import Edge, Kind, MeshGraph, ModelNode
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
 from meshgate.lease import LeaseKeeper
 from meshgate.ledger import BackOff, Lease, Ledger
+
+if TYPE_CHECKING:
+    from meshgate.coordinator.outcome import Outcome
 
 BRONZE, SILVER, GOLD, DIMENSION = '"lake"."bronze"', '"lake"."silver"', '"lake"."gold"', '"lake"."dimension"'
 MINUTES = timedelta(minutes=5)

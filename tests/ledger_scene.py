@@ -31,7 +31,7 @@ GRACE = timedelta(seconds=30)
 PATIENCE_S = float(os.environ.get("MESHGATE_PATIENCE_S", "30"))
 
 _TABLES = (
-    "observation", "request", "forgotten", "event", "dirty_span", "mark", "coverage", "claim", "run", "edge", "promotion", "environment", "hold", "version",
+    "past", "observation", "request", "forgotten", "event", "dirty_span", "mark", "coverage", "claim", "run", "edge", "promotion", "environment", "hold", "version",
     "model", "project", "ledger",
 )  # fmt: skip
 

@@ -433,7 +433,7 @@ def test_runs_report_what_they_committed_and_what_failed(
     story: Story, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit code 1 as soon as anything failed; models by their names, intervals as people write them."""
-    from meshgate.coordinator.journal import Failure
+    from meshgate.coordinator.outcome import Failure
     from meshgate.coordinator.reconcile import Finding
 
     name, piece = '"lake"."bronze"."customers"', Interval.parse(HOUR)

@@ -38,6 +38,7 @@ def test_every_key_arrives_with_its_type(tmp_path: Path) -> None:
       gold.fact_sales: 2
       hourly: 1
   exclusive: [gold.hourly, bronze.events]
+  validity: {dim.a: day, dim.b: {from: x, to: y}, dim.c: {from: x}, dim.d: none}
 """,
     )
     assert (found.warehouse, found.overlap, found.overlap_limit) == (
@@ -52,6 +53,12 @@ def test_every_key_arrives_with_its_type(tmp_path: Path) -> None:
     )
     assert (found.warehouse_limit, found.model_limits) == (8, {"gold.fact_sales": 2, "hourly": 1})
     assert found.exclusive == ("gold.hourly", "bronze.events")
+    assert found.validity == {
+        "dim.a": ("day", None),
+        "dim.b": ("x", "y"),
+        "dim.c": ("x", None),
+        "dim.d": ("", None),
+    }
 
 
 def test_policies_of_stale_time_and_of_single_models(tmp_path: Path) -> None:
@@ -156,6 +163,18 @@ MISTAKES = {
         4,
         "unknown key 'stael' in project.models.gold.x",
     ),
+    "validity": (
+        "  validity: [dim.a]\n",
+        4,
+        "project.validity is a list, expected a mapping of models' names",
+    ),
+    "validity twice": ("  validity: {a: x, a: y}\n", 4, "project.validity.a is given twice"),
+    "validity of nothing": (
+        "  validity: {dim.a: [x]}\n",
+        4,
+        "project.validity.dim.a is a list, expected a column, none",
+    ),
+    "validity without from": ("  validity: {dim.a: {to: x}}\n", 4, "project.validity.dim.a.from is missing"),
     "elsewhere": ("  first: 5m\n", 4, "unknown key 'first'"),
 }
 

@@ -30,6 +30,7 @@ KEYS = {
     "project": config._PROJECT_KEYS,
     "retry": config._RETRY_KEYS,
     "limits": config._LIMITS_KEYS,
+    "validity": config_parts.VALIDITY_KEYS,
     "edges": config_parts.EDGE_KEYS,
     "window": config_parts._WINDOW_KEYS,
     "sources": config_parts._SOURCE_KEYS,

@@ -152,6 +152,14 @@ def test_a_table_that_merges_is_only_reported_unless_a_rebuild_is_asked_for():
     assert steps(expand(graph, "keyed", at(3), all_recorded(graph)))["keyed"].range == hours(0, 48)
 
 
+def test_an_hour_of_a_table_that_merges_is_a_request_for_all_of_it_unless_rows_came_late():
+    """It is emptied, so all of it has to be made again; late rows are merged into what is there."""
+    graph = made(node("keyed", U.HOUR, LIFE, Kind.INCREMENTAL_BY_UNIQUE_KEY), reads={})
+    for merge_again, asked in ((False, hours(0, 48)), (True, hours(3, 4))):
+        found = expand(graph, "keyed", at(3), all_recorded(graph), merge_again=merge_again)
+        assert IntervalSet(time for _, time in found.requests) == asked
+
+
 def test_the_cascade_stops_where_it_is_told_to():
     """`disable_restatement`, a table that doubles its rows, an ungated reader: each is named, and nothing is behind it."""
     graph = made(

@@ -127,6 +127,20 @@ def test_a_restated_dimension_makes_its_facts_stale_from_there_on(star: Mesh) ->
     assert set(star.stale()) == {KEYED}
 
 
+def test_a_filled_hole_makes_stale_exactly_those_that_read_it(mesh: Mesh) -> None:
+    """Five minutes that failed are accepted, read as they are, and filled later: their readers are stale then, and no other time."""
+    mesh.time(120)
+    bad = minutes(70, 75)
+    mesh.run("up", lambda name, piece: AUDIT if name == SILVER and piece.overlaps(bad) else None)
+    mesh.ledger.accept(mesh.ids[SILVER], bad, lookback=None, reason="the source is gone", by="tester")
+    mesh.run("up")
+    mesh.run("down")
+    assert mesh.stale() == {}
+    mesh.ledger.undo_accept(mesh.ids[SILVER], bad, by="tester")
+    assert mesh.run("up").committed == {SILVER: IntervalSet([bad])}
+    assert mesh.stale() == {GOLD: IntervalSet([minutes(60, 120)]), DIMENSION: IntervalSet([minutes(60, 120)])}
+
+
 def test_a_table_that_merges_is_only_reported(star: Mesh) -> None:
     """A rebuild of its whole history is nothing that one restated interval brings about."""
     caught_up(star, 180)

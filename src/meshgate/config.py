@@ -42,6 +42,7 @@ from meshgate.config_parts import (
     parse_length,
     parse_pause,
     sources_in,
+    validity_in,
 )
 from meshgate.config_values import A_DURATION, Secret, environment_name, parse_duration, redact
 from meshgate.errors import ConfigError, UnknownProjectError
@@ -74,7 +75,7 @@ _TOP_KEYS: Final = ("ledger", "project", "projects")
 _LEDGER_KEYS: Final = ("url", "lease_ttl", "grace", "statement_timeout")
 _PROJECT_KEYS: Final = (
     *("name", "path", "gateway", "environment", "schedule", "warehouse"),
-    *("overlap", "overlap_limit", "stop_grace", "retry", "limits", "exclusive"),
+    *("overlap", "overlap_limit", "stop_grace", "retry", "limits", "exclusive", "validity"),
     *("patience", "stale", "stale_throttle", "stale_horizon", "stale_budget", "foreign_rewrite"),
     *("on_audit_warning", "models", "edges", "sources"),
 )
@@ -132,6 +133,7 @@ class ProjectConfig:
         warehouse_limit: How many batches may be under way at once in its warehouse, all projects together.
         model_limits: The same for single models of this project, by any name that the graph resolves.
         exclusive: Time-range models that no two runs may write at once, whatever the ranges.
+        validity: From when to when a row of an as-of model holds: two columns, or one and None; empty: it is not compared.
         patience: How long unsettled parents may hold up a child; None: two units of the child.
         stale: Whether what was read before its parents changed is computed again (`reprocess`) or only shown (`report`).
         stale_throttle: How long after its own last read; None: one period of the model's cron.
@@ -158,6 +160,7 @@ class ProjectConfig:
     warehouse_limit: int | None = None
     model_limits: Mapping[str, int] = field(factory=dict)
     exclusive: tuple[str, ...] = ()
+    validity: Mapping[str, tuple[str, str | None]] = field(factory=dict)
     patience: timedelta | None = None
     stale: str = "reprocess"
     stale_throttle: timedelta | None = None
@@ -316,6 +319,7 @@ def _project(file: Path, source: YamlSource, node: Node, key: str) -> ProjectCon
         warehouse_limit=warehouse_limit,
         model_limits=model_limits,
         exclusive=_names(source, found, key, "exclusive"),
+        validity=validity_in(source, found, key),
         patience=source.converted(found, key, "patience", parse_pause, A_PAUSE),
         stale=source.choice(found, key, "stale", ("reprocess", "report")),
         stale_throttle=source.converted(found, key, "stale_throttle", parse_pause, A_PAUSE),

@@ -20,6 +20,7 @@ _A_WINDOW: Final = "latest, prefix, ungated, or a mapping with from and to such 
 _MODEL_KEYS: Final = ("stale", "stale_throttle", "stale_horizon", "on_audit_warning")
 EDGE_KEYS: Final = ("reader", "parent", "window")
 _WINDOW_KEYS: Final = ("from", "to")
+VALIDITY_KEYS: Final = ("from", "to")
 _SOURCE_KEYS: Final = ("table", "time_column", "updated_at", "within")
 A_LENGTH: Final = f"{A_DURATION}, more than 0, at most 366d"
 A_PAUSE: Final = f"{A_DURATION}, not negative, at most 366d"
@@ -91,6 +92,26 @@ def models_in(source: YamlSource, project: Mapping[str, Node], key: str) -> dict
             on_audit_warning=cast("OnAuditWarning", warning) if "on_audit_warning" in found else None,
         )
     return models
+
+
+def validity_in(
+    source: YamlSource, project: Mapping[str, Node], key: str
+) -> dict[str, tuple[str, str | None]]:
+    """The columns that tell from when to when rows of a project's models hold."""
+    if (node := project.get("validity")) is None:
+        return {}
+    at, columns = f"{key}.validity", "a column, none, or a mapping with from and to"
+    if node.kind != "mapping":
+        source.unexpected(node, at, f"a mapping of models' names, each to {columns}")
+    found: dict[str, tuple[str, str | None]] = {}
+    for name, told in source.mapping(node, at, tuple(n.text for n, _ in node.entries)).items():
+        if told.kind == "scalar" and told.text:
+            found[name] = ("" if told.text == "none" else told.text, None)
+        else:
+            ends = source.mapping(told, f"{at}.{name}", VALIDITY_KEYS, columns)
+            since = source.required(told, ends, f"{at}.{name}", "from", "a column")
+            found[name] = (since, source.text(ends, f"{at}.{name}", "to", "a column"))
+    return found
 
 
 def edges_in(source: YamlSource, project: Mapping[str, Node], key: str) -> tuple[EdgeConfig, ...]:

@@ -141,6 +141,7 @@ def expand(
     disabled: Collection[str] = (),
     only_downstream: bool = False,
     rebuild: bool = False,
+    merge_again: bool = False,
     left: Callable[[ModelNode], IntervalSet] = lambda _: IntervalSet(),
 ) -> Restatement:
     """Follow a request through the mesh.
@@ -155,6 +156,8 @@ def expand(
             always is for an external table, which nobody here computes.
         rebuild: Whether tables that merge rows, and what policy leaves, are asked for too where they read what is changed;
             their staleness is only reported otherwise.
+        merge_again: Whether of such tables only the asked time is merged once more, as late rows need it; they are
+            rebuilt otherwise.
         left: What of a model's time its policy leaves stale where nobody asks for it.
 
     Returns:
@@ -191,6 +194,8 @@ def expand(
             steps.append(_by_kind(graph, node, step, known))
             changed[name] = steps[-1].changed
             wanted = asked.get(name, step.reached if steps[-1].asked else ())
+            if merges(node) and not merge_again:
+                wanted = known
             hulls = ((IntervalSet((piece,)) & known).hull for piece in wanted)
             requests += ((name, hull) for hull in hulls if hull is not None)
     told = {*changed, *(stop.name for stop in stops)}

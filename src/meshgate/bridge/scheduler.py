@@ -28,6 +28,7 @@ from meshgate.bridge.audits import Verdict, each_interval_needs_its_own, verdict
 from meshgate.bridge.engine import limit_statements
 from meshgate.bridge.failures import describe, first_line, is_conflict, is_outage
 from meshgate.bridge.translate import Promoted, instant, interval, milliseconds, pairs, promoted
+from meshgate.bridge.validity import changes, validity_of
 from meshgate.errors import LeaseLostError, StoppedError
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 UNDER_LEDGER: ContextVar[bool] = ContextVar("under_ledger", default=False)
 """Whether SQLMesh is working under a journal; its signals are asked in the thread that began."""
+History = dict[int | None, tuple[int, int, int]]
 _CONFLICTS = 8  # how often a batch is tried that other writers of its table got in the way of
 
 
@@ -67,8 +69,12 @@ class Journal(Protocol):
         audits: list[dict[str, Any]],
         duration: timedelta,
         rows: int | None,
+        history: History | None,
     ) -> None:
-        """Record a piece. Raises LeaseLostError."""
+        """Record a piece; `history`: as `validity.changes` has it. Raises LeaseLostError."""
+
+    def validity(self, name: str) -> tuple[str, str | None] | None:
+        """The columns that a project declares for a model: from when to when a row holds; empty: it is not looked at."""
 
     def recorded(self, name: str, piece: Interval) -> Interval:
         """What SQLMesh's own record should hold after a piece was committed."""
@@ -80,6 +86,9 @@ class Journal(Protocol):
 
     def fail(self, name: str, piece: Interval, detail: dict[str, Any]) -> None:
         """Record that a piece failed. Raises LeaseLostError."""
+
+    def empties(self, name: str, piece: Interval) -> bool:
+        """Whether the table is to be emptied before this piece of it is written: the first one of a rebuild."""
 
     def may_continue(self, name: str) -> bool:
         """Whether a further piece of a model may be tried after a failure."""
@@ -300,19 +309,12 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
             self._journal.fail(snapshot.name, piece, {**describe(failures[-1]), "tried": False})
             return []
         started = time.monotonic()
-        adapter = self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
         unit = IntervalUnit(snapshot.node.interval_unit.value)
         with self.state_sync.hold() as additions:
             try:
-                limit_statements(adapter, self._journal.longest_statement_s)
-                audits = super().evaluate(
-                    snapshot,
-                    milliseconds(piece.start),
-                    milliseconds(piece.end),
-                    batch_index=batch_index,
-                    **kwargs,
-                )
+                audits = self._write(snapshot, piece, batch_index, kwargs)
                 verdicts = self._judge(snapshot, piece, unit, audits, kwargs)
+                history = self._history(snapshot)
             except (CircuitBreakerError, LeaseLostError, StoppedError):
                 raise
             except Exception as error:
@@ -327,13 +329,38 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         # Shares of one count would be invented numbers.
         rows = self._rows(snapshot, batch_index) if len(verdicts) == 1 else None
         for kept in (v for v in verdicts if v.error is None):
-            self._journal.commit(snapshot.name, kept.time, audits=kept.audits, duration=duration, rows=rows)
+            self._journal.commit(
+                snapshot.name, kept.time, audits=kept.audits, duration=duration, rows=rows, history=history
+            )
             self._record(snapshot, kept.time, additions)
         for bad in verdicts:
             if bad.error is not None:
                 failures.append(bad.error)
                 self._journal.fail(snapshot.name, bad.time, describe(bad.error))
         return list(audits)
+
+    def _write(
+        self, snapshot: Snapshot, piece: Interval, batch_index: int, kwargs: dict[str, Any]
+    ) -> list[Any]:
+        """Let SQLMesh evaluate and audit a piece."""
+        adapter = self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
+        limit_statements(adapter, self._journal.longest_statement_s)
+        if self._journal.empties(snapshot.name, piece) and not snapshot.model.disable_restatement:
+            # SQLMesh replaces a whole table where nothing of it is recorded, and it is the first batch.
+            snapshot, batch_index = snapshot.copy(update={"intervals": []}), 0
+        start, end = milliseconds(piece.start), milliseconds(piece.end)
+        return list(super().evaluate(snapshot, start, end, batch_index=batch_index, **kwargs))
+
+    def _history(self, snapshot: Snapshot) -> History | None:
+        """What a table that was written as a whole tells of its past, where it tells from when to when its rows hold."""
+        if snapshot.is_incremental_by_time_range or snapshot.is_seed or snapshot.is_view:
+            return None
+        validity = validity_of(snapshot, self._journal.validity(snapshot.name))
+        if validity is None:
+            return None
+        adapter = self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
+        unit = IntervalUnit(snapshot.node.interval_unit.value)
+        return changes(adapter, snapshot.table_name(), validity, unit.approximate)
 
     def _attempt_again(
         self,

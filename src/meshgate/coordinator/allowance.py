@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from meshgate.errors import ConfigError, UnknownModelError
+from meshgate.graph import Kind
 from meshgate.ledger import Limits
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class Allowance:
         warehouse: How many may be under way at once in its warehouse, all projects together; None: any number.
         models: The same for single models, by name.
         exclusive: Time-range models that are claimed whole.
+        validity: The columns that tell from when to when a row of an as-of model holds, by model; an empty name: it is not
+            looked at.
         holding: Models whose batches are kept from readers where a non-blocking audit of them fails.
     """
 
@@ -31,6 +34,7 @@ class Allowance:
     models: Mapping[str, int] = field(factory=dict)
     exclusive: frozenset[str] = frozenset()
     holding: frozenset[str] = frozenset()
+    validity: Mapping[str, tuple[str, str | None]] = field(factory=dict)
 
     def limits(self, model: str) -> Limits:
         """What the ledger has to count when a batch of this model begins."""
@@ -44,6 +48,7 @@ def declared_allowance(project: ProjectConfig) -> dict[str, Any]:
         "warehouse_limit": project.warehouse_limit,
         "model_limits": dict(project.model_limits),
         "exclusive": list(project.exclusive),
+        "validity": {name: list(columns) for name, columns in project.validity.items()},
     }
 
 
@@ -60,13 +65,16 @@ def allowance(graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]], proj
     ]
     models: dict[str, int] = {}
     exclusive: set[str] = set()
+    validity: dict[str, tuple[str, str | None]] = {}
     for manifest in manifests.values():
         for name, limit in manifest.get("model_limits", {}).items():
             for model in resolved(graph, name):
                 models[model] = min(limit, models.get(model, limit))
         exclusive.update(model for name in manifest.get("exclusive", ()) for model in resolved(graph, name))
+        for name, (since, until) in manifest.get("validity", {}).items():
+            validity |= dict.fromkeys(resolved(graph, name), (since, until))
     return Allowance(
-        min(of_warehouse, default=None), models, frozenset(exclusive), _holding(graph, manifests)
+        min(of_warehouse, default=None), models, frozenset(exclusive), _holding(graph, manifests), validity
     )
 
 
@@ -95,6 +103,7 @@ def check_names(graph: MeshGraph, project: ProjectConfig) -> None:
         ("limits.models", project.model_limits),
         ("exclusive", project.exclusive),
         ("models", project.models),
+        ("validity", project.validity),
     )
     for key, names in named:
         for name in names:
@@ -109,6 +118,12 @@ def check_names(graph: MeshGraph, project: ProjectConfig) -> None:
                 raise ConfigError(
                     f"{key} of project {project.name!r} names {name}, a model of project {graph[model].project!r}",
                     hint="declare it in the meshgate.yaml of the project that owns the model",
+                )
+            kind = graph[model].kind
+            if key == "validity" and (not kind.as_of or kind is Kind.VIEW):
+                raise ConfigError(
+                    f"validity of project {project.name!r} names {name}, whose kind is {kind.value}",
+                    hint="only tables that are refreshed or merged as a whole are compared; remove the entry",
                 )
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from meshgate.coordinator.allowance import allowance, check_names, declared_allowance
-from meshgate.coordinator.journal import Outcome, RunJournal
+from meshgate.coordinator.journal import RunJournal
 from meshgate.coordinator.manifest import declared_edges
+from meshgate.coordinator.outcome import Outcome
 from meshgate.coordinator.policies import declared_policies
 from meshgate.coordinator.reconcile import Finding, graph_of, reconcile
 from meshgate.coordinator.run import RunReport, Workbench, _counts, _finish, _in_progress, _report, leased

@@ -29,7 +29,7 @@ _SKEW_WORTH_TELLING: Final = timedelta(seconds=5)
 _RUNS: Final = 200
 # What the copy of a project that declared nothing means, and what the file calls what the copy keeps.
 _UNDECLARED: Final[Mapping[str, Any]] = {
-    "warehouse": "default", "model_limits": {}, "exclusive": [], "on_audit_warning": "pass", "stale": "reprocess",
+    "warehouse": "default", "model_limits": {}, "exclusive": [], "validity": {}, "on_audit_warning": "pass", "stale": "reprocess",
     "foreign_rewrite": "report", "models": {},
 }  # fmt: skip
 _KEYS: Final = {
@@ -341,14 +341,16 @@ def _value(key: str, value: Any) -> str:
 
 
 def _limits(bench: Workbench, project: ProjectConfig) -> Iterator[Check]:
-    """What limits and exclusive name has to be there; a deploy would refuse it."""
-    if not project.model_limits and not project.exclusive:
+    """What limits, exclusive and validity name has to be there; a deploy would refuse it."""
+    if not project.model_limits and not project.exclusive and not project.validity:
         return
     if project.environment not in bench.ledger.environments():
         return
     graph = bench.ledger.manifest(project.environment).graph
-    single = [evolve(project, model_limits={name: 1}, exclusive=()) for name in project.model_limits]
-    single += [evolve(project, model_limits={}, exclusive=(name,)) for name in project.exclusive]
+    bare = evolve(project, model_limits={}, exclusive=(), validity={})
+    single = [evolve(bare, model_limits={name: 1}) for name in project.model_limits]
+    single += [evolve(bare, exclusive=(name,)) for name in project.exclusive]
+    single += [evolve(bare, validity={name: columns}) for name, columns in project.validity.items()]
     wrong = False
     for one in single:
         try:
@@ -358,7 +360,9 @@ def _limits(bench: Workbench, project: ProjectConfig) -> Iterator[Check]:
             hint = f"{error.hint}; if it is new, deploy it" if error.hint else "if it is new, deploy it"
             yield Check("limits", project.name, "warn", error.message, hint)
     if not wrong:
-        yield Check("limits", project.name, "ok", "every model that limits and exclusive name is there")
+        yield Check(
+            "limits", project.name, "ok", "every model that limits, exclusive and validity name is there"
+        )
 
 
 # What goes on

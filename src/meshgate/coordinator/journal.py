@@ -8,54 +8,28 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from meshgate.coordinator.allowance import Allowance
+from meshgate.coordinator.outcome import Failure, Outcome, failure_in_words, wait_in_words
 from meshgate.coordinator.progress import Batch, Planned
 from meshgate.coordinator.standing import standings
+from meshgate.coordinator.validity import changed_from, past
 from meshgate.errors import EvaluationError, LeaseLostError, MeshgateError, StoppedError
 from meshgate.gate import Blocked, decide
 from meshgate.graph import readers_of, window_of
-from meshgate.interval import Interval, IntervalSet
+from meshgate.interval import MIN_INSTANT, Interval, IntervalSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from datetime import datetime, timedelta
 
+    from meshgate.bridge.scheduler import History
     from meshgate.bridge.translate import Promoted
     from meshgate.coordinator.run import Workbench
     from meshgate.graph import MeshGraph, ModelNode
     from meshgate.lease import LeaseKeeper
-    from meshgate.ledger import Refusal
+    from meshgate.ledger import Past, Refusal
 
 _SHORTEST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
-
-
-@attrs.frozen
-class Failure:
-    """An interval whose evaluation or audit failed, with the facts."""
-
-    model: str
-    project: str
-    interval: Interval
-    detail: Mapping[str, Any]
-
-
-@attrs.define
-class Outcome:
-    """What a run has done so far.
-
-    Attributes:
-        committed: Recorded, by model.
-        failed: What failed, in the order it did.
-        blocked: What was ready when the run planned and not when it began, or never was.
-        warned: Non-blocking audits that failed: model, interval, audits.
-        unmirrored: Recorded in the ledger, but SQLMesh's own record failed: model, interval, problem.
-    """
-
-    committed: dict[str, IntervalSet] = attrs.field(factory=dict)
-    failed: list[Failure] = attrs.field(factory=list)
-    blocked: list[Blocked] = attrs.field(factory=list)
-    warned: list[Failure] = attrs.field(factory=list)
-    unmirrored: list[tuple[str, Interval, str]] = attrs.field(factory=list)
 
 
 class RunJournal:
@@ -93,6 +67,8 @@ class RunJournal:
         self.project = project
         self.outcome = Outcome()
         self.stale_from: Mapping[str, datetime] = {}
+        self.rebuild: dict[str, Interval] = {}
+        """The tables that are emptied before they are merged anew, and all of their time."""
         self._ledger = bench.ledger
         self._stop = bench.stop
         self._tell = bench.tell
@@ -200,6 +176,8 @@ class RunJournal:
         known = self._ledger.states(self._ids[name] for name in self._claimed)
         found: dict[str, IntervalSet] = {}
         for name, pieces in self._claimed.items():
+            if name in self.rebuild:
+                continue  # it would be emptied with the rest
             before = self._covered[name]
             done = (known[self._ids[name]].covered - before) & IntervalSet(pieces)
             if done:
@@ -291,8 +269,23 @@ class RunJournal:
         """
         for claimed in sorted(self._claimed.get(name, ())):
             piece = claimed.intersect(batch)
+            if piece is not None and self.empties(name, piece):
+                # Begun in whole: from the moment it is emptied until its last batch, nobody may read it; and a crash
+                # leaves all that is missing in doubt.
+                refused = self._ask(self._graph[name], self.rebuild[name])
+                if refused:
+                    self._explain(self._graph[name], self.rebuild[name], refused)
+                    return
             if piece is not None:
                 yield from self._begin_piece(self._graph[name], piece)
+
+    def validity(self, name: str) -> tuple[str, str | None] | None:
+        """The columns that a project declares for it: from when to when a row holds."""
+        return self._allowed.validity.get(name)
+
+    def empties(self, name: str, piece: Interval) -> bool:
+        """Whether the table is to be emptied before this piece of it is written."""
+        return name in self.rebuild and piece.start == self.rebuild[name].start
 
     def _begin_piece(self, node: ModelNode, piece: Interval) -> Iterator[Interval]:
         refused = self._ask(node, piece)
@@ -335,7 +328,7 @@ class RunJournal:
             if answer.wait is None:
                 self._say(node, piece, "refused" if answer.refused else "begun")
                 return answer.refused
-            self._say(node, piece, "waiting", _wait_in_words(answer.wait))
+            self._say(node, piece, "waiting", wait_in_words(answer.wait))
             self._stop.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_S)
             if not self.alive():
@@ -395,6 +388,7 @@ class RunJournal:
         audits: list[dict[str, Any]],
         duration: timedelta,
         rows: int | None,
+        history: History | None = None,
     ) -> None:
         """Record a piece in the ledger.
 
@@ -409,11 +403,13 @@ class RunJournal:
         )  # a deploy's piece begins with what its plan looks back at
         first = node.unit.shift(fresh, -node.lookback)
         lookback = Interval(first, piece.start) if first < piece.start and fresh < piece.end else None
+        changed, told = self._compared(node, piece, history)
         with self._lost_is_lost():
             self._ledger.commit(
                 self._run_id, self._ids[name], piece, verdict="warned" if warned else "passed", audits=audits,
                 duration=duration, rows=rows, lookback=lookback, stale_from=self.stale_from.get(name),
-                hold=_failure_in_words({"audits": warned}) if holds else None,
+                hold=failure_in_words({"audits": warned}) if holds else None,
+                changed_from=changed, past=told,
             )  # fmt: skip
         self._say(node, piece, "committed")
         with self._lock:
@@ -422,6 +418,22 @@ class RunJournal:
             )
             if warned:
                 self.outcome.warned.append(Failure(name, node.project, piece, {"audits": warned}))
+
+    def _compared(
+        self, node: ModelNode, piece: Interval, history: History | None
+    ) -> tuple[datetime | None, Past | None]:
+        """From when on the table tells another history than when it was recorded last, and what that is now."""
+        if history is None:
+            return None, None
+        done = self.outcome.committed.get(node.name, IntervalSet())
+        covered = self._covered.get(node.name, IntervalSet()) | done | IntervalSet([piece])
+        assert covered.first is not None  # noqa: S101 - the piece is in it
+        assert covered.last is not None  # noqa: S101 - the piece is in it
+        known = self._ledger.past(self._ids[node.name])
+        changed = changed_from(known, history) if known is not None else None
+        if changed is not None:
+            changed = max(covered.first.start, node.unit.floor(changed) if changed > MIN_INSTANT else changed)
+        return changed, past(history, covered.last.end)
 
     def _frontier(self, name: str) -> datetime:
         covered = self._covered.get(name)
@@ -452,7 +464,7 @@ class RunJournal:
         Raises:
             LeaseLostError: It is suspect instead.
         """
-        self._say(self._graph[name], piece, "failed", _failure_in_words(detail))
+        self._say(self._graph[name], piece, "failed", failure_in_words(detail))
         with self._lock:
             self.outcome.failed.append(Failure(name, self._graph[name].project, piece, detail))
         with self._lost_is_lost():
@@ -486,15 +498,3 @@ class _LossGuard:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, LeaseLostError):
             self.keeper.lose()
-
-
-def _wait_in_words(wait: Mapping[str, Any]) -> str:
-    if wait["for"] == "promotion":
-        return f"for deploy {wait['run_id']} to replace it"
-    what = f"warehouse {wait['name']!r}" if wait["of"] == "warehouse" else "the model"
-    return f"as {what} is at its limit of {wait['most']} batches at once"
-
-
-def _failure_in_words(detail: Mapping[str, Any]) -> str:
-    audits = ", ".join(f"audit {a['audit']} found {a['count']}" for a in detail.get("audits", ()))
-    return audits or str(detail.get("message") or "")

@@ -195,7 +195,8 @@ def _asked(
     disabled = disabled_models(graph, bench.ledger.manifests(manifest.environment))
     found: dict[str, IntervalSet] = {}
     for interval in changed | fresh:
-        for model, time in expand(graph, source, interval, recorded, disabled=disabled).requests:
+        met = expand(graph, source, interval, recorded, disabled=disabled, merge_again=True)
+        for model, time in met.requests:
             if graph[model].project == project:
                 found[model] = found.get(model, IntervalSet()) | IntervalSet([time])
     return [(model, piece) for model, time in found.items() for piece in time]

@@ -14,6 +14,7 @@ from meshgate.gate import Blocked, ParentState, decide, out_of_patience
 from meshgate.graph import readers_of
 from meshgate.interval import MAX_INSTANT, Interval, IntervalSet
 from meshgate.ledger import WHOLE
+from meshgate.restatement import merges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -53,12 +54,20 @@ class ModelPlan:
     next_due: datetime | None
     deferred: tuple[Blocked, ...] = ()
     stale_from: datetime | None = None
+    rebuild: bool = False
+    """Whether a table that merges rows is emptied first: all of it that is recorded is ready, or none."""
 
     def without(self, deferred: tuple[Blocked, ...]) -> ModelPlan:
         """The same with a part of what would be computed again left for later."""
         left = IntervalSet(b.interval for b in deferred)
+        if self.rebuild and left & self.redo:
+            left |= self.redo
         return attrs.evolve(
-            self, redo=self.redo - left, lookback=self.lookback - left, deferred=(*self.deferred, *deferred)
+            self,
+            rebuild=self.rebuild and not left & self.redo,
+            redo=self.redo - left,
+            lookback=self.lookback - left,
+            deferred=(*self.deferred, *deferred),
         )
 
     @property
@@ -156,9 +165,9 @@ def make_plan(
                 now=now, present=present or now, patience=patience,
             )  # fmt: skip
             planned = planned.without(deferred)
-        planned = planned.without(
-            _beyond(node, planned.redo & known[name].clean, (budgets or {}).get(node.project))
-        )
+        if not planned.rebuild:  # which is done whole or not at all
+            budget = (budgets or {}).get(node.project)
+            planned = planned.without(_beyond(node, planned.redo & known[name].clean, budget))
         models.append(planned)
         if planned.ready:
             # A refresh makes a whole table good again.
@@ -238,18 +247,28 @@ def _model(
     decision = decide(
         graph, node.name, wanted, view, produced, now=now, patience=patience, impatient=impatient
     )
+    rebuild, ready, causes = (
+        _rebuilt(node, state),
+        decision.ready,
+        (*refused, *claimed, *backed_off, *decision.blocked),
+    )
+    if rebuild and redo - ready:
+        # What was emptied and could not be made again would be gone: it waits for the last of what it reads.
+        causes += tuple(attrs.evolve(causes[0], interval=piece) for piece in redo & ready)
+        rebuild, ready = False, ready - redo
     refreshed = [piece.start for piece in (stale | IntervalSet(s.interval for s in state.stale))]
     return ModelPlan(
         name=node.name,
         project=node.project,
-        fresh=answer.fresh & decision.ready,
-        redo=redo & decision.ready,
-        lookback=lookback & decision.ready,
-        blocked=(*refused, *claimed, *backed_off, *decision.blocked),
+        fresh=answer.fresh & ready,
+        redo=redo & ready,
+        lookback=lookback & ready,
+        blocked=causes,
         upto=answer.upto,
         next_due=next_due(node, now),
         deferred=_throttled(node, state, answer.fresh | redo | lookback),
         stale_from=min(refreshed, default=None) if node.kind.reads_everything else None,
+        rebuild=rebuild,
     )
 
 
@@ -267,6 +286,19 @@ def _maybe_appended(node: ModelNode, marks: tuple[Mark, ...]) -> IntervalSet:
     """What of a table that only grows may hold rows though nothing is recorded: its evaluation did not end well."""
     doubts = [m for m in marks if m.kind in ("failed", "suspect")]
     return node.unit.outward(IntervalSet(m.interval if m.batch is None else m.batch for m in doubts))
+
+
+def _rebuilt(node: ModelNode, state: VersionState) -> bool:
+    """Whether somebody asked for all of a table that merges, and its first batch has not been made anew yet."""
+    first = state.covered.first
+    return (
+        merges(node)
+        and node.kind.redoable
+        and first is not None
+        and any(
+            m.kind == "requested" and m.interval.start <= first.start < m.interval.end for m in state.marks
+        )
+    )
 
 
 def _marked(marks: tuple[Mark, ...], kinds: tuple[str, ...]) -> IntervalSet:
@@ -301,6 +333,8 @@ def _redo(
         named = _marked(state.marks, ("removed", "requested")) & state.covered
         wrong = [m.batch for m in marks if m.kind in ("failed", "suspect") and m.batch not in (None, WHOLE)]
         named |= IntervalSet(b for b in wrong if b is not None) & state.covered
+        if _rebuilt(node, state):
+            named = state.covered
         if named:
             return node.unit.outward(named.clip(node.life.start, upto)) - fresh, ()
     if fresh or state.covered.last is None:

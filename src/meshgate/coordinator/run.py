@@ -11,8 +11,9 @@ import structlog
 
 from meshgate.config import environment_name
 from meshgate.coordinator.allowance import allowance
-from meshgate.coordinator.journal import Failure, Outcome, RunJournal
+from meshgate.coordinator.journal import RunJournal
 from meshgate.coordinator.observe import watch_before_planning
+from meshgate.coordinator.outcome import Failure, Outcome
 from meshgate.coordinator.plan import Plan, make_plan
 from meshgate.coordinator.policies import policies_of
 from meshgate.coordinator.progress import Planned
@@ -428,6 +429,8 @@ def _evaluate(
         elif model.ready:
             held = journal.claim(model.name, model.pieces, plan.standings[model.name].covered)
             work[model.name] = IntervalSet(held) & model.ready
+            if model.rebuild and (whole := work[model.name].hull) is not None:
+                journal.rebuild[model.name] = whole
     # The plan was made before the claims were held: what another environment's run recorded meanwhile is done.
     for name, done in journal.recorded_since().items():
         work[name] -= done

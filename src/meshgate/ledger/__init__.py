@@ -34,6 +34,7 @@ from meshgate.ledger.work import (
     Lease,
     Limits,
     LiveRun,
+    Past,
     Refusal,
     WorkLedger,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "Newer",
     "Observation",
     "Pace",
+    "Past",
     "Refusal",
     "Request",
     "Stale",

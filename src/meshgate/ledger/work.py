@@ -133,6 +133,20 @@ class Begun:
     wait: Mapping[str, Any] | None = None
 
 
+@attrs.frozen
+class Past:
+    """What the history of an as-of table looked like when it was recorded last.
+
+    Attributes:
+        upto: What was before it is compared, UTC.
+        prints: How many changes, and two sums of their digests, by the second since 1970 at which a bucket begins; None:
+            nobody knows what its readers have met.
+    """
+
+    upto: datetime
+    prints: Mapping[int, tuple[int, int, int]] | None
+
+
 class WorkLedger:
     """The ledger as those use it who work: clock, runs, claims.
 
@@ -383,6 +397,8 @@ class WorkLedger:
         lookback: Interval | None = None,
         stale_from: datetime | None = None,
         hold: str | None = None,
+        changed_from: datetime | None = None,
+        past: Past | None = None,
     ) -> int:
         """Record a batch under the fence; the revision of its data.
 
@@ -397,6 +413,8 @@ class WorkLedger:
             lookback: The units before it that have to be read again because of it.
             stale_from: Of a table that is refreshed: from which instant on it was stale, UTC.
             hold: Why a policy keeps it from its readers; None: it does not, nor what was there before.
+            changed_from: Of an as-of table: from which instant on it tells another history than it did, UTC.
+            past: Of an as-of table that is compared: its history now.
 
         Raises:
             LeaseLostError: Nothing was recorded; the batch is suspect.
@@ -405,7 +423,9 @@ class WorkLedger:
         revision = self.database.one(
             "commit_claim", run_id=run_id, version_id=version_id, span=to_range(interval), verdict=verdict,
             audits=json([dict(a) for a in audits]), duration=duration, rows=rows, lookback=to_range(lookback),
-            stale_from=stale_from, hold=hold, again=True,
+            stale_from=stale_from, hold=hold, changed_from=changed_from,
+            past=None if past is None or past.prints is None else json({str(at): found for at, found in past.prints.items()}),
+            upto=past and past.upto, again=True,
         )["revision"]  # fmt: skip
         if revision is None:
             raise LeaseLostError(
@@ -413,6 +433,15 @@ class WorkLedger:
                 run_id=run_id,
             )
         return int(revision)
+
+    def past(self, version_id: int) -> Past | None:
+        """What an as-of table's history looked like when it was recorded last; None where nobody has looked."""
+        for row in self.database.rows("past", version_id=version_id, again=True):
+            prints = row["prints"]
+            return Past(
+                to_utc(row["upto"]), None if prints is None else {int(k): tuple(v) for k, v in prints.items()}
+            )
+        return None
 
     def fail(self, run_id: int, version_id: int, interval: Interval, detail: Mapping[str, Any]) -> None:
         """Record that an evaluation failed, with the facts (audit, count, error).

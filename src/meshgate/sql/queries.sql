@@ -74,7 +74,10 @@ SELECT meshgate.begin_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(p
 
 -- name: commit_claim
 SELECT meshgate.commit_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(verdict)s, %(audits)s, %(duration)s,
-                             %(rows)s, %(lookback)s::tstzrange, %(stale_from)s, %(hold)s) AS revision;
+                             %(rows)s, %(lookback)s::tstzrange, %(stale_from)s, %(hold)s, %(changed_from)s, %(past)s, %(upto)s) AS revision;
+
+-- name: past
+SELECT upto, prints FROM meshgate.past WHERE version_id = %(version_id)s;
 
 -- name: fail_claim
 SELECT meshgate.fail_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(detail)s) AS recorded;

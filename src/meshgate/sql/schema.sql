@@ -256,6 +256,14 @@ CREATE TABLE meshgate.dirty_span (
     PRIMARY KEY (version_id, from_revision)
 );
 
+-- What an as-of table that tells from when to when its rows hold had held when it was recorded last: what differs at the
+-- next refresh has changed behind its readers' backs.
+CREATE TABLE meshgate.past (
+    version_id    bigint      PRIMARY KEY REFERENCES meshgate.version,
+    upto          timestamptz NOT NULL,              -- what is before it was compared, and is
+    prints        jsonb                              -- [count, sum, sum] by second; null: nobody knows what readers met
+);
+
 -- Both belong to the model, and outlive its versions.
 CREATE TABLE meshgate.hold (
     hold_id      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -342,6 +350,23 @@ CREATE FUNCTION meshgate.carve_coverage(p_version_id bigint, p_span tstzrange) R
            -- Shares of one measurement would be invented numbers.
            NULL, NULL, cut.committed_at, cut.mirrored_at, cut.read_at, cut.merged
     FROM cut, unnest(tstzmultirange(cut.span) - tstzmultirange(p_span)) AS piece;
+$$;
+
+-- What is recorded of a version from an instant on was changed: it was made at this revision, though read when it was.
+CREATE FUNCTION meshgate.restamp(p_version_id bigint, p_from timestamptz, p_revision bigint) RETURNS void LANGUAGE sql VOLATILE AS $$
+    WITH cut AS (
+        DELETE FROM meshgate.coverage c
+        WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
+          AND c.span && tstzrange(p_from, NULL) AND c.revision < p_revision
+        RETURNING c.*)
+    INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, run_id, verdict, audits, duration,
+                                   rows, committed_at, mirrored_at, read_at, merged)
+    SELECT cut.version_id, part.piece, part.revision, cut.read_revision, cut.run_id, cut.verdict, cut.audits,
+           CASE WHEN part.piece = cut.span THEN cut.duration END, CASE WHEN part.piece = cut.span THEN cut.rows END,
+           cut.committed_at, cut.mirrored_at, cut.read_at, cut.merged
+    FROM cut, LATERAL (SELECT cut.span * tstzrange(p_from, NULL) AS piece, p_revision AS revision
+                       UNION ALL SELECT cut.span * tstzrange(NULL, p_from), cut.revision) part
+    WHERE NOT isempty(part.piece);
 $$;
 
 -- Takes span out of the marks of a version that p_upto (a read_revision) discharges, optionally of one kind only.
@@ -896,10 +921,13 @@ END $$;
 -- Records a batch. The revision of its commit, or null where the lease was lost: then nothing is recorded, and the
 -- range is suspect. p_lookback: the units before a fresh one that have to be read again because of it.
 -- p_stale_from: the first instant from which a table that is refreshed was stale. p_hold: why a policy keeps the batch from
--- its readers.
+-- its readers. p_changed_from, p_past, p_upto: from when on an as-of table tells another history than it did, and which one
+-- that is now.
 CREATE FUNCTION meshgate.commit_claim(p_run_id bigint, p_version_id bigint, p_span tstzrange, p_verdict text,
                                       p_audits jsonb, p_duration interval, p_rows bigint, p_lookback tstzrange,
-                                      p_stale_from timestamptz, p_hold text DEFAULT NULL)
+                                      p_stale_from timestamptz, p_hold text DEFAULT NULL,
+                                      p_changed_from timestamptz DEFAULT NULL, p_past jsonb DEFAULT NULL,
+                                      p_upto timestamptz DEFAULT NULL)
 RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     present timestamptz;
@@ -943,7 +971,8 @@ BEGIN
         INTO asked, upto
         FROM (SELECT lower(m.span) AS since FROM meshgate.mark m
               WHERE m.version_id = p_version_id AND m.kind IN ('requested', 'removed') AND m.revision <= held.read_revision
-              UNION ALL SELECT p_stale_from WHERE p_stale_from IS NOT NULL) why,
+              UNION ALL SELECT p_stale_from WHERE p_stale_from IS NOT NULL
+              UNION ALL SELECT p_changed_from WHERE p_changed_from IS NOT NULL) why,
              (SELECT min(lower(c.span)) AS first, max(upper(c.span)) AS frontier
               FROM meshgate.coverage c WHERE c.version_id = p_version_id) known
         WHERE known.first IS NOT NULL
@@ -960,7 +989,15 @@ BEGIN
     FROM meshgate.run r WHERE r.run_id = p_run_id;
     PERFORM meshgate.note('interval.committed', p_run_id, p_version_id, p_span, jsonb_build_object(
         'verdict', p_verdict, 'rows', p_rows, 'read_revision', held.read_revision,
-        'stamped', jsonb_build_array(lower(stamped), upper(stamped))));
+        'stamped', jsonb_build_array(lower(stamped), upper(stamped)))
+        || CASE WHEN p_changed_from IS NOT NULL THEN jsonb_build_object('changed_from', p_changed_from) ELSE '{}' END);
+    IF p_changed_from IS NOT NULL THEN
+        PERFORM meshgate.restamp(p_version_id, p_changed_from, made);
+    END IF;
+    IF p_past IS NOT NULL THEN
+        INSERT INTO meshgate.past (version_id, upto, prints) VALUES (p_version_id, p_upto, p_past)
+        ON CONFLICT (version_id) DO UPDATE SET upto = excluded.upto, prints = excluded.prints;
+    END IF;
     IF whole THEN
         -- A refresh makes the whole table anew. Merging writes what the interval has once more, and leaves what was
         -- asked for or went wrong elsewhere. Appending mends nothing: whether rows are doubled, a person must say.
@@ -1726,6 +1763,8 @@ BEGIN
     IF v.as_of THEN
         DELETE FROM meshgate.mark m WHERE m.version_id = p_version_id AND m.kind IN ('failed', 'suspect');
         UPDATE meshgate.dirty_span SET to_revision = made WHERE version_id = p_version_id AND to_revision IS NULL;
+        -- From now on readers meet rows that nobody has compared with those before.
+        UPDATE meshgate.past SET prints = NULL WHERE version_id = p_version_id AND doubted;
         PERFORM meshgate.note('interval.accepted', NULL, p_version_id, '(,)', jsonb_build_object('by', p_by, 'reason', p_reason))
         WHERE isempty(holes);
     END IF;

@@ -110,6 +110,19 @@ class Derived:
         ]
         self.pieces[low:high] = sorted([*kept, new], key=_start)
 
+    def restamp(self, since: datetime, made: int) -> None:
+        """What is recorded from an instant on was changed, though read when it was."""
+        later = IntervalSet.of(since, MAX_INSTANT)
+        self.pieces = sorted(
+            (
+                evolve(old, interval=part, revision=made if part.start >= since else old.revision)
+                for old in self.pieces
+                for time in (IntervalSet([old.interval]) - later, IntervalSet([old.interval]) & later)
+                for part in time
+            ),
+            key=_start,
+        )
+
     def discharge(self, time: Interval, upto: int, kinds: Sequence[str] = _MARKS) -> None:
         """Take time out of the marks that a read at a revision answers."""
         self.marks = [
@@ -212,6 +225,8 @@ class Replay:
     def _committed(self, event: Event, table: Derived, time: Interval) -> None:
         read = event.detail["read_revision"]
         self._record(event, _interval(event.detail["stamped"]), read, event.detail["verdict"], event.run_id)
+        if changed := event.detail.get("changed_from"):
+            table.restamp(datetime.fromisoformat(changed).astimezone(UTC), event.revision)
         kind = self._kind(event)
         if not kind.as_of:
             table.discharge(time, read)

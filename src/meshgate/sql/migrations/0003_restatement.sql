@@ -63,3 +63,9 @@ CREATE TABLE meshgate.observation (
 );
 
 ALTER TABLE meshgate.version ADD COLUMN altered_at timestamptz;
+
+CREATE TABLE meshgate.past (
+    version_id    bigint      PRIMARY KEY REFERENCES meshgate.version,
+    upto          timestamptz NOT NULL,
+    prints        jsonb
+);

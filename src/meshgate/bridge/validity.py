@@ -1,0 +1,156 @@
+"""From when to when the rows of a table hold, as its engine tells: what a late-arriving row changes of its history.
+
+A row that holds from one instant to another is two changes: it comes, and it goes. The history of a table before an
+instant is all changes before that instant, whatever becomes of the rows afterwards: that a row which held until further
+notice has come to its end is no change of what was before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+from sqlglot import exp
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from sqlmesh.core.engine_adapter import EngineAdapter
+    from sqlmesh.core.snapshot import Snapshot
+
+_DIGITS = 8  # of a digest's 32, for each of the two numbers that are added up
+_DAY_S = 86400
+
+
+@frozen
+class Validity:
+    """The columns of a table that tell from when to when a row holds.
+
+    Attributes:
+        since: The instant from which it holds; null: since ever.
+        until: The instant at which it ends; null: not yet. None: there is no such column.
+        known_since: What stands for `since` where that is SQLMesh's placeholder for "not known", the beginning of 1970.
+    """
+
+    since: str
+    until: str | None = None
+    known_since: str | None = None
+
+
+def validity_of(snapshot: Snapshot, declared: tuple[str, str | None] | None) -> Validity | None:
+    """The validity columns of a model: as declared, or as its kind has them; None where it has none.
+
+    Args:
+        snapshot: Of the model.
+        declared: In `meshgate.yaml`: from and to; an empty name: it is not to be looked at.
+    """
+    if declared is not None:
+        return Validity(*declared) if declared[0] else None
+    kind = snapshot.model.kind
+    if not kind.is_scd_type_2:
+        return None
+    since, until = kind.valid_from_name.name, kind.valid_to_name.name
+    if kind.is_scd_type_2_by_time and not kind.updated_at_as_valid_from:
+        return Validity(since, until, kind.updated_at_name.name)
+    return Validity(since, until)
+
+
+def changes(
+    adapter: EngineAdapter, table: str, validity: Validity, unit: timedelta
+) -> dict[int | None, tuple[int, int, int]]:
+    """All changes of a table's history, by the bucket of time in which they happened, in one statement.
+
+    Args:
+        adapter: The engine.
+        table: The table.
+        validity: Its validity columns.
+        unit: How long a bucket is; no longer than a day.
+
+    Returns:
+        How many changes, and two sums of digests of them, by the second since 1970 at which the bucket begins; None for
+        rows that hold since ever. Equal sums: the same changes, as far as 64 bits of an MD5 tell.
+
+    Raises:
+        ValueError: The table has no such column.
+    """
+    columns = {name.lower(): name for name in adapter.columns(table)}
+    for name in (validity.since, validity.until, validity.known_since):
+        if name is not None and name.lower() not in columns:
+            raise ValueError(
+                f"{table} has no column {name}, which is to tell from when to when its rows hold"
+            )
+    since = columns[validity.since.lower()]
+    until = columns[validity.until.lower()] if validity.until else None
+    known = columns[validity.known_since.lower()] if validity.known_since else None
+    bucket_s = min(int(unit.total_seconds()), _DAY_S)
+    query = changes_query(
+        table, [c for c in columns.values() if c not in (since, until)], since, until, known, bucket_s
+    )
+    return {
+        None if at is None else int(at): (int(count), int(first), int(second))
+        for at, count, first, second in adapter.fetchall(query, quote_identifiers=True)
+    }
+
+
+def changes_query(
+    table: str, content: list[str], since: str, until: str | None, known_since: str | None, bucket_s: int
+) -> exp.Expression:
+    """The statement of `changes`, in no engine's dialect."""
+    second = _second(since)
+    if known_since is not None:
+        second = exp.case().when(_second(since).eq(0), _second(known_since)).else_(second)
+    events: Any = _events(table, second, "from", content, bucket_s)
+    if until is not None:
+        ended = _events(table, _second(until), "to", content, bucket_s).where(
+            _column(until).is_(exp.null()).not_()
+        )
+        events = events.union(ended, distinct=False)
+    digest = exp.column("digest", quoted=True)
+    return (
+        exp.select(
+            exp.column("at", quoted=True),
+            exp.Count(this=exp.Star()).as_("found"),
+            exp.Sum(this=_number(digest, 1)).as_("first"),
+            exp.Sum(this=_number(digest, 1 + _DIGITS)).as_("second"),
+        )
+        .from_(events.subquery("changes"))
+        .group_by(exp.column("at", quoted=True))
+    )
+
+
+def _events(table: str, second: exp.Expression, what: str, content: list[str], bucket_s: int) -> exp.Select:
+    bucket = exp.Floor(this=exp.Div(this=exp.paren(second), expression=exp.Literal.number(bucket_s)))
+    at = exp.cast(exp.Mul(this=bucket, expression=exp.Literal.number(bucket_s)), "bigint")
+    text = exp.func("CONCAT", exp.Literal.string(what), exp.Literal.string(""), *map(_text, content))
+    return exp.select(
+        exp.alias_(at, "at", quoted=True), exp.alias_(exp.MD5(this=text), "digest", quoted=True)
+    ).from_(exp.to_table(table))
+
+
+def _column(name: str) -> exp.Column:
+    return exp.column(name, quoted=True)
+
+
+def _second(name: str) -> exp.Expression:
+    return exp.TimeToUnix(this=_column(name))
+
+
+def _text(name: str) -> exp.Expression:
+    """A value such that no two rows of different values give the same text."""
+    value = exp.cast(_column(name), "text")
+    length = exp.cast(exp.Length(this=value.copy()), "text")
+    told = exp.func("CONCAT", length, exp.Literal.string(":"), value)
+    return exp.case().when(_column(name).is_(exp.null()), exp.Literal.string("-")).else_(told)
+
+
+def _number(digest: exp.Expression, first: int) -> exp.Expression:
+    """Some digits of a digest as a number: every engine knows the code of a character, each another way from hexadecimal."""
+    total: exp.Expression | None = None
+    for place in range(_DIGITS):
+        digit = exp.Substring(
+            this=digest.copy(), start=exp.Literal.number(first + place), length=exp.Literal.number(1)
+        )
+        code = exp.cast(exp.func("ASCII", digit), "bigint")
+        part = exp.Mul(this=code, expression=exp.Literal.number(128**place))
+        total = part if total is None else exp.Add(this=total, expression=part)
+    return exp.cast(exp.paren(total), "decimal(38, 0)")
