@@ -79,14 +79,11 @@ class Rows:
             self.bad.add(cell)
 
 
-def play(ledger: Ledger, seed: int, look: Callable[[Mesh], object]) -> Mesh:
-    """Late rows, failures, crashes in the middle, looks: at rest nothing is stale, and every row is as if all were anew."""
-    chance = random.Random(seed)  # noqa: S311 - so that a history can be had again
-    latest, balance = (
-        node(DAILY, "down", "hour"),
-        evolve(node(BALANCE, "up", "five_minute"), depends_on_past=True),
-    )
-    mesh = Mesh(
+def starry(ledger: Ledger) -> Mesh:
+    """With facts of a dimension, of its latest state, and a table that reads its own past."""
+    latest = node(DAILY, "down", "hour")
+    balance = evolve(node(BALANCE, "up", "five_minute"), depends_on_past=True)
+    return Mesh(
         ledger,
         (
             [node(FACT, "down", "hour"), latest, balance],
@@ -96,6 +93,24 @@ def play(ledger: Ledger, seed: int, look: Callable[[Mesh], object]) -> Mesh:
             ],
         ),
     )  # fmt: skip
+
+
+def play(
+    ledger: Ledger,
+    seed: int,
+    look: Callable[[Mesh], object],
+    each: Callable[[Mesh], object] = lambda _: None,
+) -> Mesh:
+    """Late rows, failures, crashes in the middle, looks: at rest nothing is stale, and every row is as if all were anew.
+
+    Args:
+        ledger: An empty one.
+        seed: Which history.
+        look: Done now and then.
+        each: Done after each step.
+    """
+    chance = random.Random(seed)  # noqa: S311 - so that a history can be had again
+    mesh = starry(ledger)
     mesh.policy = Policy(throttle=timedelta(minutes=chance.choice((0, 10, 60))))
     rows = Rows(mesh, chance)
     passed = 60
@@ -113,6 +128,7 @@ def play(ledger: Ledger, seed: int, look: Callable[[Mesh], object]) -> Mesh:
             mesh.run(project, rows)
         if chance.random() < 0.3:
             look(mesh)
+        each(mesh)
     rows.bad.clear()
     passed = (passed // 60 + 2) * 60
     for _ in range(12):

