@@ -52,7 +52,7 @@ chaos-bounded: setup ## The same for CI: a few minutes
 
 bench: setup ## The figures of benchmarks/README.md
 	@$(BIN)/python benchmarks/waiting.py
-	@$(BIN)/python benchmarks/simulation.py
+	@$(BIN)/python benchmarks/simulation.py speed
 
 check-wheel: setup ## Builds the wheel and uses it from an empty environment
 	@$(BIN)/python -m pytest tests/test_wheel.py
