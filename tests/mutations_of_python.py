@@ -206,4 +206,16 @@ OF_PYTHON = (
         "db.py",
         ("            if before > SCHEMA_VERSION:", "            if False:"),
     ),
+    python(
+        "rule 23: what may have been appended is held",
+        "test_histories.py::test_rule_23_rows_are_not_appended_twice",
+        "coordinator/plan.py",
+        ("fresh=answer.fresh - _maybe_appended(node, state.marks)", "fresh=answer.fresh"),
+    ),
+    python(
+        "rule 7: what was accepted is not settled by a promotion",
+        "test_histories.py::test_rule_07_an_accepted_hole_is_not_what_the_new_version_computed",
+        "coordinator/staleness.py",
+        ("taken = was.accepted | now_is.accepted", "taken = IntervalSet()"),
+    ),
 )

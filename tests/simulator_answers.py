@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from meshgate.graph import MeshGraph, ModelNode
     from meshgate.interval import Interval
-    from simulator_geometry import Cells, Geometry
+    from simulator_geometry import Geometry
     from simulator_table import Claim, Table
 
 _ENDLESS = 1 << 60
@@ -157,8 +157,8 @@ class Answers:
             late = [c for c in range(begin, end + 1) if upto.get(c, _ENDLESS) < row.revision]
             if alone and child is parent:
                 late = [c for c in late if (facts[c].read, facts[c].run) != (row.read, row.run)]
-            for piece in self._by_fact(child, late):
-                read_at = facts[min(piece)].read_at
+            for fact, piece in child.parts(late):
+                read_at = fact.read_at
                 yield Newer(
                     number, interval_of(piece), interval_of(cells), at(row.committed), None if read_at is None else at(read_at)
                 )  # fmt: skip
@@ -172,15 +172,6 @@ class Answers:
                 if fact.revision > since and (until is None or fact.read < until):
                     read_at = None if fact.read_at is None else at(fact.read_at)
                     yield Newer(number, interval_of(cells), ALL_TIME, None, read_at)
-
-    @staticmethod
-    def _by_fact(table: Table, cells: Iterable[int]) -> Iterator[Cells]:
-        """Neighbouring cells that were recorded together."""
-        rows: dict[int, list[int]] = {}
-        for cell in cells:
-            rows.setdefault(id(table.facts[cell]), []).append(cell)
-        for row in rows.values():
-            yield from runs_of(row)
 
     def read_lately(self, version_id: int, instant: datetime) -> IntervalSet:
         since = int((instant - ORIGIN).total_seconds())

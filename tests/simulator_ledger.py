@@ -264,20 +264,16 @@ class SimulatedLedger(Answers):
 
     def owe(self, table: Table, lookback: Cells, opened: int | None) -> None:
         """Mark what a fresh unit obliges to read again; `opened`: but for what was read since. None: in any case."""
-        rows = [
-            cells & lookback
-            for fact, cells in table.rows()
-            if cells & lookback and fact.verdict != "accepted" and (opened is None or fact.read < opened)
-        ]
-        for row in rows:
-            self.mark(table, row, "lookback")
+        for fact, row in table.parts(lookback):
+            if fact.verdict != "accepted" and (opened is None or fact.read < opened):
+                self.mark(table, row, "lookback")
 
     def mirror(self, run: Run, table: Table, cells: Cells) -> None:
         """SQLMesh's own record holds a batch too; with a refresh all that earlier runs had recorded."""
         told = {c for c in table.facts if c <= max(cells)} if table.refreshed else cells
         self.state[table.key] |= told
-        for fact, row in table.rows():
-            if row & told and (fact.run == run.run_id or table.refreshed) and fact.mirrored is None:
+        for fact in {table.facts[c] for c in told if c in table.facts}:
+            if (fact.run == run.run_id or table.refreshed) and fact.mirrored is None:
                 fact.mirrored = self.now
 
     def fail(self, run: Run, table: Table, cells: Cells) -> bool:

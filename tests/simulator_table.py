@@ -118,6 +118,7 @@ class Table:
     _rows: list[tuple[Fact, Cells]] | None = None
     _upto: dict[int, int] | None = None
     _floor: int = 0
+    _taken: bool = False
 
     @property
     def whole(self) -> bool:
@@ -139,6 +140,7 @@ class Table:
 
     def record(self, cells: Iterable[int], fact: Fact) -> None:
         new = dict.fromkeys(cells, fact)
+        self._taken = self._taken or fact.verdict == "accepted"
         self.facts.update(new)
         self.covered |= IntervalSet(interval_of(piece) for piece in runs_of(new))
         self.forget()
@@ -176,10 +178,22 @@ class Table:
 
     def accepted(self) -> IntervalSet:
         """What a person took as it was."""
+        if not self._taken:
+            return IntervalSet.empty()
         return IntervalSet(interval_of(cells) for fact, cells in self.rows() if fact.verdict == "accepted")
 
     def last_read(self) -> int | None:
-        return max((fact.read_at for fact, _ in self.rows() if fact.read_at is not None), default=None)
+        facts = set(self.facts.values())
+        return max((fact.read_at for fact in facts if fact.read_at is not None), default=None)
+
+    def parts(self, cells: Iterable[int]) -> list[tuple[Fact, Cells]]:
+        """What was recorded of some cells, neighbours together that were recorded together, in order."""
+        found: dict[Fact, list[int]] = {}
+        for cell in cells:
+            if cell in self.facts:
+                found.setdefault(self.facts[cell], []).append(cell)
+        parts = [(fact, piece) for fact, mine in found.items() for piece in runs_of(mine)]
+        return sorted(parts, key=lambda part: min(part[1]))
 
 
 def stretch(cells: Iterable[int]) -> Cells:
