@@ -136,7 +136,7 @@ def tidy(ledger: Ledger, project: str, *, cold: timedelta = _COLD) -> int:
     Args:
         ledger: The ledger.
         project: Whose models; its readers may be anybody's, in any environment.
-        cold: What was read less than that long ago stays as it is.
+        cold: What was committed less than that long ago stays as it is.
     """
     gates: list[tuple[str, Gate]] = []
     for environment in ledger.environments():

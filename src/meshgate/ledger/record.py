@@ -418,7 +418,7 @@ class RecordLedger:
         Args:
             project: Its name.
             gates: Of all environments, with the environment: who may tell.
-            cold: What was read less than that long ago stays as it is.
+            cold: What was committed less than that long ago stays as it is.
         """
         rows = self.database.rows(
             "merge_coverage", project=project, cold=cold, environments=[e for e, _ in gates],

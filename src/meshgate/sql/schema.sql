@@ -1821,7 +1821,7 @@ END $$;
 -- A merged row has the highest revision, so all that reads any part of it must have read it later than that; and it counts as
 -- having read up to the bound, so it must not be stale by anything up to there. No claim that lives may have begun or been
 -- opened before the bound: its failure would make dirty, and its commit would oblige to read again, what came before it.
--- p_cold: read at least that long ago. The gates are those of all environments, with windows as in the query "stale"; what
+-- p_cold: committed at least that long ago. The gates are those of all environments, with windows as in the query "stale"; what
 -- was settled last is the bound.
 CREATE FUNCTION meshgate.merge_coverage(p_project text, p_cold interval, p_environments text[], p_children bigint[], p_parents bigint[],
                                         p_lows interval[], p_highs interval[])
@@ -1857,7 +1857,7 @@ BEGIN
                     THEN 0 ELSE 1 END AS apart
         FROM mine v JOIN meshgate.coverage c ON c.version_id = v.version_id AND c.revision <= v.bound
         WHERE c.mirrored_at IS NOT NULL AND c.verdict IN ('passed', 'warned', 'foreign')
-          AND coalesce(c.read_at, c.committed_at) < meshgate.clock() - p_cold
+          AND c.committed_at < meshgate.clock() - p_cold
           AND NOT EXISTS (SELECT FROM gate g WHERE g.child = c.version_id AND NOT c.span <@ g.settled)
           AND NOT EXISTS (SELECT FROM behind b WHERE b.parent = c.version_id AND c.span && b.time)
           AND NOT EXISTS (SELECT FROM meshgate.mark m WHERE m.version_id = c.version_id AND m.span && c.span)
