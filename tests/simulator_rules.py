@@ -280,7 +280,7 @@ SWITCHES = (
     ),
     Switch(
         "23b", "nor what may be there though it was not recorded", "G4 rows appended", 6,
-        patches=((planning, "_maybe_appended", lambda *_: NOTHING),),
+        patches=((planning, "_maybe_appended", lambda *_: ()),),
         scene={"models": (*UP, CHILD, APPENDED), "troubles": Troubles(failing=0.2)},
     ),
     Switch(

@@ -221,8 +221,8 @@ def _model(
     follows: IntervalSet,
 ) -> ModelPlan:
     answer = due(node, state.covered, now)
-    if not node.kind.redoable:
-        answer = attrs.evolve(answer, fresh=answer.fresh - _maybe_appended(node, state.marks))
+    unsure = _maybe_appended(node, state.marks, answer.fresh)
+    answer = attrs.evolve(answer, fresh=answer.fresh - IntervalSet(b.interval for b in unsure))
     stale = IntervalSet(s.interval for s in state.stale if not s.accepted and s.again_at is None) | follows
     redo, refused = _redo(node, state, answer.fresh, answer.upto, stale)
     lookback = (answer.lookback | _marked(state.marks, ("lookback",))) & state.covered
@@ -250,7 +250,7 @@ def _model(
     rebuild, ready, causes = (
         _rebuilt(node, state),
         decision.ready,
-        (*refused, *claimed, *backed_off, *decision.blocked),
+        (*refused, *unsure, *claimed, *backed_off, *decision.blocked),
     )
     if rebuild and redo - ready:
         # What was emptied and could not be made again would be gone: it waits for the last of what it reads.
@@ -282,10 +282,16 @@ def _throttled(node: ModelNode, state: VersionState, wanted: IntervalSet) -> tup
     )
 
 
-def _maybe_appended(node: ModelNode, marks: tuple[Mark, ...]) -> IntervalSet:
+def _maybe_appended(node: ModelNode, marks: tuple[Mark, ...], fresh: IntervalSet) -> tuple[Blocked, ...]:
     """What of a table that only grows may hold rows though nothing is recorded: its evaluation did not end well."""
-    doubts = [m for m in marks if m.kind in ("failed", "suspect")]
-    return node.unit.outward(IntervalSet(m.interval if m.batch is None else m.batch for m in doubts))
+    if node.kind.redoable:
+        return ()
+    return tuple(
+        Blocked(node.name, node.project, piece, node.name, node.project, piece, m.kind, m.detail)  # type: ignore[arg-type]
+        for m in marks
+        if m.kind in ("failed", "suspect")
+        for piece in fresh & node.unit.outward(IntervalSet([m.batch or m.interval]))
+    )
 
 
 def _rebuilt(node: ModelNode, state: VersionState) -> bool:
