@@ -33,8 +33,9 @@ lint: setup ## ruff and mypy
 test: setup lint ## Lint, types and every test but the slow lanes
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-test-peers: setup ## Also asserts that plain SQLMesh still shows the faults that meshgate prevents
-	@$(BIN)/python -m pytest -m peers -n $(WORKERS) --dist loadgroup tests/test_peers.py tests/test_peers_staleness.py
+test-peers: setup ## Plain SQLMesh still shows the faults that meshgate prevents; its own commands under the ledger
+	@$(BIN)/python -m pytest -m 'peers or cli' -n $(WORKERS) --dist loadgroup tests/test_peers.py tests/test_peers_staleness.py \
+		tests/test_enforced.py tests/test_signal_wrapper.py
 
 mutation: setup ## Removes each protecting line and shows that a test fails
 	@$(BIN)/python tests/mutations.py

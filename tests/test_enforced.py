@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from meshgate.mesh import Mesh
 
 BRONZE, SILVER, GOLD = '"house"."lake"."bronze"', '"house"."lake"."silver"', '"house"."lake"."gold"'
+pytestmark = pytest.mark.cli
 PROJECTS = ("upstream", "downstream")
 CONFIG = "from meshgate.enforced import enforce\n\nconfig = enforce('base.yaml')\n"
 GOLD_TEXT = copied("lake.gold", "lake.silver")

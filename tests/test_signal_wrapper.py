@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from meshgate.local_postgres import LocalPostgres
 
 SILVER, GOLD = '"house"."lake"."silver"', '"house"."lake"."gold"'
+pytestmark = pytest.mark.cli
 SIGNAL = """
 from meshgate.signals import ready
 from sqlmesh import signal
