@@ -90,7 +90,7 @@ OF_PEOPLE = (
         "policy: only where the project says so",
         "test_holds.py::test_what_an_audit_warns_of_is_held_where_the_project_says_so",
         "coordinator/allowance.py",
-        ('== "hold")', '== "no")'),
+        ('manifest.get("on_audit_warning") == "hold"', 'manifest.get("on_audit_warning") == "no"'),
     ),
     # -- declared holes
     sql(

@@ -135,8 +135,8 @@ OF_PYTHON = (
             "WHEN pair.revision <= pair.settled_revision THEN",
         ),
         (
-            "coalesce((SELECT min(CASE WHEN c.revision <= x.settled_revision AND c.span <@ x.settled",
-            "coalesce((SELECT min(CASE WHEN c.span <@ x.settled",
+            "WHERE c.version_id = x.child AND c.revision > x.settled_revision),",
+            "WHERE false),",
         ),
     ),
     python(
