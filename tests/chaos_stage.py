@@ -275,11 +275,12 @@ class Stage:
     def ask(self, model: str, start: int, end: int) -> None:
         """Ask for minutes of a model to be computed again, as soon as the ledger can be reached.
 
-        Whose answer was lost asks twice: that is allowed to cost an evaluation.
+        Whose answer was lost asks twice: that is allowed to cost an evaluation. Nobody waits long for a lock: the storm
+        itself may hold it (`idle_in_transaction`), and would never come to let go.
         """
         name = '"lake".' + ".".join(f'"{part}"' for part in model.split("."))
         try:
-            with closing(Database(self.tiny.state_url)) as database:
+            with closing(Database(f"{self.tiny.state_url}?options=-c%20lock_timeout%3D300ms")) as database:
                 Ledger(database).request([(name, span(start, end))], reason="the storm", by="chaos")
         except LedgerUnreachableError:
             self.later(0.5, lambda: self.ask(model, start, end))

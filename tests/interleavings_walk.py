@@ -126,6 +126,9 @@ class Table:
                     "lookback": None,
                     "stale_from": None,
                     "hold": None,
+                    "changed_from": None,
+                    "past": None,
+                    "upto": None,
                 }
             case "fail":
                 known |= {"detail": json({})}
