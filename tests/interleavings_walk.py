@@ -129,6 +129,7 @@ class Table:
                     "changed_from": None,
                     "past": None,
                     "upto": None,
+                    "same": None,
                 }
             case "fail":
                 known |= {"detail": json({})}

@@ -7,6 +7,7 @@ from mutation import python, sql
 R = "test_ledger_requests.py::test_"
 P = "test_restatement.py::test_"
 C = "test_restatement_cascade.py::test_"
+U = "test_early_cut_off.py::test_"
 
 OF_RESTATEMENT = (
     sql(
@@ -68,5 +69,59 @@ OF_RESTATEMENT = (
         f"{P}what_cannot_be_computed_again_cannot_be_asked_for[Kind.INCREMENTAL_UNMANAGED-disabled2-not_redoable]",
         "restatement.py",
         ("    if not node.kind.redoable:", "    if False:"),
+    ),
+    # -- early cut-off
+    sql(
+        "early cut-off: who is reading",
+        (
+            f"{U}a_reader_in_flight_makes_everybody_read_again",
+            f"{U}a_reader_in_flight_behind_a_view_counts_too[view]",
+        ),
+        ("WHERE k.state = 'begun' AND k.claim_id <> p_claim_id)", "WHERE false)"),
+    ),
+    sql(
+        "early cut-off: who has read meanwhile",
+        f"{U}a_reader_that_ended_meanwhile_makes_everybody_read_again",
+        ("greatest(r.revision, r.touched_revision) > p_since)", "false)"),
+    ),
+    sql(
+        "early cut-off: readers behind views",
+        f"{U}a_reader_in_flight_behind_a_view_counts_too[view]",
+        (
+            "WHERE NOT EXISTS (SELECT FROM meshgate.version w WHERE w.model_id = r.model_id AND w.kind <> 'view'))",
+            "WHERE false)",
+        ),
+    ),
+    sql(
+        "early cut-off: what was in doubt",
+        f"{U}what_was_in_doubt_is_read_again[suspect]",
+        (
+            "AND m.kind IN ('failed', 'suspect', 'removed')), '{}')\n    FROM unnest(p_same)",
+            "AND false), '{}')\n    FROM unnest(p_same)",
+        ),
+    ),
+    python(
+        "early cut-off: a second attempt",
+        f"{U}a_second_attempt_is_compared_with_nothing",
+        "bridge/scheduler.py",
+        (
+            "                results += self._attempt(snapshot, ready, max(batch_index, 1), kwargs, failures)\n",
+            "                results += self._attempt(snapshot, ready, 1, kwargs, failures, ignored=self._journal.compares(snapshot.name, ready))\n",
+        ),
+    ),
+    python(
+        "early cut-off: the run goes on with what changed",
+        f"{U}what_changed_spreads_and_nothing_else",
+        "coordinator/run.py",
+        ("        if not readers:\n            return\n", "        return\n"),
+    ),
+    python(
+        "early cut-off: the run does not count on it",
+        f"{U}an_unchanged_restatement_does_not_spread",
+        "coordinator/plan.py",
+        (
+            "IntervalSet() if name in cut_off else _restamped(node, planned, state)",
+            "_restamped(node, planned, state)",
+        ),
     ),
 )

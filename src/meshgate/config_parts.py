@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from meshgate.yaml_source import Node, YamlSource
 
 _A_WINDOW: Final = "latest, prefix, ungated, or a mapping with from and to such as {from: -7d, to: 0h}"
-_MODEL_KEYS: Final = ("stale", "stale_throttle", "stale_horizon", "on_audit_warning")
+_MODEL_KEYS: Final = ("stale", "stale_throttle", "stale_horizon", "on_audit_warning", "early_cut_off")
 EDGE_KEYS: Final = ("reader", "parent", "window")
 _WINDOW_KEYS: Final = ("from", "to")
 VALIDITY_KEYS: Final = ("from", "to")
@@ -58,12 +58,22 @@ class SourceConfig:
 
 @frozen
 class ModelConfig:
-    """What of its project's policies is different for one model; None: nothing."""
+    """What of its project's policies is different for one model; None: nothing.
+
+    Attributes:
+        stale: `reprocess` or `report`.
+        stale_throttle: How long after its own last read stale time is left alone.
+        stale_horizon: How long after its end stale time is still computed again.
+        on_audit_warning: What a non-blocking audit that fails does.
+        early_cut_off: The columns that do not count when it is judged whether computing it again has changed anything; None:
+            nobody looks, and everything that is computed again is read again.
+    """
 
     stale: str | None = None
     stale_throttle: timedelta | None = None
     stale_horizon: timedelta | None = None
     on_audit_warning: OnAuditWarning | None = None
+    early_cut_off: tuple[str, ...] | None = None
 
 
 def by_model(
@@ -90,8 +100,19 @@ def models_in(source: YamlSource, project: Mapping[str, Node], key: str) -> dict
             stale_throttle=source.converted(found, at, "stale_throttle", parse_pause, A_PAUSE),
             stale_horizon=source.converted(found, at, "stale_horizon", parse_pause, A_PAUSE),
             on_audit_warning=cast("OnAuditWarning", warning) if "on_audit_warning" in found else None,
+            early_cut_off=_cut_off(source, found.get("early_cut_off"), f"{at}.early_cut_off"),
         )
     return models
+
+
+def _cut_off(source: YamlSource, node: Node | None, key: str) -> tuple[str, ...] | None:
+    if node is None or (node.type == "bool"):
+        return () if node is not None and node.text.lower() == "true" else None
+    found = source.mapping(node, key, ("ignore",), "true, false, or a mapping such as {ignore: [loaded_at]}")
+    columns = found.get("ignore")
+    if columns is None or columns.kind != "sequence" or any(c.kind != "scalar" for c in columns.items):
+        source.unexpected(columns or node, f"{key}.ignore", "a list of columns")
+    return tuple(column.text for column in columns.items)
 
 
 def validity_in(

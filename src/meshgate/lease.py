@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 from meshgate.errors import LeaseLostError, LedgerUnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from meshgate.ledger import Lease, Ledger
 
@@ -36,6 +36,16 @@ def _trusted_clock() -> float:
     """Seconds that also pass while the machine sleeps, where the system offers them."""
     boottime = getattr(time, "CLOCK_BOOTTIME", None)
     return time.clock_gettime(boottime) if boottime is not None else time.monotonic()
+
+
+@contextlib.contextmanager
+def loss_stops(keeper: LeaseKeeper) -> Iterator[None]:
+    """Tells the keeper what the ledger's refusal means: every thread of the run stops before its next batch."""
+    try:
+        yield
+    except LeaseLostError:
+        keeper.lose()
+        raise
 
 
 class LeaseKeeper:

@@ -25,6 +25,7 @@ from sqlmesh.core.state_sync.base import DelegatingStateSync
 from sqlmesh.utils.errors import CircuitBreakerError
 
 from meshgate.bridge.audits import Verdict, each_interval_needs_its_own, verdict
+from meshgate.bridge.digests import digests
 from meshgate.bridge.engine import limit_statements
 from meshgate.bridge.failures import describe, first_line, is_conflict, is_outage
 from meshgate.bridge.translate import Promoted, instant, interval, milliseconds, pairs, promoted
@@ -33,10 +34,12 @@ from meshgate.errors import LeaseLostError, StoppedError
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from datetime import datetime
 
     from sqlmesh.core.snapshot import Snapshot
+
+    from meshgate.bridge.digests import Digest
 
 UNDER_LEDGER: ContextVar[bool] = ContextVar("under_ledger", default=False)
 """Whether SQLMesh is working under a journal; its signals are asked in the thread that began."""
@@ -70,8 +73,15 @@ class Journal(Protocol):
         duration: timedelta,
         rows: int | None,
         history: History | None,
+        same: IntervalSet,
     ) -> None:
-        """Record a piece; `history`: as `validity.changes` has it. Raises LeaseLostError."""
+        """Record a piece; `history`: as `validity.changes` has it; `same`: what of it holds the rows that it held before.
+
+        Raises LeaseLostError.
+        """
+
+    def compares(self, name: str, piece: Interval) -> Collection[str] | None:
+        """Whether it is to be found out if computing a piece again changes anything: the columns that do not count, or None."""
 
     def validity(self, name: str) -> tuple[str, str | None] | None:
         """The columns that a project declares for a model: from when to when a row holds; empty: it is not looked at."""
@@ -266,7 +276,8 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         first = batch_index
         try:
             for piece in self._begun(snapshot, interval(start, end), failures):
-                results += self._attempt(snapshot, piece, first, kwargs, failures)
+                ignored = self._journal.compares(snapshot.name, piece)
+                results += self._attempt(snapshot, piece, first, kwargs, failures, ignored=ignored)
                 # Only the very first write into an empty table may replace it; SQLMesh tells by the batch's number.
                 first = max(first, 1)
         except (CircuitBreakerError, LeaseLostError, StoppedError):
@@ -300,8 +311,9 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         kwargs: dict[str, Any],
         failures: list[Exception],
         conflicts: int = 0,
+        ignored: Collection[str] | None = None,
     ) -> list[Any]:
-        """Evaluate, audit and record one piece, or its halves."""
+        """Evaluate, audit and record one piece, or its halves; at first compared: what stands there is what readers read."""
         if not self._journal.alive():
             raise CircuitBreakerError
         if is_outage(failures):
@@ -312,9 +324,12 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         unit = IntervalUnit(snapshot.node.interval_unit.value)
         with self.state_sync.hold() as additions:
             try:
+                before = self._digests(snapshot, piece, ignored)
                 audits = self._write(snapshot, piece, batch_index, kwargs)
                 verdicts = self._judge(snapshot, piece, unit, audits, kwargs)
                 history = self._history(snapshot)
+                after = self._digests(snapshot, piece, ignored)
+                same = IntervalSet(part for part, found in before.items() if after.get(part) == found)
             except (CircuitBreakerError, LeaseLostError, StoppedError):
                 raise
             except Exception as error:
@@ -330,8 +345,9 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         rows = self._rows(snapshot, batch_index) if len(verdicts) == 1 else None
         for kept in (v for v in verdicts if v.error is None):
             self._journal.commit(
-                snapshot.name, kept.time, audits=kept.audits, duration=duration, rows=rows, history=history
-            )
+                snapshot.name, kept.time, audits=kept.audits, duration=duration, rows=rows, history=history,
+                same=same & IntervalSet([kept.time]),
+            )  # fmt: skip
             self._record(snapshot, kept.time, additions)
         for bad in verdicts:
             if bad.error is not None:
@@ -361,6 +377,15 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         adapter = self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
         unit = IntervalUnit(snapshot.node.interval_unit.value)
         return changes(adapter, snapshot.table_name(), validity, unit.approximate)
+
+    def _digests(
+        self, snapshot: Snapshot, piece: Interval, ignored: Collection[str] | None
+    ) -> dict[Interval, Digest]:
+        """What the table holds of a piece, by parts of it."""
+        if ignored is None:
+            return {}
+        adapter = self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
+        return digests(adapter, snapshot, piece, IntervalUnit(snapshot.node.interval_unit.value), ignored)
 
     def _attempt_again(
         self,

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 from sqlglot import exp
 
+from meshgate.bridge.rows import DIGITS, digest_of, number
+
 if TYPE_CHECKING:
     from datetime import timedelta
 
     from sqlmesh.core.engine_adapter import EngineAdapter
     from sqlmesh.core.snapshot import Snapshot
 
-_DIGITS = 8  # of a digest's 32, for each of the two numbers that are added up
 _DAY_S = 86400
 
 
@@ -110,8 +111,8 @@ def changes_query(
         exp.select(
             exp.column("at", quoted=True),
             exp.Count(this=exp.Star()).as_("found"),
-            exp.Sum(this=_number(digest, 1)).as_("first"),
-            exp.Sum(this=_number(digest, 1 + _DIGITS)).as_("second"),
+            exp.Sum(this=number(digest, 1)).as_("first"),
+            exp.Sum(this=number(digest, 1 + DIGITS)).as_("second"),
         )
         .from_(events.subquery("changes"))
         .group_by(exp.column("at", quoted=True))
@@ -121,9 +122,8 @@ def changes_query(
 def _events(table: str, second: exp.Expression, what: str, content: list[str], bucket_s: int) -> exp.Select:
     bucket = exp.Floor(this=exp.Div(this=exp.paren(second), expression=exp.Literal.number(bucket_s)))
     at = exp.cast(exp.Mul(this=bucket, expression=exp.Literal.number(bucket_s)), "bigint")
-    text = exp.func("CONCAT", exp.Literal.string(what), exp.Literal.string(""), *map(_text, content))
     return exp.select(
-        exp.alias_(at, "at", quoted=True), exp.alias_(exp.MD5(this=text), "digest", quoted=True)
+        exp.alias_(at, "at", quoted=True), exp.alias_(digest_of(what, content), "digest", quoted=True)
     ).from_(exp.to_table(table))
 
 
@@ -133,24 +133,3 @@ def _column(name: str) -> exp.Column:
 
 def _second(name: str) -> exp.Expression:
     return exp.TimeToUnix(this=_column(name))
-
-
-def _text(name: str) -> exp.Expression:
-    """A value such that no two rows of different values give the same text."""
-    value = exp.cast(_column(name), "text")
-    length = exp.cast(exp.Length(this=value.copy()), "text")
-    told = exp.func("CONCAT", length, exp.Literal.string(":"), value)
-    return exp.case().when(_column(name).is_(exp.null()), exp.Literal.string("-")).else_(told)
-
-
-def _number(digest: exp.Expression, first: int) -> exp.Expression:
-    """Some digits of a digest as a number: every engine knows the code of a character, each another way from hexadecimal."""
-    total: exp.Expression | None = None
-    for place in range(_DIGITS):
-        digit = exp.Substring(
-            this=digest.copy(), start=exp.Literal.number(first + place), length=exp.Literal.number(1)
-        )
-        code = exp.cast(exp.func("ASCII", digit), "bigint")
-        part = exp.Mul(this=code, expression=exp.Literal.number(128**place))
-        total = part if total is None else exp.Add(this=total, expression=part)
-    return exp.cast(exp.paren(total), "decimal(38, 0)")

@@ -27,6 +27,8 @@ class Allowance:
         exclusive: Time-range models that are claimed whole.
         validity: The columns that tell from when to when a row of an as-of model holds, by model; an empty name: it is not
             looked at.
+        cut_off: Models of which it is compared whether computing them again has changed anything, with the columns that do
+            not count.
         holding: Models whose batches are kept from readers where a non-blocking audit of them fails.
     """
 
@@ -35,6 +37,7 @@ class Allowance:
     exclusive: frozenset[str] = frozenset()
     holding: frozenset[str] = frozenset()
     validity: Mapping[str, tuple[str, str | None]] = field(factory=dict)
+    cut_off: Mapping[str, tuple[str, ...]] = field(factory=dict)
 
     def limits(self, model: str) -> Limits:
         """What the ledger has to count when a batch of this model begins."""
@@ -74,8 +77,21 @@ def allowance(graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]], proj
         for name, (since, until) in manifest.get("validity", {}).items():
             validity |= dict.fromkeys(resolved(graph, name), (since, until))
     return Allowance(
-        min(of_warehouse, default=None), models, frozenset(exclusive), _holding(graph, manifests), validity
-    )
+        min(of_warehouse, default=None), models, frozenset(exclusive), _holding(graph, manifests), validity,
+        cut_off(graph, manifests),
+    )  # fmt: skip
+
+
+def cut_off(graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """The models of which it is compared whether computing them again has changed anything, with what does not count."""
+    return {
+        model: tuple(given["early_cut_off"])
+        for manifest in manifests.values()
+        for name, given in manifest.get("models", {}).items()
+        if given.get("early_cut_off") is not None
+        for model in resolved(graph, name)
+        if graph[model].kind.time_partitioned
+    }
 
 
 def _holding(graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
@@ -124,6 +140,15 @@ def check_names(graph: MeshGraph, project: ProjectConfig) -> None:
                 raise ConfigError(
                     f"validity of project {project.name!r} names {name}, whose kind is {kind.value}",
                     hint="only tables that are refreshed or merged as a whole are compared; remove the entry",
+                )
+            if (
+                key == "models"
+                and project.models[name].early_cut_off is not None
+                and not kind.time_partitioned
+            ):
+                raise ConfigError(
+                    f"models of project {project.name!r} asks for early_cut_off of {name}, whose kind is {kind.value}",
+                    hint="only what is computed by ranges of time is compared; for an as-of table declare its validity",
                 )
 
 

@@ -8,11 +8,12 @@ import structlog
 
 from meshgate.coordinator.allowance import allowance, check_names, declared_allowance
 from meshgate.coordinator.journal import RunJournal
+from meshgate.coordinator.leased import leased
 from meshgate.coordinator.manifest import declared_edges
 from meshgate.coordinator.outcome import Outcome
 from meshgate.coordinator.policies import declared_policies
 from meshgate.coordinator.reconcile import Finding, graph_of, reconcile
-from meshgate.coordinator.run import RunReport, Workbench, _counts, _finish, _in_progress, _report, leased
+from meshgate.coordinator.run import RunReport, Workbench, _counts, _finish, _in_progress, _report
 from meshgate.coordinator.sources import check_sources
 from meshgate.coordinator.waiting import until_free
 from meshgate.errors import LeaseLostError, MeshgateError, ProjectError, StoppedError

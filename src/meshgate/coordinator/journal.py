@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from meshgate.coordinator.allowance import Allowance
 from meshgate.coordinator.outcome import Failure, Outcome, failure_in_words, wait_in_words
 from meshgate.coordinator.progress import Batch, Planned
@@ -16,6 +14,7 @@ from meshgate.errors import EvaluationError, LeaseLostError, MeshgateError, Stop
 from meshgate.gate import Blocked, decide
 from meshgate.graph import readers_of, window_of
 from meshgate.interval import MIN_INSTANT, Interval, IntervalSet
+from meshgate.lease import loss_stops
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +46,7 @@ class RunJournal:
         promoted: For a deploy: the version that each model has in the environment so far.
         allow: What the manifests allow its batches, by the graph that it works on.
         now: The instant that counts, UTC.
+        outcome: What the run has done before, where it plans a second time.
     """
 
     def __init__(
@@ -63,9 +63,10 @@ class RunJournal:
         build: Callable[[Promoted], MeshGraph] | None = None,
         promoted: Mapping[str, str] | None = None,
         allow: Callable[[MeshGraph], Allowance] = lambda _: Allowance(),
+        outcome: Outcome | None = None,
     ) -> None:
         self.project = project
-        self.outcome = Outcome()
+        self.outcome = Outcome() if outcome is None else outcome
         self.stale_from: Mapping[str, datetime] = {}
         self.rebuild: dict[str, Interval] = {}
         """The tables that are emptied before they are merged anew, and all of their time."""
@@ -85,6 +86,7 @@ class RunJournal:
         self._promoted = promoted or {}
         self._claimed: dict[str, list[Interval]] = {}
         self._covered: dict[str, IntervalSet] = {}
+        self._compared_now: set[str] = set()
         self._lock = threading.Lock()
         self._longest_s = bench.config.ledger.statement_timeout_s
 
@@ -152,14 +154,8 @@ class RunJournal:
             if answer.refused_by is None:
                 held.append(piece)
             else:
-                self._block(
-                    node,
-                    piece,
-                    node,
-                    piece,
-                    "begun",
-                    {"run_id": answer.refused_by, "lease_until": answer.free_at},
-                )
+                facts = {"run_id": answer.refused_by, "lease_until": answer.free_at}
+                self._block(node, piece, node, piece, "begun", facts)
         self._claimed[name] = self._claimed.get(name, []) + held
         self._covered[name] = covered
         return held
@@ -240,7 +236,7 @@ class RunJournal:
         changed |= set(self._promoted) - set(self._graph.nodes)
         waited, pause = 0.0, _SHORTEST_PAUSE_S
         while True:
-            with self._lost_is_lost():
+            with loss_stops(self._keeper):
                 writing = self._ledger.pause(self._run_id, changed)
             if not writing:
                 return
@@ -283,6 +279,23 @@ class RunJournal:
         """The columns that a project declares for it: from when to when a row holds."""
         return self._allowed.validity.get(name)
 
+    def compares(self, name: str, piece: Interval) -> tuple[str, ...] | None:
+        """Which columns do not count when it is judged whether a piece has changed; None: it is not asked, or is new."""
+        known = self._covered.get(name, IntervalSet()) & IntervalSet([piece])
+        if not known or name not in self._allowed.cut_off:
+            return None
+        self._compared_now.add(name)
+        return self._allowed.cut_off[name]
+
+    def compared(self) -> frozenset[str]:
+        """The models of which something was computed again and compared."""
+        return frozenset(self._compared_now)
+
+    def give_back(self) -> None:
+        """Let go of what was claimed and came to nothing, before the run plans once more."""
+        for name in self._claimed:
+            self._ledger.abandon(self._run_id, self._ids[name])
+
     def empties(self, name: str, piece: Interval) -> bool:
         """Whether the table is to be emptied before this piece of it is written."""
         return name in self.rebuild and piece.start == self.rebuild[name].start
@@ -320,7 +333,7 @@ class RunJournal:
                 needs += [(self._ids[gate.parent], read) for read in window]
         pause = _SHORTEST_PAUSE_S
         while True:
-            with self._lost_is_lost():
+            with loss_stops(self._keeper):
                 answer = self._ledger.begin(
                     self._run_id, self._ids[node.name], piece,
                     needs=needs, loaded=loaded, environment=self._environment, limits=self._allowed.limits(node.name),
@@ -389,6 +402,7 @@ class RunJournal:
         duration: timedelta,
         rows: int | None,
         history: History | None = None,
+        same: IntervalSet | None = None,
     ) -> None:
         """Record a piece in the ledger.
 
@@ -404,18 +418,20 @@ class RunJournal:
         first = node.unit.shift(fresh, -node.lookback)
         lookback = Interval(first, piece.start) if first < piece.start and fresh < piece.end else None
         changed, told = self._compared(node, piece, history)
-        with self._lost_is_lost():
+        with loss_stops(self._keeper):
             self._ledger.commit(
                 self._run_id, self._ids[name], piece, verdict="warned" if warned else "passed", audits=audits,
                 duration=duration, rows=rows, lookback=lookback, stale_from=self.stale_from.get(name),
                 hold=failure_in_words({"audits": warned}) if holds else None,
-                changed_from=changed, past=told,
+                changed_from=changed, past=told, same=same,
             )  # fmt: skip
         self._say(node, piece, "committed")
         with self._lock:
             self.outcome.committed[name] = self.outcome.committed.get(name, IntervalSet()) | IntervalSet(
                 [piece]
             )
+            if same:
+                self.outcome.unchanged[name] = self.outcome.unchanged.get(name, IntervalSet()) | same
             if warned:
                 self.outcome.warned.append(Failure(name, node.project, piece, {"audits": warned}))
 
@@ -467,7 +483,7 @@ class RunJournal:
         self._say(self._graph[name], piece, "failed", failure_in_words(detail))
         with self._lock:
             self.outcome.failed.append(Failure(name, self._graph[name].project, piece, detail))
-        with self._lost_is_lost():
+        with loss_stops(self._keeper):
             self._ledger.fail(self._run_id, self._ids[name], piece, detail)
 
     def explain_the_rest(self) -> None:
@@ -481,20 +497,3 @@ class RunJournal:
                 failed = any(f.model == name for f in self.outcome.failed)
                 cause = "its own earlier interval failed" if failed else "a signal of the model refused it"
                 self._block(node, rest, node, rest, "missing", {"cause": cause})
-
-    def _lost_is_lost(self) -> _LossGuard:
-        return _LossGuard(self._keeper)
-
-
-@attrs.frozen
-class _LossGuard:
-    """Tells the keeper what the ledger's refusal means: every thread of the run stops before its next batch."""
-
-    keeper: LeaseKeeper
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, LeaseLostError):
-            self.keeper.lose()

@@ -32,6 +32,7 @@ class Outcome:
         failed: What failed, in the order it did.
         blocked: What was ready when the run planned and not when it began, or never was.
         warned: Non-blocking audits that failed: model, interval, audits.
+        unchanged: What of it was computed again and was what it had been, by model: early cut-off keeps it from its readers.
         unmirrored: Recorded in the ledger, but SQLMesh's own record failed: model, interval, problem.
     """
 
@@ -39,6 +40,7 @@ class Outcome:
     failed: list[Failure] = attrs.field(factory=list)
     blocked: list[Blocked] = attrs.field(factory=list)
     warned: list[Failure] = attrs.field(factory=list)
+    unchanged: dict[str, IntervalSet] = attrs.field(factory=dict)
     unmirrored: list[tuple[str, Interval, str]] = attrs.field(factory=list)
 
 

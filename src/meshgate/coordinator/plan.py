@@ -123,6 +123,7 @@ def make_plan(
     rested: Callable[[ModelNode, IntervalSet], IntervalSet] = lambda _, time: time,
     budgets: Mapping[str, int] | None = None,
     only: Collection[str] | None = None,
+    cut_off: Collection[str] = (),
 ) -> Plan:
     """Decide, parents first, what may be evaluated now.
 
@@ -138,6 +139,7 @@ def make_plan(
         rested: Which part of a model's recorded time policy lets be computed again at once, if this run makes it stale.
         budgets: By project: how many intervals of each model a run computes again at most that are stale or were asked for.
         only: The models that the run is about; None for all of the projects'.
+        cut_off: The models of which only the evaluation tells whether it changes anything for their readers.
     """
     known = standings(graph, version_ids, states, now)
     produced: dict[str, dict[str, IntervalSet]] = {}
@@ -172,7 +174,7 @@ def make_plan(
         if planned.ready:
             # A refresh makes a whole table good again.
             made[name] = planned.ready | known[name].covered if node.kind.as_of else planned.ready
-            again[name] = _restamped(node, planned, state)
+            again[name] = IntervalSet() if name in cut_off else _restamped(node, planned, state)
     return Plan(environment, now, tuple(models), known)
 
 

@@ -33,6 +33,7 @@ def declared_policies(project: ProjectConfig) -> dict[str, Any]:
                     "stale_throttle_s": _seconds(model.stale_throttle),
                     "stale_horizon_s": _seconds(model.stale_horizon),
                     "on_audit_warning": model.on_audit_warning,
+                    "early_cut_off": None if model.early_cut_off is None else list(model.early_cut_off),
                 }.items()
                 if value is not None
             }

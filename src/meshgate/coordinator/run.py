@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,8 +9,9 @@ import attrs
 import structlog
 
 from meshgate.config import environment_name
-from meshgate.coordinator.allowance import allowance
+from meshgate.coordinator.allowance import allowance, cut_off
 from meshgate.coordinator.journal import RunJournal
+from meshgate.coordinator.leased import leased
 from meshgate.coordinator.observe import watch_before_planning
 from meshgate.coordinator.outcome import Failure, Outcome
 from meshgate.coordinator.plan import Plan, make_plan
@@ -29,26 +29,27 @@ from meshgate.errors import (
     UnknownProjectError,
 )
 from meshgate.interval import IntervalSet
-from meshgate.lease import LeaseKeeper, identify, proven_gone
-from meshgate.ledger import BackOff, Busy
+from meshgate.lease import proven_gone
+from meshgate.ledger import Busy
 from meshgate.stop import Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from datetime import datetime
 
     from meshgate.bridge.project import SqlmeshProject
     from meshgate.config import MeshConfig, ProjectConfig
     from meshgate.coordinator.progress import Progress
     from meshgate.gate import Blocked
-    from meshgate.graph import ModelNode
+    from meshgate.graph import MeshGraph, ModelNode
+    from meshgate.lease import LeaseKeeper
     from meshgate.ledger import Lease, Ledger, Manifest
 
 log = structlog.get_logger("meshgate")
 
 _HISTORY = timedelta(days=30)
-_TIDY_EVERY = timedelta(hours=1)
 """How long ended claims, events and the rows of runs that nothing names are kept."""
+_TIDY_EVERY = timedelta(hours=1)
 
 
 @attrs.frozen
@@ -65,6 +66,7 @@ class RunReport:
         failed: Intervals that failed, with the facts.
         blocked: Every cause that keeps due work back.
         warned: Non-blocking audits that failed.
+        unchanged: What was computed again and holds the rows that it held before, where early cut-off looks at that.
         findings: What somebody else did.
         unmirrored: Recorded here, but not yet in SQLMesh's own record: model, interval, problem.
         plan: What was decided, for `planned`.
@@ -81,6 +83,7 @@ class RunReport:
     failed: tuple[Failure, ...] = ()
     blocked: tuple[Blocked, ...] = ()
     warned: tuple[Failure, ...] = ()
+    unchanged: Mapping[str, IntervalSet] = attrs.field(factory=dict)
     findings: tuple[Finding, ...] = ()
     unmirrored: tuple[tuple[str, Any, str], ...] = ()
     plan: Plan | None = None
@@ -207,48 +210,8 @@ def plan_of(
         environment=manifest.environment, now=now, patience=bench.patience(manifest.environment), present=present,
         rested=rested_by(bench.ledger, manifest, present or now, policies), only=only,
         budgets=bench.budgets(manifest.environment),
+        cut_off=cut_off(manifest.graph, bench.ledger.manifests(manifest.environment)),
     )  # fmt: skip
-
-
-@contextmanager
-def leased(
-    bench: Workbench,
-    project: ProjectConfig,
-    environment: str,
-    purpose: str,
-    now: datetime | None,
-    *,
-    engine_in_process: bool,
-    share: bool = False,
-) -> Iterator[tuple[Lease, LeaseKeeper] | Busy]:
-    """A lease that is kept alive while the block runs, or the run that is in the way. The block finishes the run."""
-    settings = bench.config.ledger
-    bench.bury_the_gone()
-    asked_at = LeaseKeeper.now()
-    answer = bench.ledger.acquire(
-        project.name, environment, purpose, identify(engine_in_process=engine_in_process),
-        ttl=timedelta(seconds=settings.lease_ttl_s), grace=timedelta(seconds=settings.grace_s), as_of=now,
-        share=share, warehouse=_warehouse(bench, project, environment, purpose), back_off=BackOff(project.retry_first, project.retry_longest),
-    )  # fmt: skip
-    if isinstance(answer, Busy):
-        yield answer
-        return
-
-    def end() -> None:
-        # Its thread may still write until the process is gone; then whoever can prove that need not wait.
-        bench.ledger.finish(answer.run_id, "stopped", {}, f"ended by {bench.stop.reason}", writing=True)
-
-    # Whoever waits for an answer of a ledger that has fallen silent must learn that the lease is over.
-    cut = bench.ledger.database.cut
-    with LeaseKeeper(bench.ledger, answer, asked_at, on_expired=cut) as keeper, bench.stop.ending(end):
-        yield answer, keeper
-
-
-def _warehouse(bench: Workbench, project: ProjectConfig, environment: str, purpose: str) -> str:
-    """What the batches are counted against: as it was deployed, or is being."""
-    if purpose == "deploy":
-        return project.warehouse
-    return str(bench.ledger.manifests(environment).get(project.name, {}).get("warehouse", project.warehouse))
 
 
 def run(
@@ -382,13 +345,7 @@ def _work(
             state = "nothing_to_do"
         else:
             opened = opened or bench.open_project(project, load=False)
-            journal = RunJournal(
-                bench, lease.run_id, project.name, keeper, manifest.graph, manifest.version_ids,
-                environment=target, now=now,
-                allow=lambda graph: allowance(graph, bench.ledger.manifests(target), project.name),
-            )  # fmt: skip
-            outcome = journal.outcome
-            _evaluate(bench, opened, plan, manifest, journal, now)
+            _evaluate(bench, opened, project, plan, manifest, lease, keeper, outcome, now, present, only)
             findings += reconcile(bench.ledger, opened, target, now, run_id=lease.run_id)
             state = "failed" if outcome.failed else "done"
             settle(bench.ledger, target, {project.name})
@@ -412,7 +369,47 @@ def _work(
     return report
 
 
+def _downstream(graph: MeshGraph, names: Collection[str]) -> set[str]:
+    """Whoever reads some models, and their readers."""
+    found: set[str] = set()
+    for name in graph.order():
+        if any(gate.parent in names or gate.parent in found for gate in graph.gates(name)):
+            found.add(name)
+    return found
+
+
 def _evaluate(
+    bench: Workbench,
+    opened: SqlmeshProject,
+    project: ProjectConfig,
+    plan: Plan,
+    manifest: Manifest,
+    lease: Lease,
+    keeper: LeaseKeeper,
+    outcome: Outcome,
+    now: datetime,
+    present: datetime,
+    only: Collection[str] | None,
+) -> None:
+    """Everything that is planned, and what early cut-off finds out is due then: its readers need not wait for a run."""
+    target, graph = manifest.environment, manifest.graph
+    while not plan.is_empty:
+        journal = RunJournal(
+            bench, lease.run_id, project.name, keeper, graph, manifest.version_ids,
+            environment=target, now=now, outcome=outcome,
+            allow=lambda graph: allowance(graph, bench.ledger.manifests(target), project.name),
+        )  # fmt: skip
+        _execute(bench, opened, plan, manifest, journal, now)
+        readers = _downstream(graph, journal.compared())
+        if not readers:
+            return
+        journal.give_back()
+        plan = plan_of(
+            bench, manifest, {project.name}, now, present, readers if only is None else readers & set(only)
+        )
+
+
+def _execute(
     bench: Workbench,
     opened: SqlmeshProject,
     plan: Plan,
@@ -459,6 +456,7 @@ def _report(
         failed=tuple(outcome.failed),
         blocked=(*(plan.blocked if plan else ()), *outcome.blocked),
         warned=tuple(outcome.warned),
+        unchanged=dict(outcome.unchanged),
         findings=findings,
         unmirrored=tuple(outcome.unmirrored),
         plan=plan,

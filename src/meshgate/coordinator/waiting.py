@@ -198,6 +198,10 @@ def together(before: RunReport, then: RunReport) -> RunReport:
         state = "failed" if failed else ("done" if committed else "nothing_to_do")
     return evolve(
         then, state=state, committed=committed, failed=failed, warned=(*before.warned, *then.warned),
+        unchanged={
+            name: before.unchanged.get(name, IntervalSet()) | then.unchanged.get(name, IntervalSet())
+            for name in {**before.unchanged, **then.unchanged}
+        },
         findings=(*before.findings, *then.findings), unmirrored=(*before.unmirrored, *then.unmirrored),
         run_id=then.run_id or before.run_id,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import attrs
 
 from meshgate.db import Database, json
 from meshgate.errors import LeaseLostError
-from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
+from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval, IntervalSet
 from meshgate.ledger.ranges import to_instant, to_interval, to_range, to_utc
 from meshgate.listener import Listener
 
@@ -399,8 +399,9 @@ class WorkLedger:
         hold: str | None = None,
         changed_from: datetime | None = None,
         past: Past | None = None,
+        same: IntervalSet | None = None,
     ) -> int:
-        """Record a batch under the fence; the revision of its data.
+        """Record a batch under the fence; the revision of its commit.
 
         Args:
             run_id: The fence.
@@ -415,6 +416,8 @@ class WorkLedger:
             hold: Why a policy keeps it from its readers; None: it does not, nor what was there before.
             changed_from: Of an as-of table: from which instant on it tells another history than it did, UTC.
             past: Of an as-of table that is compared: its history now.
+            same: What of the batch holds the rows that it held before. It keeps the revision of its data, so that nobody
+                reads it again: unless something was wrong with it, or somebody was reading meanwhile.
 
         Raises:
             LeaseLostError: Nothing was recorded; the batch is suspect.
@@ -425,7 +428,7 @@ class WorkLedger:
             audits=json([dict(a) for a in audits]), duration=duration, rows=rows, lookback=to_range(lookback),
             stale_from=stale_from, hold=hold, changed_from=changed_from,
             past=None if past is None or past.prints is None else json({str(at): found for at, found in past.prints.items()}),
-            upto=past and past.upto, again=True,
+            upto=past and past.upto, same=[to_range(piece) for piece in same] if same else None, again=True,
         )["revision"]  # fmt: skip
         if revision is None:
             raise LeaseLostError(

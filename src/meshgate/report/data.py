@@ -215,6 +215,7 @@ def run(report: RunReport, waits: tuple[Wait, ...], verb: str) -> dict[str, Any]
         committed=[{"model": m, "intervals": plain(t)} for m, t in report.committed.items()],
         failed=[_record(f) for f in report.failed],
         warned=[_record(f) for f in report.warned],
+        unchanged=[{"model": m, "intervals": plain(t)} for m, t in report.unchanged.items()],
         blocked=_blocked(report.blocked),
         waits=[_wait(w) for w in waits],
         findings=[_record(f) for f in report.findings],

@@ -390,6 +390,7 @@ def run(out: Console, report: RunReport, waits: tuple[Wait, ...], verb: str) -> 
             f"{instant(busy.started_at, report.now)}, its lease until {instant(busy.expires_at, report.now)}"
         )], 4)  # fmt: skip
     _sets(out, "committed", "green", report.committed)
+    _sets(out, "unchanged", "", report.unchanged)
     if report.plan is not None and report.state == "planned":
         _sets(out, "evaluate", "green", {m.name: m.fresh for m in report.plan.models})
         _sets(out, "again", "yellow", {m.name: m.redo for m in report.plan.models})

@@ -74,7 +74,8 @@ SELECT meshgate.begin_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(p
 
 -- name: commit_claim
 SELECT meshgate.commit_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(verdict)s, %(audits)s, %(duration)s,
-                             %(rows)s, %(lookback)s::tstzrange, %(stale_from)s, %(hold)s, %(changed_from)s, %(past)s, %(upto)s) AS revision;
+                             %(rows)s, %(lookback)s::tstzrange, %(stale_from)s, %(hold)s, %(changed_from)s, %(past)s, %(upto)s,
+                             %(same)s::tstzrange[]) AS revision;
 
 -- name: past
 SELECT upto, prints FROM meshgate.past WHERE version_id = %(version_id)s;
@@ -185,7 +186,7 @@ FROM pair, unnest(tstzmultirange(pair.span)
 UNION ALL
 SELECT g.gate, c.span, '(,)'::tstzrange, NULL, c.read_at
 FROM gate g JOIN meshgate.dirty_span d ON d.version_id = g.parent
-JOIN meshgate.coverage c ON c.version_id = g.child AND c.revision > d.from_revision
+JOIN meshgate.coverage c ON c.version_id = g.child AND greatest(c.revision, c.touched_revision) > d.from_revision
     AND (d.to_revision IS NULL OR c.read_revision < d.to_revision)
 ORDER BY 1, 2, 3;
 
@@ -304,7 +305,8 @@ FROM meshgate.version v JOIN meshgate.model m USING (model_id) JOIN meshgate.pro
 ORDER BY v.version_id;
 
 -- name: everything_recorded
-SELECT c.version_id, c.span, c.revision, c.read_revision, c.run_id, c.verdict, c.mirrored_at IS NOT NULL AS mirrored, c.merged
+SELECT c.version_id, c.span, c.revision, c.read_revision, c.run_id, c.verdict, c.mirrored_at IS NOT NULL AS mirrored, c.merged,
+       c.touched_revision AS touched
 FROM meshgate.coverage c ORDER BY c.version_id, c.span;
 
 -- name: dirty_spans

@@ -222,8 +222,9 @@ CREATE TABLE meshgate.coverage (
     mirrored_at   timestamptz,                       -- when SQLMesh's own record was known to hold it
     read_at       timestamptz,                       -- when its parents were read: its batch began; null: unknown
     merged        integer     NOT NULL DEFAULT 1,    -- how many commits it stands for
+    touched_revision bigint,                         -- when it was computed again and was what it had been
     -- Of several commits: of all of them it is known that nothing they read has changed up to there.
-    CONSTRAINT "data is read before it is made" CHECK (read_revision < revision OR merged > 1),
+    CONSTRAINT "data is read before it is made" CHECK (read_revision < greatest(revision, touched_revision) OR merged > 1),
     CONSTRAINT "coverage never overlaps" EXCLUDE USING gist (
         int8range(version_id, version_id, '[]') WITH =, span WITH &&)
 );
@@ -345,10 +346,10 @@ CREATE FUNCTION meshgate.carve_coverage(p_version_id bigint, p_span tstzrange) R
           AND c.span && p_span
         RETURNING c.*)
     INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, run_id, verdict, audits, duration,
-                                   rows, committed_at, mirrored_at, read_at, merged)
+                                   rows, committed_at, mirrored_at, read_at, merged, touched_revision)
     SELECT cut.version_id, piece, cut.revision, cut.read_revision, cut.run_id, cut.verdict, cut.audits,
            -- Shares of one measurement would be invented numbers.
-           NULL, NULL, cut.committed_at, cut.mirrored_at, cut.read_at, cut.merged
+           NULL, NULL, cut.committed_at, cut.mirrored_at, cut.read_at, cut.merged, cut.touched_revision
     FROM cut, unnest(tstzmultirange(cut.span) - tstzmultirange(p_span)) AS piece;
 $$;
 
@@ -360,10 +361,10 @@ CREATE FUNCTION meshgate.restamp(p_version_id bigint, p_from timestamptz, p_revi
           AND c.span && tstzrange(p_from, NULL) AND c.revision < p_revision
         RETURNING c.*)
     INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, run_id, verdict, audits, duration,
-                                   rows, committed_at, mirrored_at, read_at, merged)
+                                   rows, committed_at, mirrored_at, read_at, merged, touched_revision)
     SELECT cut.version_id, part.piece, part.revision, cut.read_revision, cut.run_id, cut.verdict, cut.audits,
            CASE WHEN part.piece = cut.span THEN cut.duration END, CASE WHEN part.piece = cut.span THEN cut.rows END,
-           cut.committed_at, cut.mirrored_at, cut.read_at, cut.merged
+           cut.committed_at, cut.mirrored_at, cut.read_at, cut.merged, cut.touched_revision
     FROM cut, LATERAL (SELECT cut.span * tstzrange(p_from, NULL) AS piece, p_revision AS revision
                        UNION ALL SELECT cut.span * tstzrange(NULL, p_from), cut.revision) part
     WHERE NOT isempty(part.piece);
@@ -918,16 +919,40 @@ BEGIN
     PERFORM meshgate.note('commit.refused', p_run_id, p_version_id, p_span, '{}');
 END $$;
 
+-- What of a batch that was computed again, and is what it had been, need not be read again: whatever was good, and was
+-- in nobody's hands meanwhile. Who was reading then may have met half of the rewrite; so everybody reads again.
+CREATE FUNCTION meshgate.unspread(p_version_id bigint, p_claim_id bigint, p_since bigint, p_same tstzrange[])
+RETURNS tstzmultirange LANGUAGE sql STABLE AS $$
+    WITH RECURSIVE reader (model_id) AS (
+        -- Through views, and through what is only a text in the queries of others.
+        SELECT e.child_id FROM meshgate.version v JOIN meshgate.edge e ON e.parent_id = v.model_id
+        WHERE v.version_id = p_version_id
+        UNION
+        SELECT e.child_id FROM reader r JOIN meshgate.edge e ON e.parent_id = r.model_id
+        WHERE NOT EXISTS (SELECT FROM meshgate.version w WHERE w.model_id = r.model_id AND w.kind <> 'view'))
+    SELECT coalesce(range_agg(c.span), '{}') * range_agg(s.same)
+           - coalesce((SELECT range_agg(m.span) FROM meshgate.mark m
+                       WHERE m.version_id = p_version_id AND m.kind IN ('failed', 'suspect', 'removed')), '{}')
+    FROM unnest(p_same) AS s (same), meshgate.version v, meshgate.coverage c
+    WHERE v.version_id = p_version_id AND NOT v.as_of
+      AND int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]') AND c.span && s.same
+      AND NOT EXISTS (SELECT FROM reader JOIN meshgate.version x USING (model_id) JOIN meshgate.claim k USING (version_id)
+                      WHERE k.state = 'begun' AND k.claim_id <> p_claim_id)
+      AND NOT EXISTS (SELECT FROM reader JOIN meshgate.version x USING (model_id) JOIN meshgate.coverage r USING (version_id)
+                      WHERE x.version_id <> p_version_id AND greatest(r.revision, r.touched_revision) > p_since)
+    HAVING count(*) > 0;
+$$;
+
 -- Records a batch. The revision of its commit, or null where the lease was lost: then nothing is recorded, and the
 -- range is suspect. p_lookback: the units before a fresh one that have to be read again because of it.
 -- p_stale_from: the first instant from which a table that is refreshed was stale. p_hold: why a policy keeps the batch from
 -- its readers. p_changed_from, p_past, p_upto: from when on an as-of table tells another history than it did, and which one
--- that is now.
+-- that is now. p_same: what of the batch holds the rows that it held before; it keeps its revision where that is safe.
 CREATE FUNCTION meshgate.commit_claim(p_run_id bigint, p_version_id bigint, p_span tstzrange, p_verdict text,
                                       p_audits jsonb, p_duration interval, p_rows bigint, p_lookback tstzrange,
                                       p_stale_from timestamptz, p_hold text DEFAULT NULL,
                                       p_changed_from timestamptz DEFAULT NULL, p_past jsonb DEFAULT NULL,
-                                      p_upto timestamptz DEFAULT NULL)
+                                      p_upto timestamptz DEFAULT NULL, p_same tstzrange[] DEFAULT NULL)
 RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     present timestamptz;
@@ -938,6 +963,7 @@ DECLARE
     whole boolean;
     refreshed boolean;
     stamped tstzrange;
+    kept tstzmultirange;
     asked timestamptz;
     upto timestamptz;
     old record;
@@ -951,8 +977,9 @@ BEGIN
     piece := meshgate.claim_piece(p_run_id, p_version_id, p_span, '{begun}');
     IF piece IS NULL THEN
         -- The answer to an earlier call may have been lost on its way: saying it again is not doing it again.
-        SELECT max(c.revision) INTO made FROM meshgate.coverage c
-        WHERE c.run_id = p_run_id AND c.version_id = p_version_id AND c.span @> p_span;
+        SELECT max(greatest(c.revision, c.touched_revision)) INTO made FROM meshgate.coverage c
+        WHERE c.run_id = p_run_id AND c.version_id = p_version_id AND c.span && p_span
+        HAVING range_agg(c.span) @> p_span;
         IF made IS NOT NULL THEN
             RETURN made;
         END IF;
@@ -981,16 +1008,27 @@ BEGIN
             stamped := tstzrange(asked, upto);
         END IF;
     END IF;
-    PERFORM meshgate.carve_coverage(p_version_id, stamped);
+    kept := coalesce(meshgate.unspread(p_version_id, piece, held.read_revision, p_same) * tstzmultirange(p_span), '{}');
+    WITH part AS MATERIALIZED (
+        SELECT kept_span AS span, c.revision, c.committed_at, made AS touched_revision
+        FROM meshgate.coverage c, unnest(tstzmultirange(c.span) * kept) AS kept_span
+        WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]') AND c.span && p_span
+        UNION ALL
+        SELECT new_span, made, present, NULL FROM unnest(tstzmultirange(stamped) - kept) AS new_span),
+    carved AS MATERIALIZED (
+        SELECT count(*) AS parts, meshgate.carve_coverage(p_version_id, stamped) FROM part)
     INSERT INTO meshgate.coverage (version_id, span, revision, read_revision, run_id, verdict, audits, duration, rows, committed_at,
-                                   read_at)
-    SELECT p_version_id, stamped, made, held.read_revision, p_run_id, p_verdict, coalesce(p_audits, '[]'), p_duration, p_rows, present,
-           coalesce(r.as_of, held.begun_at)
-    FROM meshgate.run r WHERE r.run_id = p_run_id;
+                                   read_at, touched_revision)
+    SELECT p_version_id, part.span, part.revision, held.read_revision, p_run_id, p_verdict, coalesce(p_audits, '[]'),
+           CASE WHEN carved.parts = 1 THEN p_duration END, CASE WHEN carved.parts = 1 THEN p_rows END, part.committed_at,
+           coalesce(r.as_of, held.begun_at), part.touched_revision
+    FROM part, carved, meshgate.run r WHERE r.run_id = p_run_id;
     PERFORM meshgate.note('interval.committed', p_run_id, p_version_id, p_span, jsonb_build_object(
         'verdict', p_verdict, 'rows', p_rows, 'read_revision', held.read_revision,
         'stamped', jsonb_build_array(lower(stamped), upper(stamped)))
-        || CASE WHEN p_changed_from IS NOT NULL THEN jsonb_build_object('changed_from', p_changed_from) ELSE '{}' END);
+        || CASE WHEN p_changed_from IS NOT NULL THEN jsonb_build_object('changed_from', p_changed_from) ELSE '{}' END
+        || CASE WHEN NOT isempty(kept) THEN jsonb_build_object('touched', (
+               SELECT jsonb_agg(jsonb_build_array(lower(k), upper(k)) ORDER BY k) FROM unnest(kept) AS k)) ELSE '{}' END);
     IF p_changed_from IS NOT NULL THEN
         PERFORM meshgate.restamp(p_version_id, p_changed_from, made);
     END IF;
@@ -1855,7 +1893,7 @@ BEGIN
         SELECT c.coverage_id, c.version_id, c.verdict, c.span, v.bound,
                CASE WHEN lower(c.span) = lag(upper(c.span)) OVER (PARTITION BY c.version_id, c.verdict ORDER BY c.span)
                     THEN 0 ELSE 1 END AS apart
-        FROM mine v JOIN meshgate.coverage c ON c.version_id = v.version_id AND c.revision <= v.bound
+        FROM mine v JOIN meshgate.coverage c ON c.version_id = v.version_id AND greatest(c.revision, c.touched_revision) <= v.bound
         WHERE c.mirrored_at IS NOT NULL AND c.verdict IN ('passed', 'warned', 'foreign')
           AND c.committed_at < meshgate.clock() - p_cold
           AND NOT EXISTS (SELECT FROM gate g WHERE g.child = c.version_id AND NOT c.span <@ g.settled)
@@ -1894,7 +1932,7 @@ BEGIN
     WHERE d.to_revision <= latest AND d.version_id = ANY (p_parents) AND NOT EXISTS (
         SELECT FROM unnest(p_children, p_parents) AS g (child, parent) JOIN meshgate.version x ON x.version_id = g.child
         JOIN meshgate.version w ON w.model_id = x.model_id JOIN meshgate.coverage c ON c.version_id = w.version_id
-        WHERE g.parent = d.version_id AND c.revision > d.from_revision AND c.read_revision < d.to_revision);
+        WHERE g.parent = d.version_id AND greatest(c.revision, c.touched_revision) > d.from_revision AND c.read_revision < d.to_revision);
     RETURN saved;
 END $$;
 

@@ -349,7 +349,7 @@ def _stale(
                 since
                 for since, until in read.dirty.items()
                 if gate.parent != name
-                and piece.revision > since
+                and piece.written > since
                 and (until is None or piece.read_revision < until)
             ]
             mine = piece if gate.parent == name else None

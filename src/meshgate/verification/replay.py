@@ -57,6 +57,13 @@ class Piece:
     verdict: str
     mirrored: bool = False
     merged: int = 1
+    touched: int | None = None
+    """When it was computed again, and was what it had been: its parents had been read up to then, and its readers need not care."""
+
+    @property
+    def written(self) -> int:
+        """When its rows were written last."""
+        return max(self.revision, self.touched or 0)
 
 
 @frozen
@@ -224,7 +231,16 @@ class Replay:
 
     def _committed(self, event: Event, table: Derived, time: Interval) -> None:
         read = event.detail["read_revision"]
-        self._record(event, _interval(event.detail["stamped"]), read, event.detail["verdict"], event.run_id)
+        stamped = IntervalSet([_interval(event.detail["stamped"])])
+        touched = IntervalSet(map(_interval, event.detail.get("touched", ())))
+        for old in [p for part in touched for p in table.meeting(part)]:
+            for part in touched & IntervalSet([old.interval]):
+                new = Piece(
+                    part, old.revision, read, event.run_id, event.detail["verdict"], touched=event.revision
+                )
+                table.record(new)
+        for part in stamped - touched:
+            self._record(event, part, read, event.detail["verdict"], event.run_id)
         if changed := event.detail.get("changed_from"):
             table.restamp(datetime.fromisoformat(changed).astimezone(UTC), event.revision)
         kind = self._kind(event)

@@ -13,8 +13,9 @@ ALTER TABLE meshgate.project ADD COLUMN tidied_at timestamptz;
 ALTER TABLE meshgate.coverage
     ADD COLUMN read_at timestamptz,
     ADD COLUMN merged integer NOT NULL DEFAULT 1,
+    ADD COLUMN touched_revision bigint,
     DROP CONSTRAINT "data is read before it is made",
-    ADD CONSTRAINT "data is read before it is made" CHECK (read_revision < revision OR merged > 1);
+    ADD CONSTRAINT "data is read before it is made" CHECK (read_revision < greatest(revision, touched_revision) OR merged > 1);
 CREATE INDEX coverage_by_revision ON meshgate.coverage (version_id, revision);
 DROP INDEX meshgate.coverage_of_version;
 
