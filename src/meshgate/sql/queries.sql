@@ -186,7 +186,7 @@ UNION ALL
 SELECT g.gate, c.span, '(,)'::tstzrange, NULL, c.read_at
 FROM gate g JOIN meshgate.dirty_span d ON d.version_id = g.parent
 JOIN meshgate.coverage c ON c.version_id = g.child AND c.revision > d.from_revision
-    AND (d.to_revision IS NULL OR c.read_revision < d.to_revision)
+    AND c.read_revision < coalesce(d.to_revision, d.accepted_revision, 9223372036854775807)
 ORDER BY 1, 2, 3;
 
 -- name: read_lately
@@ -308,7 +308,7 @@ SELECT c.version_id, c.span, c.revision, c.read_revision, c.run_id, c.verdict, c
 FROM meshgate.coverage c ORDER BY c.version_id, c.span;
 
 -- name: dirty_spans
-SELECT d.version_id, d.from_revision, d.to_revision FROM meshgate.dirty_span d ORDER BY d.version_id, d.from_revision;
+SELECT d.version_id, d.from_revision, d.to_revision, d.accepted_revision FROM meshgate.dirty_span d ORDER BY d.version_id, d.from_revision;
 
 -- name: run_environments
 SELECT r.run_id, r.environment FROM meshgate.run r;

@@ -253,6 +253,7 @@ CREATE TABLE meshgate.dirty_span (
     version_id    bigint NOT NULL REFERENCES meshgate.version,
     from_revision bigint NOT NULL,
     to_revision   bigint,                            -- null: not repaired yet
+    accepted_revision bigint,                        -- a person took a refreshed table as it was: that ends it until it is repaired
     PRIMARY KEY (version_id, from_revision)
 );
 
@@ -491,7 +492,7 @@ CREATE FUNCTION meshgate.taint(p_version_id bigint, p_from bigint, p_run_id bigi
 BEGIN
     INSERT INTO meshgate.dirty_span (version_id, from_revision)
     SELECT v.version_id, p_from FROM meshgate.version v WHERE v.version_id = p_version_id AND v.as_of
-    ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL;
+    ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL, accepted_revision = NULL;
     IF FOUND THEN
         PERFORM meshgate.note('table.tainted', p_run_id, p_version_id, NULL, jsonb_build_object('from_revision', p_from));
     END IF;
@@ -1434,7 +1435,7 @@ BEGIN
         -- Nobody knows when it was written, and so who has met it.
         INSERT INTO meshgate.dirty_span (version_id, from_revision)
         SELECT p_version_id, 0 WHERE v.as_of
-        ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL;
+        ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL, accepted_revision = NULL;
         finding := 'suspect';
         RETURN NEXT;
     END LOOP;
@@ -1762,7 +1763,14 @@ BEGIN
     END LOOP;
     IF v.as_of THEN
         DELETE FROM meshgate.mark m WHERE m.version_id = p_version_id AND m.kind IN ('failed', 'suspect');
-        UPDATE meshgate.dirty_span SET to_revision = made WHERE version_id = p_version_id AND to_revision IS NULL;
+        -- Its rows stand as they are until it is refreshed, which writes all of them anew: then whoever has read them since has
+        -- read others. (What is written over accepted rows, and accepted in its turn, is such a refresh.)
+        UPDATE meshgate.dirty_span d
+        SET to_revision = CASE WHEN v.kind NOT IN ('full', 'view') OR d.accepted_revision IS NOT NULL AND EXISTS (
+                SELECT FROM meshgate.dirty_span o
+                WHERE o.version_id = p_version_id AND o.to_revision IS NULL AND o.accepted_revision IS NULL) THEN made END,
+            accepted_revision = CASE WHEN v.kind IN ('full', 'view') THEN coalesce(d.accepted_revision, made) END
+        WHERE d.version_id = p_version_id AND d.to_revision IS NULL;
         -- From now on readers meet rows that nobody has compared with those before.
         UPDATE meshgate.past SET prints = NULL WHERE version_id = p_version_id AND doubted;
         PERFORM meshgate.note('interval.accepted', NULL, p_version_id, '(,)', jsonb_build_object('by', p_by, 'reason', p_reason))
@@ -1839,8 +1847,12 @@ BEGIN
         JOIN meshgate.version v ON v.version_id = g.child
         JOIN meshgate.promotion q ON q.environment = g.environment AND q.model_id = v.model_id AND q.version_id = g.child),
     mine AS MATERIALIZED (
+        -- Who reads an accepted table, and had read it before it was dirty, is not to be mixed with who has since: the next refresh
+        -- tells them apart.
         SELECT v.version_id, v.model_id, v.as_of,
-               least(latest, (SELECT min(g.settled_revision) FROM gate g WHERE v.version_id IN (g.child, g.parent))) AS bound
+               least(latest, (SELECT min(g.settled_revision) FROM gate g WHERE v.version_id IN (g.child, g.parent)),
+                     (SELECT min(d.from_revision) FROM gate g JOIN meshgate.dirty_span d ON d.version_id = g.parent
+                      WHERE g.child = v.version_id AND d.to_revision IS NULL AND d.accepted_revision IS NOT NULL)) AS bound
         FROM meshgate.version v JOIN meshgate.model m USING (model_id) JOIN meshgate.project o USING (project_id)
         WHERE o.name = p_project
           AND EXISTS (SELECT FROM meshgate.promotion q WHERE q.model_id = v.model_id AND q.version_id = v.version_id)),

@@ -64,6 +64,8 @@ CREATE TABLE meshgate.observation (
 
 ALTER TABLE meshgate.version ADD COLUMN altered_at timestamptz;
 
+ALTER TABLE meshgate.dirty_span ADD COLUMN accepted_revision bigint;
+
 CREATE TABLE meshgate.past (
     version_id    bigint      PRIMARY KEY REFERENCES meshgate.version,
     upto          timestamptz NOT NULL,
