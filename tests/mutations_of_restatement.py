@@ -7,6 +7,7 @@ from mutation import python, sql
 R = "test_ledger_requests.py::test_"
 P = "test_restatement.py::test_"
 C = "test_restatement_cascade.py::test_"
+F = "test_foreign_writes.py::test_"
 
 OF_RESTATEMENT = (
     sql(
@@ -68,5 +69,26 @@ OF_RESTATEMENT = (
         f"{P}what_cannot_be_computed_again_cannot_be_asked_for[Kind.INCREMENTAL_UNMANAGED-disabled2-not_redoable]",
         "restatement.py",
         ("    if not node.kind.redoable:", "    if False:"),
+    ),
+    sql(
+        "G6 what is removed while it is evaluated",
+        (
+            f"{F}what_is_removed_while_it_is_evaluated_is_computed_again[False]",
+            f"{F}what_was_removed_and_computed_again_by_others_is_not_taken_for_untouched",
+        ),
+        ("    WHERE log.key <> ALL (v.removals);\n", "    WHERE false;\n"),
+    ),
+    sql(
+        "G6 what is removed while it is evaluated for the first time",
+        "test_ledger.py::test_what_is_removed_while_it_is_evaluated_outlives_the_commit",
+        (
+            "JOIN meshgate.read_time(p_version_id) known ON",
+            "JOIN meshgate.coverage known ON known.version_id = p_version_id AND",
+        ),
+    ),
+    sql(
+        "G6 a removal that was seen is done with",
+        f"{F}what_is_removed_while_it_is_evaluated_is_computed_again[False]",
+        ("    WHERE log.key <> ALL (v.removals);\n", "    WHERE true;\n"),
     ),
 )

@@ -249,7 +249,8 @@ WHERE e.event_id > %(after)s AND (%(run_id)s::bigint IS NULL OR e.run_id = %(run
 ORDER BY e.event_id DESC LIMIT %(limit)s;
 
 -- name: find_rewritten
-SELECT finding, span FROM meshgate.find_rewritten(%(version_id)s, %(redone)s::tstzrange[], %(altered)s, %(explained)s, %(suspect)s);
+SELECT finding, span FROM meshgate.find_rewritten(%(version_id)s, %(redone)s::tstzrange[], %(altered)s, %(explained)s, %(suspect)s,
+                                                  %(keys)s::text[], %(removed)s::tstzrange[]);
 
 -- name: has_unmirrored
 -- Is there anything in the environment that a run recorded here, and ended before SQLMesh recorded it too?

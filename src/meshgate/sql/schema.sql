@@ -102,6 +102,7 @@ CREATE TABLE meshgate.version (
     kind         text    NOT NULL,
     as_of        boolean NOT NULL,
     altered_at   timestamptz,    -- when its table was written last, by SQLMesh's record, as far as that is accounted for
+    removals     text[] DEFAULT '{}',  -- SQLMesh's keys of what was removed from its record, as seen last; null: never looked for
     CONSTRAINT "a version is registered once" UNIQUE (model_id, version)
 );
 
@@ -1393,15 +1394,19 @@ END $$;
 -- What plain SQLMesh computed again. Its record shows what was added and removed, and when a table was written last; never
 -- what else was written. What was found: suspect (p_again, as far as it was recorded: what an addition is taken to have
 -- computed again besides), rewritten (written since it was last accounted for, nobody knows where).
+-- And removed: what somebody has removed from SQLMesh's record since the last look (p_keys and p_removed: its log of that),
+-- also where it stands there again. Whoever began to evaluate it before this look, and recorded it afterwards, may have read
+-- before the removal.
 -- p_altered: when the table was written last. p_explained: whether an addition explains that. p_suspect: whether a version
 -- that was rewritten is suspect as a whole; else it is only told.
 CREATE FUNCTION meshgate.find_rewritten(p_version_id bigint, p_again tstzrange[], p_altered timestamptz, p_explained boolean,
-                                        p_suspect boolean)
+                                        p_suspect boolean, p_keys text[], p_removed tstzrange[])
 RETURNS TABLE (finding text, span tstzrange) LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     v meshgate.version;
     ours tstzmultirange;
     doubtful tstzmultirange;
+    gone tstzmultirange;
     unknown boolean := false;
     why text := 'plain SQLMesh recorded what is newer, and is taken to have computed this again with it';
 BEGIN
@@ -1410,13 +1415,24 @@ BEGIN
     SELECT coalesce(range_agg(c.span), '{}') INTO ours FROM meshgate.coverage c
     WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]');
     SELECT ours * coalesce(range_agg(r), '{}') INTO doubtful FROM unnest(p_again) r;
+    SELECT coalesce(range_agg(known.span * log.span), '{}') INTO gone
+    FROM unnest(p_keys, p_removed) AS log (key, span) JOIN meshgate.read_time(p_version_id) known ON known.span && log.span
+    WHERE log.key <> ALL (v.removals);
+    UPDATE meshgate.version x SET removals = p_keys
+    WHERE x.version_id = p_version_id AND (v.removals IS NULL OR NOT (v.removals @> p_keys AND v.removals <@ p_keys));
+    FOR span IN SELECT unnest(gone) LOOP
+        PERFORM meshgate.put_mark(p_version_id, span, 'removed', NULL, jsonb_build_object(
+            'cause', 'removed from SQLMesh''s record by somebody else', 'start', lower(span), 'end', upper(span)));
+        finding := 'removed';
+        RETURN NEXT;
+    END LOOP;
     -- A live run that has written there notes so in a moment: the next look tells.
     IF p_altered > coalesce(v.altered_at, '-infinity') AND NOT EXISTS (
         SELECT FROM meshgate.coverage c JOIN meshgate.run r USING (run_id)
         WHERE c.version_id = p_version_id AND c.mirrored_at IS NULL AND r.state = 'running' AND r.expires_at > meshgate.clock())
     THEN
         UPDATE meshgate.version x SET altered_at = p_altered WHERE x.version_id = p_version_id;
-        unknown := v.altered_at IS NOT NULL AND NOT p_explained AND NOT isempty(ours) AND NOT EXISTS (
+        unknown := v.altered_at IS NOT NULL AND NOT p_explained AND isempty(gone) AND NOT isempty(ours) AND NOT EXISTS (
             -- A run that ended before it could note so: what it wrote is looked at anyway.
             SELECT FROM meshgate.coverage c
             WHERE c.version_id = p_version_id AND c.mirrored_at IS NULL AND c.run_id IS NOT NULL);
