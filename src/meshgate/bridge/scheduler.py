@@ -33,7 +33,7 @@ from meshgate.errors import LeaseLostError, StoppedError
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from datetime import datetime
 
     from sqlmesh.core.snapshot import Snapshot
@@ -55,8 +55,13 @@ class Journal(Protocol):
     def foresee(self, plan: Promoted) -> None:
         """What a SQLMesh plan would make, before it changes anything (deploys only). Raises to stop it."""
 
-    def admit(self, plan: Promoted, wanted: Mapping[str, IntervalSet]) -> Mapping[str, IntervalSet]:
-        """Which part of what a SQLMesh plan wants to evaluate may be evaluated (deploys only)."""
+    def admit(
+        self, plan: Promoted, wanted: Mapping[str, IntervalSet], emptied: Collection[str]
+    ) -> Mapping[str, IntervalSet]:
+        """Which part of what a SQLMesh plan wants to evaluate may be evaluated (deploys only).
+
+        `emptied`: the tables that it makes anew though some of them is recorded; those that merge rows it would empty.
+        """
 
     def begin(self, name: str, batch: Interval) -> Iterator[Interval]:
         """The pieces of a batch that may be read now, each begun when it is taken; the rest is explained."""
@@ -228,7 +233,10 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
     def _admitted(self, kwargs: dict[str, Any]) -> dict[Snapshot, list[tuple[int, int]]]:
         index = kwargs["deployability_index"]
         merged: dict[Snapshot, list[tuple[int, int]]] = kwargs["merged_intervals"]
+        # A plan that restates has taken the time out of its snapshots; SQLMesh empties a table of which nothing is left.
+        bare = [s for s in self.snapshots.values() if not s.intervals]
         self.state_sync.refresh_snapshot_intervals(self.snapshots.values())
+        emptied = {s.name for s in bare if s.intervals}
         from sqlmesh.utils.date import now, to_datetime
 
         plan = promoted(
@@ -241,7 +249,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         wanted = {
             s.name: IntervalSet(interval(start, end) for start, end in ranges) for s, ranges in gated.items()
         }
-        admitted = self._journal.admit(plan, wanted)
+        admitted = self._journal.admit(plan, wanted, emptied)
         result = {s: ranges for s, ranges in merged.items() if s not in gated}
         # Also what nothing is ready of: SQLMesh makes the tables of what stands here, and promotes views on them.
         result.update({s: pairs(admitted.get(s.name, ())) for s in gated})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-import attrs
 
 from meshgate.coordinator.allowance import Allowance
 from meshgate.coordinator.outcome import Failure, Outcome, failure_in_words, wait_in_words
 from meshgate.coordinator.progress import Batch, Planned
+from meshgate.coordinator.rebuild import rebuilt
 from meshgate.coordinator.standing import standings
 from meshgate.coordinator.validity import changed_from, past
 from meshgate.errors import EvaluationError, LeaseLostError, MeshgateError, StoppedError
@@ -18,7 +18,7 @@ from meshgate.graph import readers_of, window_of
 from meshgate.interval import MIN_INSTANT, Interval, IntervalSet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from datetime import datetime, timedelta
 
     from meshgate.bridge.scheduler import History
@@ -196,7 +196,9 @@ class RunJournal:
         assert self._build is not None  # noqa: S101 - only deploys ask
         self._graph = self._build(plan)
 
-    def admit(self, plan: Promoted, wanted: Mapping[str, IntervalSet]) -> Mapping[str, IntervalSet]:
+    def admit(
+        self, plan: Promoted, wanted: Mapping[str, IntervalSet], emptied: Collection[str] = ()
+    ) -> Mapping[str, IntervalSet]:
         """A deploy's gate: what its plan wants, as far as parents are there or are made by the same plan.
 
         Other projects' models are evaluated only where the plan changes them: an interval that is merely due is
@@ -218,9 +220,15 @@ class RunJournal:
             ):
                 continue
             decision = decide(graph, name, wanted[name], known, produced, now=self._now, patience=None)
+            covered = states[self._ids[name]].covered
+            ready, whole, blocked = decision.ready, None, decision.blocked
+            if name in emptied:
+                ready, whole, blocked = rebuilt(node, decision, covered)
             with self._lock:
-                self.outcome.blocked += decision.blocked
-            held = IntervalSet(self.claim(name, list(decision.ready), states[self._ids[name]].covered))
+                self.outcome.blocked += blocked
+            held = IntervalSet(self.claim(name, list(ready), covered))
+            if whole is not None and held == ready:
+                self.rebuild[name] = whole
             if held:
                 produced[name] = held | known[name].covered if node.kind.as_of else held
         admitted = {n: s & IntervalSet(self._claimed.get(n, [])) for n, s in produced.items()}
@@ -482,19 +490,11 @@ class RunJournal:
                 cause = "its own earlier interval failed" if failed else "a signal of the model refused it"
                 self._block(node, rest, node, rest, "missing", {"cause": cause})
 
-    def _lost_is_lost(self) -> _LossGuard:
-        return _LossGuard(self._keeper)
-
-
-@attrs.frozen
-class _LossGuard:
-    """Tells the keeper what the ledger's refusal means: every thread of the run stops before its next batch."""
-
-    keeper: LeaseKeeper
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, LeaseLostError):
-            self.keeper.lose()
+    @contextmanager
+    def _lost_is_lost(self) -> Iterator[None]:
+        """Tell the keeper what the ledger's refusal means: every thread of the run stops before its next batch."""
+        try:
+            yield
+        except LeaseLostError:
+            self._keeper.lose()
+            raise
