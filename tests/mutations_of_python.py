@@ -42,7 +42,7 @@ OF_PYTHON = (
         "G4 a refused commit stops the other threads",
         f"{G}g4_no_zombie_commit",
         "coordinator/journal.py",
-        ("            self.keeper.lose()", "            pass"),
+        ("            self._keeper.lose()\n            raise\n", "            raise\n"),
     ),
     python(
         "G7 the trust starts with the attempt",
