@@ -192,6 +192,7 @@ class Mesh:
             recorded=held,
             unbroken={},
             altered={},
+            removed={},
         )
         state = SimpleNamespace(project="up", state_schema="sqlmesh", promoted=lambda *_: found)
         self.scene.pass_time(1)

@@ -28,7 +28,7 @@ SELECT (SELECT revision FROM meshgate.ledger) AS revision,
   (SELECT jsonb_agg(jsonb_build_array(version_id, kind, lower(span), upper(span), revision, attempts, retry_at,
                                       lower(batch), upper(batch)))
    FROM meshgate.mark) AS marks,
-  (SELECT jsonb_agg(jsonb_build_array(version_id, from_revision, to_revision)) FROM meshgate.dirty_span) AS dirty,
+  (SELECT jsonb_agg(jsonb_build_array(version_id, from_revision, to_revision, accepted_revision)) FROM meshgate.dirty_span) AS dirty,
   (SELECT jsonb_agg(jsonb_build_array(v.version_id, lower(h.span), upper(h.span)))
    FROM meshgate.hold h JOIN meshgate.version v USING (model_id) WHERE h.released_at IS NULL) AS held,
   (SELECT count(*) FROM meshgate.claim a JOIN meshgate.claim b ON a.claim_id < b.claim_id
@@ -68,8 +68,8 @@ def compare(ledger: Ledger, oracle: Oracle) -> None:
             facts[v, cell] = (made, read, run, verdict, instant(committed), instant(mirrored))
     assert facts == {(v, c): tuple(f) for v, table in oracle.versions.items() for c, f in table.facts.items()}
     _marks(row["marks"] or (), oracle)
-    assert {(v, since): until for v, since, until in row["dirty"] or ()} == {
-        (v, since): until for v, table in oracle.versions.items() for since, until in table.dirty.items()
+    assert {(v, since): (until, taken) for v, since, until, taken in row["dirty"] or ()} == {
+        (v, since): ends for v, table in oracle.versions.items() for since, ends in table.dirty.items()
     }
     assert {(v, c) for v, lower, upper in row["held"] or () for c in time_of(lower, upper)} == {
         (v, c) for v, table in oracle.versions.items() for c in table.held

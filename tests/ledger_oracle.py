@@ -10,7 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ledger_paper import GRID, WHOLE, Asked, Cells, Claim, Fact, Reason, Run, Version, runs_of, stretch
+from ledger_paper import (
+    GRID,
+    WHOLE,
+    Asked,
+    Cells,
+    Claim,
+    Fact,
+    Reason,
+    Run,
+    Version,
+    repaired,
+    runs_of,
+    stretch,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -76,7 +89,7 @@ class Oracle:
 
     def taint(self, version: int, since: int) -> None:
         if self.versions[version].as_of:
-            self.versions[version].dirty[since] = None
+            self.versions[version].dirty[since] = (None, None)
 
     def change(self, claim: Claim, **changes: object) -> Claim:
         new = replace(claim, **changes)
@@ -366,9 +379,7 @@ class Oracle:
                 del marks[c]
         if table.as_of:
             if not table.marks.get("failed") and not table.marks.get("suspect"):
-                table.dirty = {
-                    since: made if until is None else until for since, until in table.dirty.items()
-                }
+                table.dirty = repaired(table.dirty, made)
             rest = frozenset() if table.refreshed else stretch(claim.begun - cells)
             self.change(claim, state="begun" if rest else "open", begun=rest)
         else:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
 Cells = frozenset[int]
+Dirty = dict[int, tuple[int | None, int | None]]
 GRID: Cells = frozenset(range(CELLS))
 WHOLE: Cells = frozenset(range(-1, CELLS + 1))
 """All of time: the grid, what is before it and what is after it."""
@@ -87,13 +88,15 @@ class Version:
     Attributes:
         kind: SQLMesh's, in lower case.
         doubt: Of one whole: what was being written when it went wrong, by the kind of mark. One stretch.
+        dirty: Of one whole: by the revision since when it held rows that nobody had judged, when it was repaired, and
+            when a person took it as it was.
     """
 
     kind: str = "incremental_by_time_range"
     facts: dict[int, Fact] = field(default_factory=dict)
     marks: dict[str, dict[int, Reason]] = field(default_factory=dict)
     doubt: dict[str, Cells] = field(default_factory=dict)
-    dirty: dict[int, int | None] = field(default_factory=dict)
+    dirty: Dirty = field(default_factory=dict)
     held: Cells = frozenset()
 
     @property
@@ -118,6 +121,23 @@ class Version:
             for known in set(self.facts.values())
             for piece in runs_of(c for c, fact in self.facts.items() if fact == known)
         ]
+
+
+def repaired(dirty: Dirty, made: int) -> Dirty:
+    """What was dirty, when the table is repaired at a revision."""
+    return {since: (made if until is None else until, taken) for since, (until, taken) in dirty.items()}
+
+
+def taken_as_is(dirty: Dirty, made: int) -> Dirty:
+    """What was dirty, when a person takes a refreshed table as it is. What was taken before and written over since is over."""
+    again = (None, None) in dirty.values()
+    found = dict(dirty)
+    for since, (until, taken) in dirty.items():
+        if until is None and taken is None:
+            found[since] = (None, made)
+        elif until is None and again:
+            found[since] = (made, taken)
+    return found
 
 
 def stretch(cells: Iterable[int]) -> Cells:

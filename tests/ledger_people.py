@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ledger_oracle import Refused
-from ledger_paper import Cells, Fact, runs_of
+from ledger_paper import Cells, Fact, repaired, runs_of, taken_as_is
 from ledger_scene import at
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def accept(oracle: Oracle, version: int, cells: Cells, lookback: Cells) -> list[
     if table.as_of:
         for kind in _DOUBTS:
             table.marks.pop(kind, None)
-        table.dirty = {since: made if until is None else until for since, until in table.dirty.items()}
+        table.dirty = (taken_as_is if table.refreshed else repaired)(table.dirty, made)
     for row in sorted(table.rows(), key=min):
         if holes and row & lookback and table.facts[min(row)].verdict != "accepted":
             oracle.mark(version, row & lookback, "lookback")

@@ -254,9 +254,10 @@ class Scene:
         }
 
     def dirty(self, version: int) -> set[tuple[int, int | None]]:
-        """Between which revisions a whole table held rows that nobody had judged."""
+        """Between which revisions a whole table held rows that nobody had judged; accepted ones until they are written over."""
         rows = self.database.execute(
-            "SELECT from_revision AS f, to_revision AS t FROM meshgate.dirty_span WHERE version_id = %(v)s",
+            """SELECT from_revision AS f, coalesce(to_revision, accepted_revision) AS t
+               FROM meshgate.dirty_span WHERE version_id = %(v)s""",
             {"v": version},
         )
         return {(row["f"], row["t"]) for row in rows}

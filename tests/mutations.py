@@ -29,13 +29,22 @@ from meshgate.local_postgres import LocalPostgres
 from meshgate.postgres_server import FSYNC_VARIABLE
 from mutation import REPOSITORY, Mutation, located
 from mutations_of_coordination import OF_COORDINATION
+from mutations_of_enforced import OF_ENFORCED
 from mutations_of_people import OF_PEOPLE
 from mutations_of_python import OF_PYTHON
 from mutations_of_restatement import OF_RESTATEMENT
 from mutations_of_sql import OF_SQL
 from mutations_of_verification import OF_VERIFICATION
 
-MUTATIONS = (*OF_SQL, *OF_COORDINATION, *OF_PYTHON, *OF_PEOPLE, *OF_RESTATEMENT, *OF_VERIFICATION)
+MUTATIONS = (
+    *OF_SQL,
+    *OF_COORDINATION,
+    *OF_PYTHON,
+    *OF_PEOPLE,
+    *OF_RESTATEMENT,
+    *OF_VERIFICATION,
+    *OF_ENFORCED,
+)
 
 
 def killed(mutation: Mutation, folder: Path, postgres: Path) -> tuple[bool, str]:
@@ -71,7 +80,8 @@ def tests_of(folder: Path, tests: tuple[str, ...], postgres: Path) -> dict[str, 
         "MESHGATE_HURRY": "1",
         FSYNC_VARIABLE: "off",
     }
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    # Also those of the slower lanes, where they are named.
+    argv = [sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", f"--junitxml={report}"]
     argv += ["-o", "junit_family=xunit1", "--timeout", "240", *(f"tests/{test}" for test in tests)]
     done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if not report.exists():

@@ -156,7 +156,25 @@ OF_PEOPLE = (
     sql(
         "accept: readers in flight",
         f"{L}readers_in_flight_over_an_accepted_refresh_met_its_rows",
-        ("        UPDATE meshgate.dirty_span SET to_revision = made WHERE version_id = p_version_id AND to_revision IS NULL;\n", ""),
+        ("        WHERE d.version_id = p_version_id AND d.to_revision IS NULL;\n        -- From now", "        WHERE false;\n        -- From now"),
+    ),
+    sql(
+        "accept: a refreshed table until it is refreshed",
+        (
+            "test_histories.py::test_rule_12_who_read_a_whole_table_as_it_was_accepted_is_stale_when_it_is_refreshed",
+            f"{L}who_read_an_accepted_refresh_met_what_the_next_one_writes_over",
+        ),
+        ("SET to_revision = CASE WHEN v.kind NOT IN ('full', 'view') OR", "SET to_revision = CASE WHEN true OR"),
+    ),
+    sql(
+        "accept: a table that is written over and accepted again",
+        f"{L}who_read_an_accepted_refresh_met_what_the_next_one_writes_over",
+        ("OR d.accepted_revision IS NOT NULL AND EXISTS (", "OR false AND EXISTS ("),
+    ),
+    sql(
+        "accept: merging keeps its readers apart",
+        "test_merging.py::test_who_read_an_accepted_table_is_not_merged_with_who_read_before",
+        ("WHERE g.child = v.version_id AND d.to_revision IS NULL AND d.accepted_revision IS NOT NULL", "WHERE false"),
     ),
     # -- and SQLMesh's own record
     sql(

@@ -8,6 +8,8 @@ R = "test_ledger_requests.py::test_"
 P = "test_restatement.py::test_"
 C = "test_restatement_cascade.py::test_"
 U = "test_early_cut_off.py::test_"
+B = "test_rebuild.py::test_"
+F = "test_foreign_writes.py::test_"
 
 OF_RESTATEMENT = (
     sql(
@@ -122,6 +124,63 @@ OF_RESTATEMENT = (
         (
             "IntervalSet() if name in cut_off else _restamped(node, planned, state)",
             "_restamped(node, planned, state)",
+        ),
+    ),
+    sql(
+        "G6 what is removed while it is evaluated",
+        (
+            f"{F}what_is_removed_while_it_is_evaluated_is_computed_again[False]",
+            f"{F}what_was_removed_and_computed_again_by_others_is_not_taken_for_untouched",
+        ),
+        ("    WHERE log.key <> ALL (v.removals);\n", "    WHERE false;\n"),
+    ),
+    sql(
+        "G6 what is removed while it is evaluated for the first time",
+        "test_ledger.py::test_what_is_removed_while_it_is_evaluated_outlives_the_commit[full]",
+        (
+            "JOIN meshgate.read_time(p_version_id) known ON",
+            "JOIN meshgate.coverage known ON known.version_id = p_version_id AND",
+        ),
+    ),
+    sql(
+        "G6 a removal that was seen is done with",
+        f"{F}what_is_removed_while_it_is_evaluated_is_computed_again[False]",
+        ("    WHERE log.key <> ALL (v.removals);\n", "    WHERE true;\n"),
+    ),
+    python(
+        "rebuild: a restating plan empties what it merges anew",
+        f"{B}a_restating_plan_rebuilds_as_a_request_does[lake.keyed]",
+        "bridge/scheduler.py",
+        (
+            "        emptied = {s.name for s in bare if s.intervals}\n",
+            "        emptied = {s.name for s in bare if not s.intervals}\n",
+        ),
+    ),
+    python(
+        "rebuild: a table is begun in whole before it is emptied",
+        (
+            f"{B}a_restating_plan_that_is_killed_is_finished[3-False-lake.keyed]",
+            f"{B}a_rebuild_that_is_killed_is_finished[2-False]",
+        ),
+        "coordinator/journal.py",
+        (
+            "refused = self._ask(self._graph[name], self.rebuild[name])",
+            "refused = self._ask(self._graph[name], piece)",
+        ),
+    ),
+    python(
+        "rebuild: a plan makes again all that is recorded, or empties nothing",
+        f"{B}a_restating_plan_empties_nothing_that_it_cannot_make_again",
+        "coordinator/rebuild.py",
+        ("    if covered - decision.ready:\n", "    if False:\n"),
+    ),
+    python(
+        "rebuild: a plan that dies is remembered for what it empties on the way",
+        f"{B}a_restating_plan_that_is_killed_is_finished[1-False-lake.events]",
+        "bridge/enforced.py",
+        (
+            "            follows = kind.time_partitioned or kind.reads_everything\n",
+            "            follows = True\n",
         ),
     ),
 )

@@ -167,7 +167,8 @@ class Answers:
         """Who may have met rows of a whole table that nobody had judged."""
         if not self.obeys("a reader in flight over a failed refresh is stale"):
             return
-        for since, until in parent.dirty.items():
+        for since, (repaired, taken) in parent.dirty.items():
+            until = taken if repaired is None else repaired
             for fact, cells in child.rows():
                 if fact.revision > since and (until is None or fact.read < until):
                     read_at = None if fact.read_at is None else at(fact.read_at)

@@ -220,7 +220,7 @@ class SimulatedLedger(Answers):
                 table.record(row, replace(fact, read=claim.read))
         self._discharge(table, cells, claim.read)
         if table.whole and not any(table.marks.get(kind) for kind in DOUBTS):
-            table.dirty = {since: made if until is None else until for since, until in table.dirty.items()}
+            table.repaired(made)
         if self.is_one(table):
             rest = frozenset() if table.refreshed else stretch(claim.batch - cells)
             claim.state, claim.batch = ("begun" if rest else "open"), rest
@@ -347,7 +347,7 @@ class SimulatedLedger(Answers):
         if self.obeys("what was begun and not committed is suspect") or kind == "failed":
             self.mark(table, claim.batch or claim.cells, kind, tried=tried)
             if table.whole:
-                table.dirty[claim.read] = None
+                table.dirty[claim.read] = (None, None)
 
     def _refuse(self, run: Run, table: Table, cells: Cells) -> None:
         self.lose(run, gone=False)
@@ -355,7 +355,7 @@ class SimulatedLedger(Answers):
         if self.obeys("a refused write is suspect"):
             self.mark(table, cells, "suspect")
             if table.whole:
-                table.dirty[min((c.read for c in lost), default=self.revision_)] = None
+                table.dirty[min((c.read for c in lost), default=self.revision_)] = (None, None)
         for claim in lost:
             if self.is_one(table) or claim.cells >= cells:
                 claim.until = min(claim.until, self.now)

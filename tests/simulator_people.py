@@ -111,7 +111,10 @@ def accept(ledger: SimulatedLedger, table: Table, cells: Cells, lookback: Cells)
     if one:
         for kind in DOUBTS:
             table.marks.pop(kind, None)
-        table.dirty = {since: made if until is None else until for since, until in table.dirty.items()}
+        if table.refreshed:
+            table.taken_as_it_is(made)
+        else:
+            table.repaired(made)
     if holes and lookback:
         ledger.owe(table, lookback, None)
     return holes
@@ -159,7 +162,7 @@ def reconcile(
         if doubtful or (gated and not known):
             ledger.mark(table, piece, "suspect")
             if table.whole:
-                table.dirty[0] = None
+                table.dirty[0] = (None, None)
             found.append(("suspect", piece))
     found += _over_accepted(ledger, table, recorded, read_at)
     return found + _lacking(ledger, table, recorded, read_at)

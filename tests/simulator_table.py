@@ -94,7 +94,8 @@ class Table:
 
     Attributes:
         doubt: Of one whole: what was being written when it went wrong, by the kind of mark.
-        dirty: Of one whole: between which revisions it held rows that nobody had judged.
+        dirty: Of one whole: from which revision on it held rows that nobody had judged, until it was repaired, or (the second)
+            until a person took a refreshed one as it was.
         settled_revision: What was not stale at this revision has, in effect, read up to there.
         unsettled: What was stale then.
         changes: How often it was written down.
@@ -106,7 +107,7 @@ class Table:
     facts: dict[int, Fact] = field(default_factory=dict)
     marks: dict[str, dict[int, Reason]] = field(default_factory=dict)
     doubt: dict[str, Cells] = field(default_factory=dict)
-    dirty: dict[int, int | None] = field(default_factory=dict)
+    dirty: dict[int, tuple[int | None, int | None]] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
     covered: IntervalSet = field(default_factory=IntervalSet.empty)
     settled_revision: int = 0
@@ -133,6 +134,19 @@ class Table:
     def appended(self) -> bool:
         """Whether an evaluation mends nothing that was written before."""
         return self.node.kind is Kind.INCREMENTAL_UNMANAGED
+
+    def repaired(self, made: int) -> None:
+        """From here on nobody meets rows that nobody had judged."""
+        self.dirty = {
+            since: (made if end is None else end, taken) for since, (end, taken) in self.dirty.items()
+        }
+
+    def taken_as_it_is(self, made: int) -> None:
+        """The same of one that is refreshed, until it is; what was taken before and is not what stands there now, ends."""
+        written_over = (None, None) in self.dirty.values()
+        for since, (end, taken) in list(self.dirty.items()):
+            if end is None and (taken is None or written_over):
+                self.dirty[since] = (None, made) if taken is None else (made, taken)
 
     def forget(self) -> None:
         """What was derived from it: it has changed."""

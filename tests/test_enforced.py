@@ -300,6 +300,35 @@ def test_without_a_ledger_nothing_is_evaluated(duck: DuckMesh) -> None:
     assert duck.table("lake.bronze") == source(duck, 60)
 
 
+def test_a_private_server_is_there_before_the_configuration_is_read(duck: DuckMesh) -> None:
+    """With `ledger: local`, and SQLMesh's state in the same server, which nobody but these commands starts."""
+    duck.write_mesh({p: {"stale_throttle": "0s"} for p in PROJECTS}, url="local")
+    names = {
+        key: f"{{{{ env_var('MESHGATE_LOCAL_{key.upper()}') }}}}" for key in ("host", "user", "password")
+    }
+    for project in PROJECTS:
+        config = duck.config(project)
+        config["gateways"]["local"]["state_connection"] = {
+            "type": "postgres", **names, "port": "PORT", "database": "meshgate",
+        }  # fmt: skip
+        text = json.dumps(config).replace('"PORT"', "{{ env_var('MESHGATE_LOCAL_PORT') }}")
+        duck.write(project, "base.yaml", text)
+    command = [sys.executable, "-c", "from meshgate.cli import main; main()", "--config", str(duck.folder)]
+    subprocess.run([*command, "migrate"], check=True, capture_output=True, timeout=120)
+    for project in PROJECTS:
+        plan(duck, project, 60)
+        sqlmesh(duck, project, 120, "run")
+    duck.set_value(61, 50)
+    plan(duck, "upstream", 120, *RESTATED)
+    assert "committed" in sqlmesh(duck, "downstream", 120, "run")
+    assert duck.table("lake.gold") == source(duck, 120)
+    assert "nothing to do" in sqlmesh(duck, "downstream", 120, "run")
+    verified = [*command, "verify"]
+    assert subprocess.run(verified, check=False, capture_output=True, timeout=120).returncode == 0
+    (duck.folder / "meshgate.yaml").unlink()
+    assert "meshgate.yaml" in sqlmesh(duck, "upstream", 120, "run", code=1)
+
+
 def test_a_run_that_loses_its_lease_stops(duck: DuckMesh) -> None:
     """The breaker: what was under way is not recorded in either place, and the next run does it."""
     deployed(duck, 60)

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from duck_mesh import DuckMesh, Rows, copied, naive
+from meshgate.coordinator.progress import Batch
 from meshgate.interval import IntervalSet
+from meshgate.mesh import Mesh
 from tiny_mesh import TinyMesh, at, span
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from meshgate.coordinator.progress import Progress
     from meshgate.coordinator.reconcile import Finding
     from meshgate.local_postgres import LocalPostgres
-    from meshgate.mesh import Mesh
 
 BASE, FULL, SUM = '"house"."lake"."base"', '"house"."lake"."whole"', '"house"."lake"."reader"'
 PROJECTS = ("upstream", "downstream")
@@ -64,6 +66,16 @@ def plain_restates(duck: DuckMesh, start: float, end: float, now: float) -> None
             "prod", restate_models=["lake.base"], start=at(start), end=at(end - 0.01), execution_time=at(now),
             backfill_models=["lake.base"], auto_apply=True, no_prompts=True, skip_tests=True,
         )  # fmt: skip
+
+
+def remove(duck: DuckMesh, start: float, end: float) -> None:
+    """Somebody removes time of upstream's first table from SQLMesh's record."""
+    with TinyMesh.plain(duck, "upstream") as context:  # type: ignore[arg-type]
+        state = context.state_sync
+        (info,) = (s for s in state.get_environment("prod").snapshots if s.name == BASE)
+        snapshot = state.get_snapshots([info])[info.snapshot_id]
+        time = (int(at(start).timestamp() * 1000), int(at(end).timestamp() * 1000))
+        state.remove_intervals([(snapshot, time)])
 
 
 def run(mesh: Mesh, project: str, minutes: float) -> tuple[Mapping[str, IntervalSet], set[tuple[str, str]]]:
@@ -150,16 +162,65 @@ def test_the_janitor_is_nobody(duck: DuckMesh) -> None:
 def test_what_is_removed_is_computed_again(duck: DuckMesh) -> None:
     """An interval that somebody removes from SQLMesh's record is due again, and is not called rewritten."""
     duck.set_value(70, 50)
-    with TinyMesh.plain(duck, "upstream") as context:  # type: ignore[arg-type]
-        state = context.state_sync
-        (info,) = (s for s in state.get_environment("prod").snapshots if s.name == BASE)
-        snapshot = state.get_snapshots([info])[info.snapshot_id]
-        hour = (int(at(60).timestamp() * 1000), int(at(120).timestamp() * 1000))
-        state.remove_intervals([(snapshot, hour)])
+    remove(duck, 60, 120)
     with duck.mesh() as mesh:
         committed, found = run(mesh, "upstream", 180)
         assert found == {(BASE, "removed")}
         assert committed[BASE] >= IntervalSet([span(60, 120)])
+        rest(duck, mesh, 180)
+
+
+def removing(duck: DuckMesh, start: float, end: float) -> Callable[[Progress], None]:
+    """Somebody removes time of the first table from SQLMesh's record as soon as a run has begun to evaluate it."""
+    left = [(start, end)]
+
+    def tell(what: Progress) -> None:
+        if left and isinstance(what, Batch) and (what.model, what.what) == (BASE, "begun"):
+            left.clear()
+            remove(duck, start, end)
+
+    return tell
+
+
+@pytest.mark.parametrize("janitor", [False, True])
+def test_what_is_removed_while_it_is_evaluated_is_computed_again(duck: DuckMesh, *, janitor: bool) -> None:
+    """The evaluation writes it back into SQLMesh's record, so that nothing lacks there; the removal is not lost for that."""
+    with duck.mesh() as mesh:
+        mesh.restate("lake.base", span(60, 120), reason="odd", by="tester", apply=True)
+    with Mesh.open(duck.folder, tell=removing(duck, 60, 120)) as mesh:
+        report = mesh.run("upstream", now=at(180))
+        assert report.committed == {BASE: IntervalSet([span(60, 120)])}
+        assert {(f.model, f.what, f.interval) for f in report.findings} == {(BASE, "removed", span(60, 120))}
+    if janitor:
+        with TinyMesh.plain(duck, "upstream") as context:  # type: ignore[arg-type]
+            context.run_janitor(ignore_ttl=True)
+    duck.set_value(70, 50)
+    with duck.mesh() as mesh:
+        assert run(mesh, "upstream", 180) == ({BASE: IntervalSet([span(60, 120)])}, set())
+        rest(duck, mesh, 180)
+
+
+def test_what_is_removed_while_it_is_evaluated_for_the_first_time_is_computed_again(duck: DuckMesh) -> None:
+    """Nothing is recorded of it yet; whoever removed it wants it computed later than it was."""
+    duck.feed(180, 240)
+    with Mesh.open(duck.folder, tell=removing(duck, 180, 240)) as mesh:
+        report = mesh.run("upstream", now=at(240))
+        assert (BASE, "removed", span(180, 240)) in {(f.model, f.what, f.interval) for f in report.findings}
+    duck.set_value(190, 50)
+    with duck.mesh() as mesh:
+        assert run(mesh, "upstream", 240)[0] == {BASE: IntervalSet([span(180, 240)])}
+        assert run(mesh, "upstream", 240) == ({}, set())
+
+
+def test_what_was_removed_and_computed_again_by_others_is_not_taken_for_untouched(duck: DuckMesh) -> None:
+    """Plain SQLMesh removes an hour and computes it again before anybody looks: its record is as it was."""
+    duck.set_value(70, 50)
+    remove(duck, 60, 120)
+    plain_run(duck, 180, skip_janitor=True)
+    with duck.mesh() as mesh:
+        committed, found = run(mesh, "upstream", 180)
+        assert found == {(BASE, "removed")}
+        assert committed == {BASE: IntervalSet([span(60, 120)])}
         rest(duck, mesh, 180)
 
 

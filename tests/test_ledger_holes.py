@@ -212,6 +212,29 @@ def test_readers_in_flight_over_an_accepted_refresh_met_its_rows(scene: Scene) -
     assert scene.dirty(version) == {(began, scene.ledger.revision())}
 
 
+def test_who_read_an_accepted_refresh_met_what_the_next_one_writes_over(scene: Scene) -> None:
+    """The span is closed for good by the next commit; and by another acceptance only where something was written since."""
+    run, version = scene.run(), scene.version(kind="full")
+    scene.record(run, version, span(0, 1))
+
+    def fails() -> int:
+        began = scene.work(run, version, span(1, 2))
+        scene.ledger.fail(run, version, span(1, 2), {"error": "no"})
+        return began
+
+    first = fails()
+    accept(scene, version, span(0, 2))
+    taken = scene.ledger.revision()
+    accept(scene, version, span(0, 3))  # an hour more, and the same rows
+    assert scene.dirty(version) == {(first, taken)}
+    second = fails()
+    accept(scene, version, span(0, 3))
+    again = scene.ledger.revision()
+    assert scene.dirty(version) == {(first, again), (second, again)}
+    made = scene.record(run, version, span(3, 4))
+    assert scene.dirty(version) == {(first, again), (second, made)}
+
+
 def test_a_doubt_without_a_range_is_accepted_too(scene: Scene) -> None:
     """Nothing is stamped, and the doubt is over."""
     run, version = scene.run(), scene.version(kind="full")

@@ -6,6 +6,7 @@ import pytest
 
 from ledger_scene import Scene, cells, locked, meanwhile, other_session, span, wait_until_blocked
 from meshgate.errors import LeaseLostError, LedgerError
+from meshgate.interval import Interval, IntervalSet
 from meshgate.ledger import WHOLE, Ledger
 
 
@@ -473,3 +474,23 @@ def test_noting_a_mirror_queues_behind_the_ledgers_lock(scene: Scene) -> None:
         noted.result()
     scene.pass_time(1)
     assert scene.reconcile(version, []) == [("removed", frozenset({0}))]
+
+
+@pytest.mark.parametrize("kind", ["incremental_by_time_range", "full"])
+def test_what_is_removed_while_it_is_evaluated_outlives_the_commit(scene: Scene, kind: str) -> None:
+    """Whether it was recorded before or not; each removal counts once, and none of what was never read."""
+    run, version = scene.run(), scene.version(kind=kind)
+    scene.record(run, version, span(0, 2))
+    scene.work(run, version, span(2, 3))
+
+    def look(**log: Interval) -> list[frozenset[int]]:
+        found = scene.ledger.find_rewritten(
+            version, again=IntervalSet(), altered=None, explained=False, suspect=False, removed=log
+        )
+        return [cells(time) for what, time in found if what == "removed"]
+
+    assert look(a=span(1, 6)) == [frozenset({1, 2})]
+    scene.commit(run, version, span(2, 3))
+    assert {cell for _, cell in scene.marks(version)} == {1, 2}
+    assert look(a=span(1, 6)) == []
+    assert look(b=span(7, 9)) == []

@@ -101,6 +101,30 @@ def test_a_refresh_that_fails_touches_only_who_read_meanwhile(ledger: Ledger) ->
     assert star.stale() == {FACT: IntervalSet([minutes(60, 120)])}
 
 
+def test_who_read_an_accepted_table_is_not_merged_with_who_read_before(ledger: Ledger) -> None:
+    """The next refresh makes stale whoever has read the accepted rows, and nobody else.
+
+    Fails without `accepted_revision` in the bound of `merge_coverage`.
+    """
+    star = grown(Mesh(ledger, ([node(FACT, "down", "hour")], [Edge(FACT, DIMENSION), Edge(FACT, SILVER)])), 3)
+    star.time(240)
+    star.run("up")
+    star.run("down", lambda name, _: AUDIT if name == DIMENSION else None)
+    ledger.accept(star.ids[DIMENSION], minutes(180, 240), lookback=None, reason="good enough", by="a person")
+    star.run("down")
+    assert star.stale() == {}
+    star.tidy()
+    assert star.stale() == {}
+    star.mark(DIMENSION, minutes(235, 240), "requested")
+    star.run("down", lambda name, _: AUDIT if name == FACT else None)
+    assert star.stale() == {FACT: IntervalSet([minutes(180, 240)])}
+    star.run("down")
+    assert star.stale() == {}
+    assert len(spans(star, FACT)) == 2
+    star.tidy()
+    assert len(spans(star, FACT)) == 1
+
+
 def test_what_is_marked_or_not_in_sqlmesh_stays_apart(mesh: Mesh) -> None:
     """Marks are about rows; and what SQLMesh does not hold yet is found by its own row."""
     grown(mesh, 1)

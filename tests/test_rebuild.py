@@ -9,7 +9,7 @@ import pytest
 from duck_mesh import DuckMesh, copied, naive, ranged
 from meshgate.coordinator.journal import RunJournal
 from meshgate.interval import IntervalSet
-from tiny_mesh import at, span
+from tiny_mesh import TinyMesh, at, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -169,6 +169,81 @@ def test_a_rebuild_waits_until_all_of_it_can_be_read(duck: DuckMesh, mesh: Mesh)
     mesh.release("lake.events", by="tester")
     settle(mesh, 240)
     assert ids(duck, "keyed") == set(range(240)) - {70, 200}
+
+
+def enforced(duck: DuckMesh) -> None:
+    """Put plain SQLMesh's plans of upstream under the ledger."""
+    (duck.folder / "upstream/config.yaml").rename(duck.folder / "upstream/base.yaml")
+    config = "from meshgate.enforced import enforce\nconfig = enforce('base.yaml')\n"
+    duck.write("upstream", "config.py", config)
+
+
+def plans(duck: DuckMesh, model: str = "lake.keyed", end: float = 240) -> None:
+    """`sqlmesh plan --restate-model` of an hour, which SQLMesh widens to all of a table that merges."""
+    with TinyMesh.plain(duck, "upstream", load=True) as context:  # type: ignore[arg-type]
+        context.plan(
+            "prod", restate_models=[model], start=at(60), end=at(end - 0.01), execution_time=at(240),
+            auto_apply=True, no_prompts=True, skip_tests=True,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["lake.keyed", "lake.events"])
+def test_a_restating_plan_rebuilds_as_a_request_does(duck: DuckMesh, mesh: Mesh, model: str) -> None:
+    """Old keys vanish, whether the table itself is restated or what it reads."""
+    lose_rows(duck, mesh)
+    enforced(duck)
+    plans(duck, model)
+    assert ids(duck, "keyed") == set(range(240)) - {70, 200}
+    assert mesh.run("upstream", now=at(240)).committed == {}
+    settle(mesh, 240)
+    assert ids(duck, "reader") == set(range(240)) - {70, 200}
+
+
+@pytest.mark.parametrize("model", ["lake.keyed", "lake.events"])
+@pytest.mark.parametrize(("number", "after"), [(1, False), (1, True), (3, False), (4, False)])
+def test_a_restating_plan_that_is_killed_is_finished(
+    duck: DuckMesh, mesh: Mesh, monkeypatch: pytest.MonkeyPatch, model: str, number: int, *, after: bool
+) -> None:
+    """Nobody reads what is missing, and the ordinary runs make the table whole, without its old keys."""
+    lose_rows(duck, mesh)
+    enforced(duck)
+    with monkeypatch.context() as patch:
+        killed(patch, number, after=after)
+        with pytest.raises(KilledError):
+            plans(duck, model)
+    before = ids(duck, "reader")
+    mesh.run("downstream", now=at(240))
+    assert ids(duck, "reader") == before
+    settle(mesh, 240)
+    assert ids(duck, "keyed") == ids(duck, "reader") == set(range(240)) - {70, 200}
+
+
+def test_a_restating_plan_empties_nothing_that_it_cannot_make_again(duck: DuckMesh, mesh: Mesh) -> None:
+    """While one hour of the parent is held, the table stays as it is; the request waits for an ordinary run."""
+    lose_rows(duck, mesh)
+    mesh.hold("lake.events", span(120, 180), reason="looked into", by="tester")
+    enforced(duck)
+    plans(duck)
+    assert ids(duck, "keyed") == set(range(240))
+    mesh.release("lake.events", by="tester")
+    settle(mesh, 240)
+    assert ids(duck, "keyed") == ids(duck, "reader") == set(range(240)) - {70, 200}
+
+
+@pytest.mark.parametrize("forward_only", [False, True])
+def test_a_deploy_empties_no_table_that_is_read(duck: DuckMesh, mesh: Mesh, *, forward_only: bool) -> None:
+    """Its plan restates nothing. A change makes a table of its own, or, forward-only, goes on with the one that is there."""
+    lose_rows(duck, mesh)
+    assert mesh.deploy("upstream", now=at(240)).committed == {}
+    before = mesh.ledger.manifest("prod").graph[KEYED].version
+    model = UPSTREAM["keyed"].replace("id, ts, value FROM", "id, ts, value + 1 AS value FROM")
+    if forward_only:
+        model = model.replace("batch_size 1", "batch_size 1, forward_only TRUE")
+    duck.write("upstream", "keyed", model)
+    mesh.deploy("upstream", now=at(240))
+    after = mesh.ledger.manifest("prod").graph[KEYED].version
+    assert (after == before) is forward_only
+    assert duck.sql(f"SELECT COUNT(*), SUM(value) FROM sqlmesh__lake.lake__keyed__{before}") == [(240, 240)]
 
 
 def test_what_must_not_be_restated_is_never_emptied(tmp_path: Path, postgres: LocalPostgres) -> None:

@@ -10,6 +10,7 @@ what `meshgate deploy` does; without a ledger they do nothing, and say so.
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,12 +24,17 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meshgate.bridge.enforced import EnforcedProject
+    from meshgate.config import MeshConfig
     from meshgate.coordinator import RunReport
     from meshgate.interval import Interval
+    from meshgate.local_postgres import LocalPostgres
     from meshgate.mesh import Mesh
 
 # A clock that is so far behind is meant to be: it stands for an instant in the past. A difference below is drift.
 _DRIFT = timedelta(minutes=1)
+# How a configuration names the private server of a `local` ledger; and those that this process keeps alive, by folder.
+_SERVER = "MESHGATE_LOCAL_"
+_SERVERS: dict[Path, LocalPostgres] = {}
 
 
 def enforce(config: Any, *, mesh: str | Path | None = None) -> Any:
@@ -42,11 +48,15 @@ def enforce(config: Any, *, mesh: str | Path | None = None) -> Any:
     Returns:
         A `sqlmesh` Config; assign it to `config` in config.py.
 
+    A file that names the private server of a `local` ledger (`{{ env_var('MESHGATE_LOCAL_PORT') }}`) finds it started.
+
     Raises:
         ProjectError: The file cannot be used, or a gateway has another scheduler.
+        MeshgateError: It names the private server, and `meshgate.yaml` is missing or wrong, or the server does not start.
     """
     from meshgate.bridge.enforced import enforced
 
+    authority = _Ledger(Path(mesh) if mesh is not None else None)
     if isinstance(config, (str, Path)):
         caller = sys._getframe(1).f_globals.get("__file__")  # noqa: SLF001 - whoever calls is the project's config.py
         config = Path(caller or ".").resolve().parent / config
@@ -54,7 +64,9 @@ def enforce(config: Any, *, mesh: str | Path | None = None) -> Any:
             raise ProjectError(
                 f"there is no {config}", hint="give what was config.yaml another name, such as base.yaml"
             )
-    return enforced(config, _Ledger(Path(mesh) if mesh is not None else None))
+        if _SERVER in config.read_text(encoding="utf-8"):
+            authority.serve(config.parent)
+    return enforced(config, authority)
 
 
 class _Ledger:
@@ -62,6 +74,28 @@ class _Ledger:
 
     def __init__(self, mesh: Path | None) -> None:
         self._mesh = mesh
+
+    def serve(self, folder: Path) -> None:
+        """Start the private server of a `local` ledger, for as long as this process lives: the project's configuration names it.
+
+        Raises:
+            MeshgateError: `meshgate.yaml` is missing or wrong, or the server does not start.
+        """
+        from meshgate.local_postgres import LocalPostgres
+
+        home = self._config(folder).ledger.local_folder
+        if home is None:
+            return
+        if home not in _SERVERS:
+            _SERVERS[home] = LocalPostgres.start(home)
+        os.environ.update(_SERVERS[home].environment())
+
+    def _config(self, folder: Path) -> MeshConfig:
+        """What `meshgate.yaml` says: the one that was given, or the nearest above a project's folder."""
+        from meshgate.config import FILE_NAME, load
+
+        folders = [folder.resolve(), *folder.resolve().parents]
+        return load(self._mesh or next((f for f in folders if (f / FILE_NAME).is_file()), folders[0]))
 
     def run(
         self, project: EnforcedProject, environment: str, instant: datetime, only: Collection[str] | None
@@ -97,13 +131,10 @@ class _Ledger:
     @contextmanager
     def _opened(self, project: EnforcedProject) -> Iterator[Mesh]:
         """The project's mesh, once; a signal ends the work in order."""
-        from meshgate.config import FILE_NAME, load
         from meshgate.mesh import Mesh
         from meshgate.stop import on_signals
 
-        folders = [project.path.resolve(), *project.path.resolve().parents]
-        found = next((f for f in folders if (f / FILE_NAME).is_file()), folders[0])
-        with Mesh(load(self._mesh or found), given=project) as mesh:
+        with Mesh(self._config(project.path), given=project) as mesh:
             grace = next(
                 (p.stop_grace for p in mesh.config.projects if p.name == project.project), timedelta(0)
             )

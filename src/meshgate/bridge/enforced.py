@@ -28,6 +28,7 @@ from meshgate.bridge.project import SqlmeshProject
 from meshgate.bridge.scheduler import GatedContext, GatedScheduler, HeldState
 from meshgate.bridge.translate import interval, promoted
 from meshgate.errors import MeshgateError, ProjectError
+from meshgate.graph import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -188,7 +189,10 @@ class _EnforcedPlans(PlanEvaluator):  # type: ignore[misc]
             project = self._seat.project(plan)
             project.circuit_breaker = circuit_breaker
             self._seat.authority.apply(
-                project, plan.environment.name, _instant(plan.execution_time), _roots(plan, project.planned())
+                project,
+                plan.environment.name,
+                _instant(plan.execution_time),
+                _asked(plan, project.planned(), project.project),
             )
 
 
@@ -291,11 +295,23 @@ def enforced(config: Config | Path, authority: Authority) -> Config:
     return config
 
 
-def _roots(plan: EvaluatablePlan, snapshots: Iterable[Snapshot]) -> dict[str, Interval]:
-    """What a plan restates by itself: the rest of its cascade reads that, and follows by the ledger's rules."""
+def _asked(plan: EvaluatablePlan, snapshots: Iterable[Snapshot], project: str) -> dict[str, Interval]:
+    """What a plan restates by itself: the rest of its cascade reads that, and follows by the ledger's rules.
+
+    But not the project's own tables that merge rows: what they read makes nobody rebuild them, and this plan empties them.
+    """
     asked = {name: span for name, span in plan.restatements.items() if span[0] < span[1]}
-    parents = {s.name: {p.name for p in s.parents} for s in snapshots}
-    return {n: interval(*span) for n, span in asked.items() if not parents.get(n, set()) - {n} & set(asked)}
+    known = {s.name: s for s in snapshots if s.is_model}
+    found = {}
+    for name, span in asked.items():
+        snapshot = known.get(name)
+        follows = snapshot is not None and bool({p.name for p in snapshot.parents} - {name} & set(asked))
+        if snapshot is not None and follows and snapshot.node.project == project:
+            kind = Kind.from_sqlmesh(snapshot.model_kind_name.value)
+            follows = kind.time_partitioned or kind.reads_everything
+        if not follows:
+            found[name] = interval(*span)
+    return found
 
 
 def _instant(given: Any) -> datetime:

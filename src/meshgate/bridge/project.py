@@ -6,6 +6,8 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
+
 from meshgate.bridge.contract import check_hooks, check_version, installed_versions
 from meshgate.errors import EvaluationError, MeshgateError, ProjectError
 
@@ -26,6 +28,7 @@ from sqlmesh.utils.errors import SignalEvalError  # noqa: E402
 
 from meshgate.bridge.engine import interrupt  # noqa: E402
 from meshgate.bridge.failures import describe  # noqa: E402
+from meshgate.bridge.removals import removals  # noqa: E402
 from meshgate.bridge.scheduler import GatedContext, Journal  # noqa: E402
 from meshgate.bridge.sources import prints  # noqa: E402
 from meshgate.bridge.translate import Promoted, milliseconds, pairs, promoted  # noqa: E402
@@ -195,9 +198,12 @@ class SqlmeshProject:
         found = self._environment(environment)
         if found is None:
             return None
-        return promoted(
-            self._snapshots(found), plan_id=found.plan_id, finalized=bool(found.finalized_ts), now=now
-        )
+        snapshots = self._snapshots(found)
+        with self._named("has a state that cannot be read"):
+            # Later than the intervals: what is removed in between is found again at the next look, or now.
+            removed = removals(self._state, snapshots)
+        held = promoted(snapshots, plan_id=found.plan_id, finalized=bool(found.finalized_ts), now=now)
+        return evolve(held, removed=removed)
 
     def record(self, environment: str, name: str, version: str, interval: Interval) -> None:
         """Write an interval into SQLMesh's own record, as if it had been evaluated.

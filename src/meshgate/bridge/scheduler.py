@@ -29,7 +29,7 @@ from meshgate.bridge.digests import digests
 from meshgate.bridge.engine import limit_statements
 from meshgate.bridge.failures import describe, first_line, is_conflict, is_outage
 from meshgate.bridge.translate import Promoted, instant, interval, milliseconds, pairs, promoted
-from meshgate.bridge.validity import changes, validity_of
+from meshgate.bridge.validity import history
 from meshgate.errors import LeaseLostError, StoppedError
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
 
@@ -58,8 +58,13 @@ class Journal(Protocol):
     def foresee(self, plan: Promoted) -> None:
         """What a SQLMesh plan would make, before it changes anything (deploys only). Raises to stop it."""
 
-    def admit(self, plan: Promoted, wanted: Mapping[str, IntervalSet]) -> Mapping[str, IntervalSet]:
-        """Which part of what a SQLMesh plan wants to evaluate may be evaluated (deploys only)."""
+    def admit(
+        self, plan: Promoted, wanted: Mapping[str, IntervalSet], emptied: Collection[str]
+    ) -> Mapping[str, IntervalSet]:
+        """Which part of what a SQLMesh plan wants to evaluate may be evaluated (deploys only).
+
+        `emptied`: the tables that it makes anew though some of them is recorded; those that merge rows it would empty.
+        """
 
     def begin(self, name: str, batch: Interval) -> Iterator[Interval]:
         """The pieces of a batch that may be read now, each begun when it is taken; the rest is explained."""
@@ -238,7 +243,10 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
     def _admitted(self, kwargs: dict[str, Any]) -> dict[Snapshot, list[tuple[int, int]]]:
         index = kwargs["deployability_index"]
         merged: dict[Snapshot, list[tuple[int, int]]] = kwargs["merged_intervals"]
+        # A plan that restates has taken the time out of its snapshots; SQLMesh empties a table of which nothing is left.
+        bare = [s for s in self.snapshots.values() if not s.intervals]
         self.state_sync.refresh_snapshot_intervals(self.snapshots.values())
+        emptied = {s.name for s in bare if s.intervals}
         from sqlmesh.utils.date import now, to_datetime
 
         plan = promoted(
@@ -251,7 +259,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         wanted = {
             s.name: IntervalSet(interval(start, end) for start, end in ranges) for s, ranges in gated.items()
         }
-        admitted = self._journal.admit(plan, wanted)
+        admitted = self._journal.admit(plan, wanted, emptied)
         result = {s: ranges for s, ranges in merged.items() if s not in gated}
         # Also what nothing is ready of: SQLMesh makes the tables of what stands here, and promotes views on them.
         result.update({s: pairs(admitted.get(s.name, ())) for s in gated})
@@ -327,7 +335,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
                 before = self._digests(snapshot, piece, ignored)
                 audits = self._write(snapshot, piece, batch_index, kwargs)
                 verdicts = self._judge(snapshot, piece, unit, audits, kwargs)
-                history = self._history(snapshot)
+                told = self._history(snapshot)
                 after = self._digests(snapshot, piece, ignored)
                 same = IntervalSet(part for part, found in before.items() if after.get(part) == found)
             except (CircuitBreakerError, LeaseLostError, StoppedError):
@@ -345,7 +353,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         rows = self._rows(snapshot, batch_index) if len(verdicts) == 1 else None
         for kept in (v for v in verdicts if v.error is None):
             self._journal.commit(
-                snapshot.name, kept.time, audits=kept.audits, duration=duration, rows=rows, history=history,
+                snapshot.name, kept.time, audits=kept.audits, duration=duration, rows=rows, history=told,
                 same=same & IntervalSet([kept.time]),
             )  # fmt: skip
             self._record(snapshot, kept.time, additions)
@@ -369,14 +377,8 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
 
     def _history(self, snapshot: Snapshot) -> History | None:
         """What a table that was written as a whole tells of its past, where it tells from when to when its rows hold."""
-        if snapshot.is_incremental_by_time_range or snapshot.is_seed or snapshot.is_view:
-            return None
-        validity = validity_of(snapshot, self._journal.validity(snapshot.name))
-        if validity is None:
-            return None
         adapter = self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
-        unit = IntervalUnit(snapshot.node.interval_unit.value)
-        return changes(adapter, snapshot.table_name(), validity, unit.approximate)
+        return history(adapter, snapshot, self._journal.validity(snapshot.name))
 
     def _digests(
         self, snapshot: Snapshot, piece: Interval, ignored: Collection[str] | None
@@ -485,9 +487,8 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
 def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, int]:
     """SQLMesh calls `evaluate` by keyword today; by position it means the same."""
     names = ("execution_time", "deployability_index", "batch_index")
-    given = dict(zip(names, args, strict=False))
-    values = [given[n] if n in given else kwargs.pop(n) for n in names]
-    return values[0], values[1], values[2]
+    first, second, third = (*args, *(kwargs.pop(name) for name in names[len(args) :]))
+    return first, second, third
 
 
 def _gated(snapshot: Snapshot, index: Any) -> bool:

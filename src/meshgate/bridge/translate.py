@@ -68,6 +68,8 @@ class Promoted:
     """By model: the older versions of which the present one is no breaking change."""
     altered: Mapping[str, datetime] = attrs.field(factory=dict)
     """When each model's table was written last, as SQLMesh recorded it by the clock of whoever wrote; UTC."""
+    removed: Mapping[str, Mapping[str, Interval]] = attrs.field(factory=dict)
+    """What was removed from SQLMesh's record of each model, by the key of the removal, until its janitor forgets it."""
 
 
 def promoted(

@@ -13,6 +13,7 @@ from attrs import frozen
 from sqlglot import exp
 
 from meshgate.bridge.rows import DIGITS, digest_of, number
+from meshgate.interval import IntervalUnit
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -54,6 +55,19 @@ def validity_of(snapshot: Snapshot, declared: tuple[str, str | None] | None) -> 
     if kind.is_scd_type_2_by_time and not kind.updated_at_as_valid_from:
         return Validity(since, until, kind.updated_at_name.name)
     return Validity(since, until)
+
+
+def history(
+    adapter: EngineAdapter, snapshot: Snapshot, declared: tuple[str, str | None] | None
+) -> dict[int | None, tuple[int, int, int]] | None:
+    """What a table that was written as a whole tells of its past, see `changes`; None where it has no validity columns."""
+    if snapshot.is_incremental_by_time_range or snapshot.is_seed or snapshot.is_view:
+        return None
+    validity = validity_of(snapshot, declared)
+    if validity is None:
+        return None
+    unit = IntervalUnit(snapshot.node.interval_unit.value)
+    return changes(adapter, snapshot.table_name(), validity, unit.approximate)
 
 
 def changes(

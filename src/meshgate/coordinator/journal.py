@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 from meshgate.coordinator.allowance import Allowance
 from meshgate.coordinator.outcome import Failure, Outcome, failure_in_words, wait_in_words
 from meshgate.coordinator.progress import Batch, Planned
+from meshgate.coordinator.rebuild import rebuilt
 from meshgate.coordinator.standing import standings
-from meshgate.coordinator.validity import changed_from, past
+from meshgate.coordinator.validity import compared
 from meshgate.errors import EvaluationError, LeaseLostError, MeshgateError, StoppedError
 from meshgate.gate import Blocked, decide
 from meshgate.graph import readers_of, window_of
-from meshgate.interval import MIN_INSTANT, Interval, IntervalSet
+from meshgate.interval import Interval, IntervalSet
 from meshgate.lease import loss_stops
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from datetime import datetime, timedelta
 
     from meshgate.bridge.scheduler import History
@@ -192,7 +193,9 @@ class RunJournal:
         assert self._build is not None  # noqa: S101 - only deploys ask
         self._graph = self._build(plan)
 
-    def admit(self, plan: Promoted, wanted: Mapping[str, IntervalSet]) -> Mapping[str, IntervalSet]:
+    def admit(
+        self, plan: Promoted, wanted: Mapping[str, IntervalSet], emptied: Collection[str] = ()
+    ) -> Mapping[str, IntervalSet]:
         """A deploy's gate: what its plan wants, as far as parents are there or are made by the same plan.
 
         Other projects' models are evaluated only where the plan changes them: an interval that is merely due is
@@ -214,9 +217,15 @@ class RunJournal:
             ):
                 continue
             decision = decide(graph, name, wanted[name], known, produced, now=self._now, patience=None)
+            covered = states[self._ids[name]].covered
+            ready, whole, blocked = decision.ready, None, decision.blocked
+            if name in emptied:
+                ready, whole, blocked = rebuilt(node, decision, covered)
             with self._lock:
-                self.outcome.blocked += decision.blocked
-            held = IntervalSet(self.claim(name, list(decision.ready), states[self._ids[name]].covered))
+                self.outcome.blocked += blocked
+            held = IntervalSet(self.claim(name, list(ready), covered))
+            if whole is not None and held == ready:
+                self.rebuild[name] = whole
             if held:
                 produced[name] = held | known[name].covered if node.kind.as_of else held
         admitted = {n: s & IntervalSet(self._claimed.get(n, [])) for n, s in produced.items()}
@@ -378,14 +387,8 @@ class RunJournal:
             self._ledger.abandon(self._run_id, self._ids[node.name], piece)
 
     def _block(
-        self,
-        node: ModelNode,
-        interval: Interval,
-        parent: ModelNode,
-        span: Interval,
-        reason: str,
-        detail: Mapping[str, Any],
-    ) -> None:
+        self, node: ModelNode, interval: Interval, parent: ModelNode, span: Interval, reason: str, detail: Mapping[str, Any]
+    ) -> None:  # fmt: skip
         with self._lock:
             self.outcome.blocked.append(
                 Blocked(node.name, node.project, interval, parent.name, parent.project, span, reason, detail)  # type: ignore[arg-type]
@@ -443,13 +446,7 @@ class RunJournal:
             return None, None
         done = self.outcome.committed.get(node.name, IntervalSet())
         covered = self._covered.get(node.name, IntervalSet()) | done | IntervalSet([piece])
-        assert covered.first is not None  # noqa: S101 - the piece is in it
-        assert covered.last is not None  # noqa: S101 - the piece is in it
-        known = self._ledger.past(self._ids[node.name])
-        changed = changed_from(known, history) if known is not None else None
-        if changed is not None:
-            changed = max(covered.first.start, node.unit.floor(changed) if changed > MIN_INSTANT else changed)
-        return changed, past(history, covered.last.end)
+        return compared(node.unit, covered, self._ledger.past(self._ids[node.name]), history)
 
     def _frontier(self, name: str) -> datetime:
         covered = self._covered.get(name)

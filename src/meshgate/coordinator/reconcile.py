@@ -4,7 +4,8 @@ SQLMesh's record says what is recorded, never who recorded it or what it had rea
 
 * a foreign row of a gated model is suspect, and evaluated again: nothing tells when it read its parents. That they
   were complete at the last look proves nothing, for the foreign evaluation may have begun before that look;
-* what SQLMesh held and holds no more was removed by somebody, who wants it evaluated again;
+* what SQLMesh held and holds no more was removed by somebody, who wants it evaluated again; so was what its log says was
+  removed since the last look, though it stands there again: an evaluation under way may have written it back;
 * what the ledger has and SQLMesh never got is evaluated again once its run is over: nothing proves that it was
   not removed in between;
 * with what plain SQLMesh added it is taken to have computed the model's lookback again (of a FULL table all), which is suspect;
@@ -140,6 +141,7 @@ def reconcile(
             version, again=IntervalSet() if baseline else _again(node, added, states[version].covered),
             altered=plan.altered.get(name), explained=bool(added),
             suspect=policies.get(node.project, {}).get("foreign_rewrite") == "suspect",
+            removed=plan.removed.get(name, {}),
         )  # fmt: skip
         findings += [
             Finding(name, node.project, what, None if what == "rewritten" else interval)

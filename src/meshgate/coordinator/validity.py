@@ -11,6 +11,8 @@ from meshgate.ledger import Past
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meshgate.interval import IntervalSet, IntervalUnit
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_S = 86400
 _FINE = timedelta(days=7)
@@ -39,6 +41,28 @@ def past(seen: Mapping[int | None, tuple[int, int, int]], upto: datetime) -> Pas
         before = kept.get(second, (0, 0, 0))
         kept[second] = (before[0] + found[0], before[1] + found[1], before[2] + found[2])
     return Past(upto, kept)
+
+
+def compared(
+    unit: IntervalUnit,
+    covered: IntervalSet,
+    known: Past | None,
+    seen: Mapping[int | None, tuple[int, int, int]],
+) -> tuple[datetime | None, Past]:
+    """From when on a table tells another history than it did, as a boundary of its recorded time, and what it tells now.
+
+    Args:
+        unit: Of the model.
+        covered: What of it is recorded, with what is being recorded now.
+        known: Its history as it was recorded last; None where nobody has looked.
+        seen: As it is now.
+    """
+    ends = covered.hull
+    assert ends is not None  # noqa: S101 - something is being recorded
+    changed = changed_from(known, seen) if known is not None else None
+    if changed is not None:
+        changed = max(ends.start, unit.floor(changed) if changed > MIN_INSTANT else changed)
+    return changed, past(seen, ends.end)
 
 
 def changed_from(known: Past, seen: Mapping[int | None, tuple[int, int, int]]) -> datetime | None:

@@ -9,7 +9,18 @@ from attrs import evolve, frozen
 from meshgate.coordinator.staleness import find
 from meshgate.graph import Kind
 from meshgate.interval import IntervalSet
-from meshgate.verification import Difference, Environment, Event, Facts, Mark, Orphan, Piece, Table, compare
+from meshgate.verification import (
+    Difference,
+    Dirty,
+    Environment,
+    Event,
+    Facts,
+    Mark,
+    Orphan,
+    Piece,
+    Table,
+    compare,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -94,7 +105,8 @@ def collect(ledger: Ledger) -> Facts:
     dirty = {
         key: dict(spans)
         for key, spans in _by_version(
-            (row["version_id"], (row["from_revision"], row["to_revision"])) for row in ledger.dirty_spans()
+            (row["version_id"], (row["from_revision"], Dirty(row["to_revision"], row["accepted_revision"])))
+            for row in ledger.dirty_spans()
         ).items()
     }
     return Facts(

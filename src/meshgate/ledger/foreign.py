@@ -8,6 +8,7 @@ from meshgate.errors import ConfigError, LedgerError, SchemaVersionError
 from meshgate.ledger.ranges import to_interval, to_range
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from meshgate.db import Database
@@ -48,6 +49,7 @@ class ForeignLedger:
         altered: datetime | None,
         explained: bool,
         suspect: bool,
+        removed: Mapping[str, Interval],
     ) -> tuple[tuple[str, Interval], ...]:
         """What plain SQLMesh has computed a second time, as far as its record lets that be known.
 
@@ -57,13 +59,14 @@ class ForeignLedger:
             altered: When the table was written last, by SQLMesh's record, UTC.
             explained: Whether something that was added explains that.
             suspect: Whether a version that was rewritten, nobody knows where, is suspect as a whole.
+            removed: What was removed from SQLMesh's record, as its log says now, by the log's keys.
 
         Returns:
-            Pairs of `suspect` and the range, and of `rewritten` and all of time.
+            Pairs of `suspect` or `removed` and the range, and of `rewritten` and all of time.
         """
         rows = self.database.rows(
             "find_rewritten", version_id=version_id, redone=[to_range(i) for i in again], altered=altered,
-            explained=explained, suspect=suspect,
+            explained=explained, suspect=suspect, keys=list(removed), removed=[to_range(i) for i in removed.values()],
         )  # fmt: skip
         return tuple((row["finding"], to_interval(row["span"])) for row in rows)
 

@@ -187,7 +187,7 @@ UNION ALL
 SELECT g.gate, c.span, '(,)'::tstzrange, NULL, c.read_at
 FROM gate g JOIN meshgate.dirty_span d ON d.version_id = g.parent
 JOIN meshgate.coverage c ON c.version_id = g.child AND greatest(c.revision, c.touched_revision) > d.from_revision
-    AND (d.to_revision IS NULL OR c.read_revision < d.to_revision)
+    AND c.read_revision < coalesce(d.to_revision, d.accepted_revision, 9223372036854775807)
 ORDER BY 1, 2, 3;
 
 -- name: read_lately
@@ -250,7 +250,8 @@ WHERE e.event_id > %(after)s AND (%(run_id)s::bigint IS NULL OR e.run_id = %(run
 ORDER BY e.event_id DESC LIMIT %(limit)s;
 
 -- name: find_rewritten
-SELECT finding, span FROM meshgate.find_rewritten(%(version_id)s, %(redone)s::tstzrange[], %(altered)s, %(explained)s, %(suspect)s);
+SELECT finding, span FROM meshgate.find_rewritten(%(version_id)s, %(redone)s::tstzrange[], %(altered)s, %(explained)s, %(suspect)s,
+                                                  %(keys)s::text[], %(removed)s::tstzrange[]);
 
 -- name: has_unmirrored
 -- Is there anything in the environment that a run recorded here, and ended before SQLMesh recorded it too?
@@ -310,7 +311,7 @@ SELECT c.version_id, c.span, c.revision, c.read_revision, c.run_id, c.verdict, c
 FROM meshgate.coverage c ORDER BY c.version_id, c.span;
 
 -- name: dirty_spans
-SELECT d.version_id, d.from_revision, d.to_revision FROM meshgate.dirty_span d ORDER BY d.version_id, d.from_revision;
+SELECT d.version_id, d.from_revision, d.to_revision, d.accepted_revision FROM meshgate.dirty_span d ORDER BY d.version_id, d.from_revision;
 
 -- name: run_environments
 SELECT r.run_id, r.environment FROM meshgate.run r;

@@ -102,6 +102,7 @@ CREATE TABLE meshgate.version (
     kind         text    NOT NULL,
     as_of        boolean NOT NULL,
     altered_at   timestamptz,    -- when its table was written last, by SQLMesh's record, as far as that is accounted for
+    removals     text[] DEFAULT '{}',  -- SQLMesh's keys of what was removed from its record, as seen last; null: never looked for
     CONSTRAINT "a version is registered once" UNIQUE (model_id, version)
 );
 
@@ -254,6 +255,7 @@ CREATE TABLE meshgate.dirty_span (
     version_id    bigint NOT NULL REFERENCES meshgate.version,
     from_revision bigint NOT NULL,
     to_revision   bigint,                            -- null: not repaired yet
+    accepted_revision bigint,                        -- a person took a refreshed table as it was: that ends it until it is repaired
     PRIMARY KEY (version_id, from_revision)
 );
 
@@ -492,7 +494,7 @@ CREATE FUNCTION meshgate.taint(p_version_id bigint, p_from bigint, p_run_id bigi
 BEGIN
     INSERT INTO meshgate.dirty_span (version_id, from_revision)
     SELECT v.version_id, p_from FROM meshgate.version v WHERE v.version_id = p_version_id AND v.as_of
-    ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL;
+    ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL, accepted_revision = NULL;
     IF FOUND THEN
         PERFORM meshgate.note('table.tainted', p_run_id, p_version_id, NULL, jsonb_build_object('from_revision', p_from));
     END IF;
@@ -1430,15 +1432,19 @@ END $$;
 -- What plain SQLMesh computed again. Its record shows what was added and removed, and when a table was written last; never
 -- what else was written. What was found: suspect (p_again, as far as it was recorded: what an addition is taken to have
 -- computed again besides), rewritten (written since it was last accounted for, nobody knows where).
+-- And removed: what somebody has removed from SQLMesh's record since the last look (p_keys and p_removed: its log of that),
+-- also where it stands there again. Whoever began to evaluate it before this look, and recorded it afterwards, may have read
+-- before the removal.
 -- p_altered: when the table was written last. p_explained: whether an addition explains that. p_suspect: whether a version
 -- that was rewritten is suspect as a whole; else it is only told.
 CREATE FUNCTION meshgate.find_rewritten(p_version_id bigint, p_again tstzrange[], p_altered timestamptz, p_explained boolean,
-                                        p_suspect boolean)
+                                        p_suspect boolean, p_keys text[], p_removed tstzrange[])
 RETURNS TABLE (finding text, span tstzrange) LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     v meshgate.version;
     ours tstzmultirange;
     doubtful tstzmultirange;
+    gone tstzmultirange;
     unknown boolean := false;
     why text := 'plain SQLMesh recorded what is newer, and is taken to have computed this again with it';
 BEGIN
@@ -1447,13 +1453,24 @@ BEGIN
     SELECT coalesce(range_agg(c.span), '{}') INTO ours FROM meshgate.coverage c
     WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]');
     SELECT ours * coalesce(range_agg(r), '{}') INTO doubtful FROM unnest(p_again) r;
+    SELECT coalesce(range_agg(known.span * log.span), '{}') INTO gone
+    FROM unnest(p_keys, p_removed) AS log (key, span) JOIN meshgate.read_time(p_version_id) known ON known.span && log.span
+    WHERE log.key <> ALL (v.removals);
+    UPDATE meshgate.version x SET removals = p_keys
+    WHERE x.version_id = p_version_id AND (v.removals IS NULL OR NOT (v.removals @> p_keys AND v.removals <@ p_keys));
+    FOR span IN SELECT unnest(gone) LOOP
+        PERFORM meshgate.put_mark(p_version_id, span, 'removed', NULL, jsonb_build_object(
+            'cause', 'removed from SQLMesh''s record by somebody else', 'start', lower(span), 'end', upper(span)));
+        finding := 'removed';
+        RETURN NEXT;
+    END LOOP;
     -- A live run that has written there notes so in a moment: the next look tells.
     IF p_altered > coalesce(v.altered_at, '-infinity') AND NOT EXISTS (
         SELECT FROM meshgate.coverage c JOIN meshgate.run r USING (run_id)
         WHERE c.version_id = p_version_id AND c.mirrored_at IS NULL AND r.state = 'running' AND r.expires_at > meshgate.clock())
     THEN
         UPDATE meshgate.version x SET altered_at = p_altered WHERE x.version_id = p_version_id;
-        unknown := v.altered_at IS NOT NULL AND NOT p_explained AND NOT isempty(ours) AND NOT EXISTS (
+        unknown := v.altered_at IS NOT NULL AND NOT p_explained AND isempty(gone) AND NOT isempty(ours) AND NOT EXISTS (
             -- A run that ended before it could note so: what it wrote is looked at anyway.
             SELECT FROM meshgate.coverage c
             WHERE c.version_id = p_version_id AND c.mirrored_at IS NULL AND c.run_id IS NOT NULL);
@@ -1472,7 +1489,7 @@ BEGIN
         -- Nobody knows when it was written, and so who has met it.
         INSERT INTO meshgate.dirty_span (version_id, from_revision)
         SELECT p_version_id, 0 WHERE v.as_of
-        ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL;
+        ON CONFLICT (version_id, from_revision) DO UPDATE SET to_revision = NULL, accepted_revision = NULL;
         finding := 'suspect';
         RETURN NEXT;
     END LOOP;
@@ -1800,7 +1817,14 @@ BEGIN
     END LOOP;
     IF v.as_of THEN
         DELETE FROM meshgate.mark m WHERE m.version_id = p_version_id AND m.kind IN ('failed', 'suspect');
-        UPDATE meshgate.dirty_span SET to_revision = made WHERE version_id = p_version_id AND to_revision IS NULL;
+        -- Its rows stand as they are until it is refreshed, which writes all of them anew: then whoever has read them since has
+        -- read others. (What is written over accepted rows, and accepted in its turn, is such a refresh.)
+        UPDATE meshgate.dirty_span d
+        SET to_revision = CASE WHEN v.kind NOT IN ('full', 'view') OR d.accepted_revision IS NOT NULL AND EXISTS (
+                SELECT FROM meshgate.dirty_span o
+                WHERE o.version_id = p_version_id AND o.to_revision IS NULL AND o.accepted_revision IS NULL) THEN made END,
+            accepted_revision = CASE WHEN v.kind IN ('full', 'view') THEN coalesce(d.accepted_revision, made) END
+        WHERE d.version_id = p_version_id AND d.to_revision IS NULL;
         -- From now on readers meet rows that nobody has compared with those before.
         UPDATE meshgate.past SET prints = NULL WHERE version_id = p_version_id AND doubted;
         PERFORM meshgate.note('interval.accepted', NULL, p_version_id, '(,)', jsonb_build_object('by', p_by, 'reason', p_reason))
@@ -1877,8 +1901,12 @@ BEGIN
         JOIN meshgate.version v ON v.version_id = g.child
         JOIN meshgate.promotion q ON q.environment = g.environment AND q.model_id = v.model_id AND q.version_id = g.child),
     mine AS MATERIALIZED (
+        -- Who reads an accepted table, and had read it before it was dirty, is not to be mixed with who has since: the next refresh
+        -- tells them apart.
         SELECT v.version_id, v.model_id, v.as_of,
-               least(latest, (SELECT min(g.settled_revision) FROM gate g WHERE v.version_id IN (g.child, g.parent))) AS bound
+               least(latest, (SELECT min(g.settled_revision) FROM gate g WHERE v.version_id IN (g.child, g.parent)),
+                     (SELECT min(d.from_revision) FROM gate g JOIN meshgate.dirty_span d ON d.version_id = g.parent
+                      WHERE g.child = v.version_id AND d.to_revision IS NULL AND d.accepted_revision IS NOT NULL)) AS bound
         FROM meshgate.version v JOIN meshgate.model m USING (model_id) JOIN meshgate.project o USING (project_id)
         WHERE o.name = p_project
           AND EXISTS (SELECT FROM meshgate.promotion q WHERE q.model_id = v.model_id AND q.version_id = v.version_id)),

@@ -5,11 +5,12 @@ with the ledger's queries the words of the rules, and none of their code.
 """
 
 from meshgate.verification.compare import Difference, Environment, Facts, Orphan, compare
-from meshgate.verification.replay import Derived, Event, Mark, Piece, Replay, Table
+from meshgate.verification.replay import Derived, Dirty, Event, Mark, Piece, Replay, Table
 
 __all__ = [
     "Derived",
     "Difference",
+    "Dirty",
     "Environment",
     "Event",
     "Facts",

@@ -8,7 +8,7 @@ from attrs import evolve, field, frozen
 
 from meshgate.graph import Edge, Window, window_of
 from meshgate.interval import MAX_INSTANT, Interval, IntervalSet
-from meshgate.verification.replay import DOUBTS, Derived, Mark, Piece, Replay
+from meshgate.verification.replay import DOUBTS, Derived, Dirty, Mark, Piece, Replay
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -113,7 +113,7 @@ class Facts:
     events: Sequence[Event]
     rows: Mapping[int, Sequence[Piece]]
     marks: Mapping[int, Sequence[Mark]]
-    dirty: Mapping[int, Mapping[int, int | None]]
+    dirty: Mapping[int, Mapping[int, Dirty]]
     runs: Mapping[int, str]
     claims: Sequence[Orphan]
     environments: Sequence[Environment]
@@ -192,11 +192,15 @@ def _before(facts: Facts) -> dict[int, Derived]:
                 if row.revision <= facts.forgotten or (key, row.revision) in promoted
             ],
             [mark for mark in facts.marks.get(key, ()) if mark.revision <= facts.forgotten],
-            {since: None for since in facts.dirty.get(key, {}) if since <= facts.forgotten}
-            | {
-                since: until
-                for since, until in facts.dirty.get(key, {}).items()
-                if until is not None and until <= facts.forgotten
+            {
+                since: Dirty(
+                    *(
+                        r if r is not None and r <= facts.forgotten else None
+                        for r in (one.until, one.accepted)
+                    )
+                )
+                for since, one in facts.dirty.get(key, {}).items()
+                if since <= facts.forgotten
             },
         )
         for key in facts.tables
@@ -280,18 +284,19 @@ def _by_kind(marks: Iterable[Mark]) -> dict[tuple[str, int], IntervalSet]:
 def _dirty(facts: Facts, key: int, derived: Derived) -> Iterator[Difference]:
     ours = facts.dirty.get(key, {})
     for since in sorted({*ours, *derived.dirty}):
-        if since not in ours and derived.dirty[since] is not None:
+        if since not in ours and derived.dirty[since].until is not None:
             continue  # forgotten when nobody had met it; whether somebody had is told by what is stale
         if since not in ours or since not in derived.dirty or ours[since] != derived.dirty[since]:
             mine, told = (_span_of(since, spans) for spans in (ours, derived.dirty))
             yield _at(facts, key, "dirty_span", None, mine, told)
 
 
-def _span_of(since: int, spans: Mapping[int, int | None]) -> str:
+def _span_of(since: int, spans: Mapping[int, Dirty]) -> str:
     if since not in spans:
         return f"no unjudged rows from revision {since} on"
-    until = spans[since]
-    return f"unjudged rows from revision {since} " + ("on" if until is None else f"to {until}")
+    one = spans[since]
+    said = "" if one.accepted is None else f", accepted at {one.accepted}"
+    return f"unjudged rows from revision {since} " + ("on" if one.until is None else f"to {one.until}") + said
 
 
 def _stuck(facts: Facts, environment: Environment) -> Iterator[Difference]:
@@ -347,10 +352,10 @@ def _stale(
             parent, read = graph[gate.parent], replay.of(ids[gate.parent])
             spoilt = [
                 since
-                for since, until in read.dirty.items()
+                for since, one in read.dirty.items()
                 if gate.parent != name
                 and piece.written > since
-                and (until is None or piece.read_revision < until)
+                and (one.end is None or piece.read_revision < one.end)
             ]
             mine = piece if gate.parent == name else None
             for part, upto in parts:

@@ -76,6 +76,19 @@ class Mark:
     batch: Interval | None = None
 
 
+@frozen
+class Dirty:
+    """A whole table held rows that nobody had judged until a revision; or a person has taken them as they were at one."""
+
+    until: int | None = None
+    accepted: int | None = None
+
+    @property
+    def end(self) -> int | None:
+        """Whoever begins to read at this revision meets nothing unjudged, as far as is known; None: there is no such one."""
+        return self.accepted if self.until is None else self.until
+
+
 def _start(piece: Piece) -> datetime:
     return piece.interval.start
 
@@ -90,7 +103,7 @@ class Derived:
 
     pieces: list[Piece] = field(factory=list)
     marks: list[Mark] = field(factory=list)
-    dirty: dict[int, int | None] = field(factory=dict)
+    dirty: dict[int, Dirty] = field(factory=dict)
 
     @property
     def covered(self) -> IntervalSet:
@@ -155,7 +168,16 @@ class Derived:
 
     def repaired(self, made: int) -> None:
         """Nobody has to meet unjudged rows from here on."""
-        self.dirty = {since: made if until is None else until for since, until in self.dirty.items()}
+        self.dirty = {s: evolve(d, until=made) if d.until is None else d for s, d in self.dirty.items()}
+
+    def taken(self, made: int) -> None:
+        """A person takes a refreshed table as it is: until it is refreshed, or was written over since it was taken before."""
+        rewritten = any(one.end is None for one in self.dirty.values())
+        for since, one in self.dirty.items():
+            if one.until is None and one.accepted is None:
+                self.dirty[since] = Dirty(accepted=made)
+            elif one.until is None and rewritten:
+                self.dirty[since] = evolve(one, until=made)
 
 
 class Replay:
@@ -208,7 +230,7 @@ class Replay:
             return
         table, what = self.of(event.version_id), event.kind.removeprefix(_PREFIX)
         if event.kind == "table.tainted":
-            table.dirty[event.detail["from_revision"]] = None
+            table.dirty[event.detail["from_revision"]] = Dirty()
         elif event.interval is None:
             return
         elif what in _MARKS:
@@ -262,7 +284,10 @@ class Replay:
             table.discharge(time, event.revision - 1)
         if self._kind(event).as_of:
             table.marks = [m for m in table.marks if m.kind not in ("failed", "suspect")]
-            table.repaired(event.revision)
+            if self._kind(event).reads_everything:
+                table.taken(event.revision)
+            else:
+                table.repaired(event.revision)
 
     def _kind(self, event: Event) -> Kind:
         assert event.version_id is not None  # noqa: S101 - asked by the caller

@@ -63,7 +63,13 @@ CREATE TABLE meshgate.observation (
     PRIMARY KEY (environment, project_id, source)
 );
 
-ALTER TABLE meshgate.version ADD COLUMN altered_at timestamptz;
+ALTER TABLE meshgate.version
+    ADD COLUMN altered_at timestamptz,
+    ADD COLUMN removals text[];
+-- Of a version that is known already, what was removed before is known too, or nobody's business any more.
+ALTER TABLE meshgate.version ALTER COLUMN removals SET DEFAULT '{}';
+
+ALTER TABLE meshgate.dirty_span ADD COLUMN accepted_revision bigint;
 
 CREATE TABLE meshgate.past (
     version_id    bigint      PRIMARY KEY REFERENCES meshgate.version,
