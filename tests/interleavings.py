@@ -100,6 +100,7 @@ class Paper:
         doubts: Why an hour is to be computed again, and the number that an answer must have read.
         failed: Who has said that its evaluation of an hour came to nothing.
         tainted: Whether readers of a whole table may meet rows that nobody has judged.
+        batches: Which hours somebody was called for who has begun a whole table.
     """
 
     setting: Setting
@@ -114,6 +115,7 @@ class Paper:
     doubts: dict[tuple[str, int], int] = field(default_factory=dict)
     failed: set[tuple[str, int]] = field(default_factory=set)
     tainted: bool = False
+    batches: dict[str, Hours] = field(default_factory=dict)
 
     def copy(self) -> Self:
         """The same paper, to go on with in another way."""
@@ -127,6 +129,7 @@ class Paper:
             recorded=dict(self.recorded),
             doubts=dict(self.doubts),
             failed=set(self.failed),
+            batches=dict(self.batches),
         )
 
     def tell(self, who: str, step: Step) -> str:
@@ -266,7 +269,19 @@ class Paper:
         working = {owner for owner, _ in self.begun.values() if self.holds(owner)}
         if self.setting.most is not None and who not in working and len(working) >= self.setting.most:
             return "wait"
+        again = any(owner == who for owner, _ in self.begun.values())
+        self.batches[who] = hours | (self.batches[who] if again else frozenset())
         self.begun.update(dict.fromkeys(self.setting.written(hours), (who, self.number)))
+        return "ok"
+
+    def ask(self, _who: str, hours: Hours) -> str:
+        """Somebody wants hours computed again: what has been read of them so far, recorded or not."""
+        begun = frozenset(hour for hour, (owner, _) in self.begun.items() if hour in self.batches[owner])
+        read = hours & (begun | frozenset(self.recorded))
+        if not read:
+            return "no run"
+        self.number += 1
+        self.doubts.update(dict.fromkeys((("requested", hour) for hour in read), self.number))
         return "ok"
 
     def commit(self, who: str, hours: Hours) -> str:
@@ -277,10 +292,15 @@ class Paper:
             return "ok" if all(self.recorded.get(hour) == who for hour in hours) else "no claim"
         read = min(self.begun[hour][1] for hour in hours)
         self.number += 1
+        asked = {hour for (kind, hour), n in self.doubts.items() if kind == "requested" and n <= read}
+        if self.setting.as_of and asked and self.recorded:
+            # A refresh stamps everything from the first hour on that it was asked to redo.
+            first = min(min(hours), max(min(asked), min(self.recorded)))
+            hours |= frozenset(range(first, max(hours | set(self.recorded)) + 1))
         self.recorded.update(dict.fromkeys(hours, who))
         written = self.setting.written(hours)
         self.doubts = {d: n for d, n in self.doubts.items() if d[1] not in written or n > read}
-        self.tainted = self.tainted and bool(self.doubts)
+        self.tainted = self.tainted and any(kind != "requested" for kind, _ in self.doubts)
         self.close(hours, kept=self.setting.as_of)
         return "ok"
 
@@ -348,4 +368,5 @@ class Paper:
             sorted((key, until) for key, until in self.waiting.items() if until > self.now), sorted(self.unheard),
             sorted(self.reserved.items()), sorted(self.recorded.items()), sorted(self.standing()["runs"].items()),
             sorted(self.failed), self.tainted,
+            sorted((who, sorted(hours)) for who, hours in self.batches.items() if (who in {o for o, _ in self.begun.values()})),
         ))  # fmt: skip

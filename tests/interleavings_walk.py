@@ -93,6 +93,13 @@ class Table:
                 [name, setting.kind, setting.as_of],
             )
             self.version, self.after = cursor.fetchone()
+            # What somebody asks for is asked of what is promoted.
+            cursor.execute(
+                "INSERT INTO meshgate.environment (environment, synced_at) VALUES (%(name)s, now()) ON CONFLICT DO NOTHING;"
+                "INSERT INTO meshgate.promotion (environment, model_id, version_id, revision, promoted_at, unit, cron)"
+                " SELECT %(name)s, model_id, version_id, 0, now(), 'hour', '@hourly' FROM meshgate.version WHERE version_id = %(version)s",
+                {"name": name, "version": self.version},
+            )
 
     def statement(self, who: str, step: Step) -> tuple[str, dict[str, Any]]:
         """The query that a step is, and its parameters."""
@@ -133,10 +140,13 @@ class Table:
                 }
             case "fail":
                 known |= {"detail": json({})}
+            case "ask":
+                known = {"models": [self.name], "spans": [hours], "reason": "late rows", "by": who}
         names = {
             "acquire": "acquire_run", "renew": "renew_run", "finish": "finish_run", "bury": "bury_run",
             "break": "break_run", "open": "open_claims", "begin": "begin_claim", "commit": "commit_claim",
             "fail": "fail_claim", "give_up": "give_up_claim", "abandon": "abandon_claims", "mirrored": "note_mirrored",
+            "ask": "request_ranges",
         }  # fmt: skip
         return queries()[names.get(step.verb, step.verb)], known
 

@@ -36,6 +36,7 @@ class Case(NamedTuple):
         setting: Who they are.
         renews: Whether A renews its lease before it ends what it has begun.
         ends: Whether B ends A's run first, in one way or another.
+        asks: Which hours B asks for to be computed again, before its run.
     """
 
     orders: int
@@ -43,6 +44,7 @@ class Case(NamedTuple):
     setting: Setting
     renews: bool = False
     ends: bool = False
+    asks: Hours = frozenset()
 
     def scripts(self) -> tuple[Script, Script]:
         """A begins a part of what it has reserved, brings that to one of its ends, and finishes; B does its hours."""
@@ -60,7 +62,8 @@ class Case(NamedTuple):
             [Step("finish")],
         ]
         b = [[Step("acquire")], *([Step(verb, self.hours)] for verb in ("open", "begin", "commit"))]
-        return a, [ENDS_OF_A, *b] if self.ends else b
+        asking = [[Step("ask", self.asks)]] if self.asks else []
+        return a, [*asking, ENDS_OF_A, *b] if self.ends else [*asking, *b]
 
 
 CASES = {
@@ -76,6 +79,9 @@ CASES = {
     "a whole table, one project": Case(7452, APART, Setting("full")),
     "a whole table, two projects": Case(55440, APART, Setting("full", projects=TWO), renews=True),
     "a whole table, A is ended": Case(122748, INTO_BEGUN, Setting("full"), ends=True),
+    "asked for meanwhile": Case(66528, BEGUN, Setting(projects=TWO), asks=AROUND),
+    "asked for, A is ended": Case(338124, BEGUN, Setting(), asks=BEGUN, ends=True),
+    "a whole table, asked for meanwhile": Case(66528, APART, Setting("full", projects=TWO), asks=INSIDE),
     "claimed whole, two projects": Case(27720, AROUND, Setting(alone=True, projects=TWO)),
 }
 
