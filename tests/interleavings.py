@@ -295,7 +295,7 @@ class Paper:
         asked = {hour for (kind, hour), n in self.doubts.items() if kind == "requested" and n <= read}
         if self.setting.as_of and asked and self.recorded:
             # A refresh stamps everything from the first hour on that it was asked to redo.
-            first = min(min(hours), max(min(asked), min(self.recorded)))
+            first = min(*hours, max(min(asked), min(self.recorded)))
             hours |= frozenset(range(first, max(hours | set(self.recorded)) + 1))
         self.recorded.update(dict.fromkeys(hours, who))
         written = self.setting.written(hours)

@@ -61,11 +61,12 @@ class Pair:
         self.scene, self.run, self.other = scene, scene.run(), scene.run("down")
         self.parent = scene.version("p")
         self.child = scene.version("c", project="down")
-        scene.promote({"p": "1"})
         links = [("p", "c")]
         if through:
             scene.version("v", kind=through)
             links = [("p", "v"), ("v", "c")]
+        scene.promote({"p": "1"} | ({"v": "1"} if through else {}))
+        scene.promote({"c": "1"}, project="down")
         for parent, child in links:
             scene.database.execute(
                 "INSERT INTO meshgate.edge (environment, child_id, parent_id) SELECT 'prod', c.model_id, p.model_id"
@@ -146,6 +147,14 @@ def test_a_reader_in_flight_behind_a_view_counts_too(scene: Scene, through: str)
                 {"p": parent, "c": child},
             )
     scene.work(pair.other, pair.child, cells(4, 5))
+    made = pair.again((1, 3))
+    assert pair.made == [pair.first, made, made, pair.first]
+
+
+def test_what_a_deploy_builds_may_be_a_reader(scene: Scene) -> None:
+    """Nobody knows yet what it reads. Fails where only edges tell who reads."""
+    pair = Pair(scene)
+    scene.work(pair.other, scene.version("new", project="down"), cells(0, 4))
     made = pair.again((1, 3))
     assert pair.made == [pair.first, made, made, pair.first]
 

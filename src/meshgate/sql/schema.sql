@@ -931,16 +931,21 @@ RETURNS tstzmultirange LANGUAGE sql STABLE AS $$
         WHERE v.version_id = p_version_id
         UNION
         SELECT e.child_id FROM reader r JOIN meshgate.edge e ON e.parent_id = r.model_id
-        WHERE NOT EXISTS (SELECT FROM meshgate.version w WHERE w.model_id = r.model_id AND w.kind <> 'view'))
+        WHERE NOT EXISTS (SELECT FROM meshgate.version w WHERE w.model_id = r.model_id AND w.kind <> 'view')),
+    suspected AS (
+        -- What a deploy builds may read whatever it likes: who reads whom is known of what is promoted.
+        SELECT x.version_id FROM meshgate.version x
+        WHERE x.model_id IN (SELECT model_id FROM reader)
+           OR NOT EXISTS (SELECT FROM meshgate.promotion q WHERE q.model_id = x.model_id AND q.version_id = x.version_id))
     SELECT coalesce(range_agg(c.span), '{}') * range_agg(s.same)
            - coalesce((SELECT range_agg(m.span) FROM meshgate.mark m
                        WHERE m.version_id = p_version_id AND m.kind IN ('failed', 'suspect', 'removed')), '{}')
     FROM unnest(p_same) AS s (same), meshgate.version v, meshgate.coverage c
     WHERE v.version_id = p_version_id AND NOT v.as_of
       AND int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]') AND c.span && s.same
-      AND NOT EXISTS (SELECT FROM reader JOIN meshgate.version x USING (model_id) JOIN meshgate.claim k USING (version_id)
+      AND NOT EXISTS (SELECT FROM suspected JOIN meshgate.claim k USING (version_id)
                       WHERE k.state = 'begun' AND k.claim_id <> p_claim_id)
-      AND NOT EXISTS (SELECT FROM reader JOIN meshgate.version x USING (model_id) JOIN meshgate.coverage r USING (version_id)
+      AND NOT EXISTS (SELECT FROM suspected x JOIN meshgate.coverage r USING (version_id)
                       WHERE x.version_id <> p_version_id AND greatest(r.revision, r.touched_revision) > p_since)
     HAVING count(*) > 0;
 $$;
