@@ -119,6 +119,7 @@ OF_ENFORCED = (
         f"{S}a_plan_promotes_full_tables",
         "coordinator/second_line.py",
         ("            covered |= IntervalSet([graph[name].life]) if asked.made is None else asked.made\n", "            pass\n"),
+        ("        produced[parents[0]] = asked.made\n", "        pass\n"),
     ),
     # -- the lookback of a plan
     python(

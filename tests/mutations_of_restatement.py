@@ -159,8 +159,8 @@ OF_RESTATEMENT = (
     python(
         "rebuild: a table is begun in whole before it is emptied",
         (
-            f"{B}a_restating_plan_that_is_killed_is_finished[3-False-lake.keyed]",
-            f"{B}a_rebuild_that_is_killed_is_finished[2-False]",
+            f"{B}nobody_reads_between_the_batches_of_a_rebuild[False]",
+            f"{B}nobody_reads_between_the_batches_of_a_rebuild[True]",
         ),
         "coordinator/journal.py",
         (
@@ -176,7 +176,7 @@ OF_RESTATEMENT = (
     ),
     python(
         "rebuild: a plan that dies is remembered for what it empties on the way",
-        f"{B}a_restating_plan_that_is_killed_is_finished[1-False-lake.events]",
+        f"{B}a_restating_plan_that_dies_before_it_empties_is_finished",
         "bridge/enforced.py",
         (
             "            follows = kind.time_partitioned or kind.reads_everything\n",

@@ -13,6 +13,7 @@ import pytest
 from duck_mesh import DuckMesh, Rows, copied, naive
 from meshgate.interval import IntervalSet
 from meshgate.ledger import Lease
+from meshgate.postgres_server import FSYNC_VARIABLE
 from tiny_mesh import TinyMesh, at, span
 
 if TYPE_CHECKING:
@@ -300,8 +301,11 @@ def test_without_a_ledger_nothing_is_evaluated(duck: DuckMesh) -> None:
     assert duck.table("lake.bronze") == source(duck, 60)
 
 
-def test_a_private_server_is_there_before_the_configuration_is_read(duck: DuckMesh) -> None:
+def test_a_private_server_is_there_before_the_configuration_is_read(
+    duck: DuckMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With `ledger: local`, and SQLMesh's state in the same server, which nobody but these commands starts."""
+    monkeypatch.setenv(FSYNC_VARIABLE, "off")
     duck.write_mesh({p: {"stale_throttle": "0s"} for p in PROJECTS}, url="local")
     names = {
         key: f"{{{{ env_var('MESHGATE_LOCAL_{key.upper()}') }}}}" for key in ("host", "user", "password")
@@ -316,13 +320,11 @@ def test_a_private_server_is_there_before_the_configuration_is_read(duck: DuckMe
     command = [sys.executable, "-c", "from meshgate.cli import main; main()", "--config", str(duck.folder)]
     subprocess.run([*command, "migrate"], check=True, capture_output=True, timeout=120)
     for project in PROJECTS:
-        plan(duck, project, 60)
-        sqlmesh(duck, project, 120, "run")
+        plan(duck, project, 120)
     duck.set_value(61, 50)
     plan(duck, "upstream", 120, *RESTATED)
     assert "committed" in sqlmesh(duck, "downstream", 120, "run")
     assert duck.table("lake.gold") == source(duck, 120)
-    assert "nothing to do" in sqlmesh(duck, "downstream", 120, "run")
     verified = [*command, "verify"]
     assert subprocess.run(verified, check=False, capture_output=True, timeout=120).returncode == 0
     (duck.folder / "meshgate.yaml").unlink()

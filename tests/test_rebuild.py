@@ -82,13 +82,13 @@ def settle(mesh: Mesh, until: float) -> None:
     assert mesh.verify().differences == ()
 
 
-def killed(monkeypatch: pytest.MonkeyPatch, number: int, *, after: bool) -> None:
-    """Die before or after the commit of a batch of the keyed table."""
+def killed(monkeypatch: pytest.MonkeyPatch, number: int, *, after: bool, model: str = KEYED) -> None:
+    """Die before or after the commit of a batch of the keyed table, or of another one."""
     whole: Callable[..., None] = RunJournal.commit
     seen: list[Interval] = []
 
     def commit(journal: RunJournal, name: str, piece: Interval, **facts: Any) -> None:
-        if name == KEYED:
+        if name == model:
             seen.append(piece)
         if len(seen) == number and not after:
             raise KilledError
@@ -216,6 +216,47 @@ def test_a_restating_plan_that_is_killed_is_finished(
     assert ids(duck, "reader") == before
     settle(mesh, 240)
     assert ids(duck, "keyed") == ids(duck, "reader") == set(range(240)) - {70, 200}
+
+
+def test_a_restating_plan_that_dies_before_it_empties_is_finished(
+    duck: DuckMesh, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the table reads was computed again, and nothing of the table: that alone would only be reported."""
+    lose_rows(duck, mesh)
+    enforced(duck)
+    with monkeypatch.context() as patch:
+        killed(patch, 1, after=True, model='"house"."lake"."events"')
+        with pytest.raises(KilledError):
+            plans(duck, "lake.events", end=120)
+    settle(mesh, 240)
+    assert ids(duck, "keyed") == ids(duck, "reader") == set(range(240)) - {70, 200}
+
+
+@pytest.mark.parametrize("by_plan", [False, True])
+def test_nobody_reads_between_the_batches_of_a_rebuild(
+    duck: DuckMesh, mesh: Mesh, monkeypatch: pytest.MonkeyPatch, *, by_plan: bool
+) -> None:
+    """From the moment it is emptied until its last batch, also of what was merged already."""
+    lose_rows(duck, mesh)
+    whole: Callable[..., None] = RunJournal.commit
+    seen: list[tuple[bool, set[str]]] = []
+
+    def commit(journal: RunJournal, name: str, piece: Interval, **facts: Any) -> None:
+        whole(journal, name, piece, **facts)
+        if name == KEYED:
+            with duck.mesh() as beside:
+                answer = beside.gate("lake.reader", span(0, 60), now=at(240))
+            seen.append((answer.ready, {b.reason for b in answer.blocked}))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunJournal, "commit", commit)
+        if by_plan:
+            enforced(duck)
+            plans(duck)
+        else:
+            ask(mesh)
+            mesh.run("upstream", now=at(240))
+    assert seen == [(False, {"begun"})] * 3 + [(True, set())]
 
 
 def test_a_restating_plan_empties_nothing_that_it_cannot_make_again(duck: DuckMesh, mesh: Mesh) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from duck_mesh import DuckMesh, Rows, copied, naive
+from duck_mesh import DuckMesh, Rows, copied, naive, ranged
 from meshgate.interval import IntervalSet
 from test_enforced import FIVE, PROJECTS, plan, sqlmesh
 from tiny_mesh import at, span
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from meshgate.local_postgres import LocalPostgres
 
-SILVER, GOLD = '"house"."lake"."silver"', '"house"."lake"."gold"'
+SILVER, GOLD, BOTH = (f'"house"."lake"."{name}"' for name in ("silver", "gold", "both"))
 pytestmark = pytest.mark.cli
 SIGNAL = """
 from meshgate.signals import ready
@@ -99,8 +99,13 @@ def test_without_a_ledger_nothing_waits_but_what_asks_it(duck: DuckMesh) -> None
 
 
 def test_it_passes_under_meshgates_own_runs(duck: DuckMesh) -> None:
-    """There the gate has spoken, and holds the claims: what the same run makes is not refused."""
+    """There the gate has spoken, and holds the claims: what the same run makes is not refused, also of several parents."""
+    both = "SELECT g.id, g.ts, g.value FROM lake.gold AS g JOIN lake.other AS o ON o.id = g.id"
+    text = ranged("lake.both", f"{both} WHERE g.ts >= @start_dt AND g.ts < @end_dt")
+    duck.write("downstream", "both", text.replace("cron", "signals (meshgate_ready()), cron", 1))
     with duck.mesh() as mesh:
+        mesh.deploy("downstream", now=at(60))
         mesh.run("upstream", now=at(120))
-        assert mesh.run("downstream", now=at(120)).committed[GOLD] == IntervalSet([span(60, 120)])
-    assert duck.table("lake.gold") == source(duck, 120)
+        committed = mesh.run("downstream", now=at(120)).committed
+        assert committed[GOLD] == committed[BOTH] == IntervalSet([span(60, 120)])
+    assert duck.table("lake.gold") == duck.table("lake.both") == source(duck, 120)
