@@ -6,6 +6,7 @@ The oracle knows nothing of windows: a row is read if the result is another one 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from string import Template
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -18,7 +19,7 @@ from meshgate.interval import Interval, IntervalUnit
 from meshgate.windows import ModelQuery, Rendering, bounds_to_render
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 CHILD, PARENT, OTHER, VIEW = '"s"."child"', '"s"."p"', '"s"."q"', '"s"."seen"'
 MICROSECOND = timedelta(microseconds=1)
@@ -42,14 +43,20 @@ def rendered(sql: str, interval: Interval, execution: datetime) -> str:
 
 
 def query_of(
-    name: str, sql: str, unit: IntervalUnit, *, dialect: str = "duckdb", parents: Iterable[str] = (), **more: Any
+    name: str,
+    sql: str,
+    unit: IntervalUnit,
+    *,
+    dialect: str = "duckdb",
+    parents: Iterable[str] = (),
+    **more: Any,
 ) -> ModelQuery:
     """A model's query, rendered for all the intervals that are asked for."""
     renderings = tuple(
         Rendering(interval, execution, sqlglot.parse_one(rendered(sql, interval, execution), dialect=dialect))
         for interval, execution in bounds_to_render(unit)
     )
-    return ModelQuery(name, tuple(parents), renderings, text=sql, **more)
+    return ModelQuery(name, tuple(parents), renderings, dialect=dialect, text=sql, **more)
 
 
 def node_of(name: str, unit: IntervalUnit, kind: Kind = Kind.INCREMENTAL_BY_TIME_RANGE) -> ModelNode:
@@ -77,53 +84,63 @@ class Case:
     typed: bool
 
 
-# Conditions on one column of timestamps. `n` is a number of hours or days, small.
-LOWER: tuple[Callable[[str, int], str], ...] = (
-    lambda c, n: f"{c} >= {{start_dt}} - INTERVAL '{n} hours'",
-    lambda c, n: f"{c} > {{start_ts}}::TIMESTAMP - INTERVAL {n} DAY",
-    lambda c, n: f"{c} >= {{start_ts}}",
-    lambda c, n: f"{{start_dt}} <= {c} + INTERVAL '{n}' HOUR",
-    lambda c, n: f"CAST({c} AS DATE) >= {{start_ds}}::DATE - {n}",
-    lambda c, n: f"date_trunc('day', {c}) > {{start_dt}} - INTERVAL {n} DAY",
-    lambda c, n: f"NOT ({c} < {{after}} - INTERVAL '{n} days')",
-    lambda c, n: f"{c} >= date_trunc('month', {{start_dt}})",
-    lambda c, n: f"{c} >= {{end_dt}} - INTERVAL 1 MONTH",
-    lambda c, n: f"date_diff('day', {c}, {{end_dt}}) <= {n}",
-    lambda c, n: f"{{start_ds}}::DATE - {c}::DATE < {n + 1}",
-    lambda c, n: f"date_trunc('hour', {c}) >= {{start_ts}}",
-    lambda c, n: f"CAST({c} AS DATE) >= {{start_ts}}",
-    lambda c, n: f"strftime({c}, '%Y-%m-%d') >= strftime({{start_dt}} - INTERVAL {n} DAY, '%Y-%m-%d')",
-    lambda c, n: f"date_trunc('week', {c}) >= date_trunc('week', {{start_dt}})",
-    lambda c, n: f"{c} >= greatest({{start_dt}}, {{execution}})",
-    lambda c, n: f"last_day({c}) >= {{start_ds}}",
+def _filled(template: str, n: int, **parts: str) -> str:
+    numbers = {"n": n, "n1": n + 1, "n5": n * 5, "n7": n + 7, "n9": n * 9, "n10": n * 9 + 1}
+    return Template(template).substitute(parts, **numbers)
+
+
+# Conditions on one column of timestamps. `n` is a small number.
+LOWER: tuple[str, ...] = (
+    "${c} >= {start_dt} - INTERVAL '${n} hours'",
+    "${c} > {start_ts}::TIMESTAMP - INTERVAL ${n} DAY",
+    "${c} >= {start_ts}",
+    "{start_dt} <= ${c} + INTERVAL '${n}' HOUR",
+    "CAST(${c} AS DATE) >= {start_ds}::DATE - ${n}",
+    "date_trunc('day', ${c}) > {start_dt} - INTERVAL ${n} DAY",
+    "NOT (${c} < {after} - INTERVAL '${n} days')",
+    "${c} >= date_trunc('month', {start_dt})",
+    "${c} >= {end_dt} - INTERVAL 1 MONTH",
+    "date_diff('day', ${c}, {end_dt}) <= ${n}",
+    "{start_ds}::DATE - ${c}::DATE < ${n1}",
+    "date_trunc('hour', ${c}) >= {start_ts}",
+    "CAST(${c} AS DATE) >= {start_ts}",
+    "strftime(${c}, '%Y-%m-%d') >= strftime({start_dt} - INTERVAL ${n} DAY, '%Y-%m-%d')",
+    "date_trunc('week', ${c}) >= date_trunc('week', {start_dt})",
+    "${c} >= greatest({start_dt}, {execution})",
+    "last_day(${c}) >= {start_ds}",
+    # Less than the interval, so that nothing else hides what these say.
+    "${c} >= {start_dt} + INTERVAL ${n5} MINUTE",
+    "${c} > {end_ts}::TIMESTAMP - INTERVAL ${n10} MINUTE",
 )
-UPPER: tuple[Callable[[str, int], str], ...] = (
-    lambda c, n: f"{c} <= {{end_dt}}",
-    lambda c, n: f"{c} < {{after}}",
-    lambda c, n: f"{c} < {{after}} + INTERVAL '{n} hours'",
-    lambda c, n: f"CAST({c} AS DATE) <= {{end_ds}}",
-    lambda c, n: f"{c}::DATE <= {{end_ds}}::DATE + {n}",
-    lambda c, n: f"date_trunc('day', {c}) <= {{end_dt}}",
-    lambda c, n: f"date_trunc('month', {c}) <= {{end_dt}}",
-    lambda c, n: f"{c} - INTERVAL {n} DAY < {{end_ts}}",
-    lambda c, n: f"NOT {c} >= {{start_dt}} + INTERVAL {n + 1} DAY",
-    lambda c, n: f"{c} <= date_trunc('month', {{end_dt}}) + INTERVAL 1 MONTH",
-    lambda c, n: f"date_diff('hour', {{end_dt}}, {c}) < {n}",
-    lambda c, n: f"strftime({c}, '%Y-%m-%d') <= {{end_ds}}",
-    lambda c, n: f"{c} <= {{execution}}",
-    lambda c, n: f"last_day({c}) <= {{end_ds}}",
+UPPER: tuple[str, ...] = (
+    "${c} <= {end_dt}",
+    "${c} < {after}",
+    "${c} < {after} + INTERVAL '${n} hours'",
+    "CAST(${c} AS DATE) <= {end_ds}",
+    "${c}::DATE <= {end_ds}::DATE + ${n}",
+    "date_trunc('day', ${c}) <= {end_dt}",
+    "date_trunc('month', ${c}) <= {end_dt}",
+    "${c} - INTERVAL ${n} DAY < {end_ts}",
+    "NOT ${c} >= {start_dt} + INTERVAL ${n1} DAY",
+    "${c} <= date_trunc('month', {end_dt}) + INTERVAL 1 MONTH",
+    "date_diff('hour', {end_dt}, ${c}) < ${n}",
+    "strftime(${c}, '%Y-%m-%d') <= {end_ds}",
+    "${c} <= {execution}",
+    "last_day(${c}) <= {end_ds}",
+    "${c} < {after} - INTERVAL ${n5} MINUTE",
+    "${c} <= {start_ts}::TIMESTAMP + INTERVAL ${n9} MINUTE",
 )
-BOTH: tuple[Callable[[str, int], str], ...] = (
-    lambda c, n: f"{c} BETWEEN {{start_dt}} AND {{end_dt}}",
-    lambda c, n: f"{c} BETWEEN {{start_dt}} AND {{after}}",
-    lambda c, n: f"CAST({c} AS DATE) BETWEEN {{start_ds}}::DATE - {n} AND {{end_ds}}",
-    lambda c, n: f"{c}::DATE IN ({{start_ds}}::DATE - {n}, {{end_ds}}::DATE)",
-    lambda c, n: f"{c}::DATE = {{start_ds}}",
-    lambda c, n: (
-        f"(({c} >= {{start_dt}} AND {c} < {{after}}) OR ({c} >= {{start_dt}} - INTERVAL {n + 7} DAY"
-        f" AND {c} < {{after}} - INTERVAL {n + 7} DAY))"
+BOTH: tuple[str, ...] = (
+    "${c} BETWEEN {start_dt} AND {end_dt}",
+    "${c} BETWEEN {start_dt} AND {after}",
+    "CAST(${c} AS DATE) BETWEEN {start_ds}::DATE - ${n} AND {end_ds}",
+    "${c}::DATE IN ({start_ds}::DATE - ${n}, {end_ds}::DATE)",
+    "${c}::DATE = {start_ds}",
+    (
+        "((${c} >= {start_dt} AND ${c} < {after}) OR (${c} >= {start_dt} - INTERVAL ${n7} DAY"
+        " AND ${c} < {after} - INTERVAL ${n7} DAY))"
     ),
-    lambda c, n: f"NOT ({c} NOT BETWEEN {{start_dt}} - INTERVAL {n} HOUR AND {{end_dt}})",
+    "NOT (${c} NOT BETWEEN {start_dt} - INTERVAL ${n} HOUR AND {end_dt})",
 )
 BESIDE = ("{a}.k = 1", "{a}.k IN (1, 2)", "({a}.k = 1 OR {a}.v > 50)", "{a}.v IS NOT NULL", "TRUE")
 
@@ -135,11 +152,11 @@ def conditions(draw: st.DrawFn, column: str, alias: str) -> str:
     number = st.integers(0, 4)
     shape = draw(st.sampled_from(("both", "both", "pair", "pair", "pair", "lower", "upper", "none")))
     if shape == "both":
-        said.append(draw(st.sampled_from(BOTH))(column, draw(number)))
+        said.append(_filled(draw(st.sampled_from(BOTH)), draw(number), c=column))
     if shape in ("pair", "lower"):
-        said.append(draw(st.sampled_from(LOWER))(column, draw(number)))
+        said.append(_filled(draw(st.sampled_from(LOWER)), draw(number), c=column))
     if shape in ("pair", "upper"):
-        said.append(draw(st.sampled_from(UPPER))(column, draw(number)))
+        said.append(_filled(draw(st.sampled_from(UPPER)), draw(number), c=column))
     if draw(st.booleans()):
         said.append(draw(st.sampled_from(BESIDE)).format(a=alias))
     return " AND ".join(draw(st.permutations(said))) or "TRUE"
@@ -157,121 +174,122 @@ def rows(draw: st.DrawFn, depth: int = 2) -> str:
     shape = draw(st.sampled_from(sorted(SHAPES)))
     inner, other = draw(rows(depth - 1)), draw(rows(depth - 1))
     n = draw(st.integers(0, 4))
-    return SHAPES[shape](table, where, inner, other, n)
+    by_day = where.replace("a.ts", "a.day")
+    return _filled(SHAPES[shape], n, t=table, w=where, i=inner, o=other, by_day=by_day)
 
 
-SHAPES: dict[str, Callable[[str, str, str, str, int], str]] = {
-    "plain": lambda t, w, i, o, n: f"SELECT a.id, a.ts, a.v, a.k FROM {t} WHERE {w}",
-    "nested": lambda t, w, i, o, n: f"SELECT a.* FROM ({i}) AS a WHERE {w}",
-    "shifted": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, a.v, a.k FROM (SELECT id, ts + INTERVAL {n} DAY AS ts, v, k FROM ({i}) AS b) AS a WHERE {w}"
+SHAPES: dict[str, str] = {
+    "plain": "SELECT a.id, a.ts, a.v, a.k FROM ${t} WHERE ${w}",
+    "nested": "SELECT a.* FROM (${i}) AS a WHERE ${w}",
+    "shifted": (
+        "SELECT a.id, a.ts, a.v, a.k FROM (SELECT id, ts + INTERVAL ${n} DAY AS ts, v, k FROM (${i}) AS b) AS a WHERE ${w}"
     ),
-    "cte": lambda t, w, i, o, n: f"WITH b AS ({i}), c AS (SELECT * FROM b) SELECT a.id, a.ts, a.v, a.k FROM c AS a WHERE {w}",
-    "grouped": lambda t, w, i, o, n: (
-        f"SELECT min(a.id) AS id, date_trunc('day', a.ts) AS ts, sum(a.v) AS v, a.k FROM ({i}) AS a WHERE {w} GROUP BY 2, 4"
+    "cte": ("WITH b AS (${i}), c AS (SELECT * FROM b) SELECT a.id, a.ts, a.v, a.k FROM c AS a WHERE ${w}"),
+    "grouped": (
+        "SELECT min(a.id) AS id, date_trunc('day', a.ts) AS ts, sum(a.v) AS v, a.k FROM (${i}) AS a WHERE ${w} GROUP BY 2, 4"
     ),
-    "grouped inside": lambda t, w, i, o, n: (
+    "grouped inside": (
         "SELECT a.id, a.ts, a.v, a.k FROM (SELECT count(*) AS id, CAST(ts AS DATE) AS ts, sum(v) AS v, max(k) AS k"
-        f" FROM ({i}) AS b GROUP BY 2) AS a WHERE {w}"
+        " FROM (${i}) AS b GROUP BY 2) AS a WHERE ${w}"
     ),
-    "latest inside": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, a.v, a.k FROM (SELECT id, max(ts) AS ts, sum(v) AS v, k FROM ({i}) AS b GROUP BY id, k) AS a WHERE {w}"
+    "latest inside": (
+        "SELECT a.id, a.ts, a.v, a.k FROM (SELECT id, max(ts) AS ts, sum(v) AS v, k FROM (${i}) AS b GROUP BY id, k) AS a WHERE ${w}"
     ),
-    "joined": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, b.v, a.k FROM {t} JOIN ({i}) AS b ON b.ts BETWEEN a.ts - INTERVAL {n} DAY AND a.ts WHERE {w}"
+    "joined": (
+        "SELECT a.id, a.ts, b.v, a.k FROM ${t} JOIN (${i}) AS b ON b.ts BETWEEN a.ts - INTERVAL ${n} DAY AND a.ts WHERE ${w}"
     ),
-    "joined equal": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, a.v + b.v AS v, a.k FROM ({i}) AS b JOIN {t} ON a.ts = b.ts AND a.k = b.k WHERE {w}"
+    "joined equal": (
+        "SELECT a.id, a.ts, a.v + b.v AS v, a.k FROM (${i}) AS b JOIN ${t} ON a.ts = b.ts AND a.k = b.k WHERE ${w}"
     ),
-    "left": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, coalesce(b.v, -1) AS v, a.k FROM {t} LEFT JOIN ({i}) AS b"
-        f" ON b.ts > a.ts - INTERVAL '{n} hours' AND b.ts <= a.ts + INTERVAL 1 HOUR WHERE {w}"
+    "left": (
+        "SELECT a.id, a.ts, coalesce(b.v, -1) AS v, a.k FROM ${t} LEFT JOIN (${i}) AS b"
+        " ON b.ts > a.ts - INTERVAL '${n} hours' AND b.ts <= a.ts + INTERVAL 1 HOUR WHERE ${w}"
     ),
-    "left wide": lambda t, w, i, o, n: (
-        f"SELECT b.id, b.ts, coalesce(a.v, -1) AS v, b.k FROM ({i}) AS b LEFT JOIN {t} ON a.k = b.k AND {w}"
+    "left wide": (
+        "SELECT b.id, b.ts, coalesce(a.v, -1) AS v, b.k FROM (${i}) AS b LEFT JOIN ${t} ON a.k = b.k AND ${w}"
     ),
-    "left kept": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, coalesce(b.v, -1) AS v, a.k FROM {t} LEFT JOIN ({i}) AS b ON a.ts = b.ts AND {w}"
+    "left kept": (
+        "SELECT a.id, a.ts, coalesce(b.v, -1) AS v, a.k FROM ${t} LEFT JOIN (${i}) AS b ON a.ts = b.ts AND ${w}"
     ),
-    "right": lambda t, w, i, o, n: (
-        f"SELECT b.id, b.ts, coalesce(a.v, -1) AS v, b.k FROM {t} RIGHT JOIN ({i}) AS b ON a.ts::DATE = b.ts::DATE WHERE {w}"
+    "right": (
+        "SELECT b.id, b.ts, coalesce(a.v, -1) AS v, b.k FROM ${t} RIGHT JOIN (${i}) AS b ON a.ts::DATE = b.ts::DATE WHERE ${w}"
     ),
-    "full": lambda t, w, i, o, n: (
-        f"SELECT coalesce(a.id, b.id) AS id, coalesce(a.ts, b.ts) AS ts, a.v, b.k FROM {t} FULL JOIN ({i}) AS b"
-        f" ON a.ts = b.ts WHERE {w}"
+    "full": (
+        "SELECT coalesce(a.id, b.id) AS id, coalesce(a.ts, b.ts) AS ts, a.v, b.k FROM ${t} FULL JOIN (${i}) AS b"
+        " ON a.ts = b.ts WHERE ${w}"
     ),
-    "three": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, c.v, b.k FROM {t} LEFT JOIN ({i}) AS b ON b.ts = a.ts"
-        f" JOIN ({o}) AS c ON c.ts BETWEEN b.ts AND b.ts + INTERVAL {n} HOUR WHERE {w}"
+    "three": (
+        "SELECT a.id, a.ts, c.v, b.k FROM ${t} LEFT JOIN (${i}) AS b ON b.ts = a.ts"
+        " JOIN (${o}) AS c ON c.ts BETWEEN b.ts AND b.ts + INTERVAL ${n} HOUR WHERE ${w}"
     ),
-    "asof": lambda t, w, i, o, n: (
-        f"SELECT b.id, b.ts, a.v, b.k FROM ({i}) AS b ASOF JOIN {t} ON b.k = a.k AND b.ts >= a.ts WHERE {w}"
+    "asof": (
+        "SELECT b.id, b.ts, a.v, b.k FROM (${i}) AS b ASOF JOIN ${t} ON b.k = a.k AND b.ts >= a.ts WHERE ${w}"
     ),
-    "semi": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, a.v, a.k FROM {t} SEMI JOIN ({i}) AS b ON a.ts = b.ts + INTERVAL {n} DAY WHERE {w}"
+    "semi": (
+        "SELECT a.id, a.ts, a.v, a.k FROM ${t} SEMI JOIN (${i}) AS b ON a.ts = b.ts + INTERVAL ${n} DAY WHERE ${w}"
     ),
-    "anti": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, a.v, a.k FROM {t} ANTI JOIN ({i}) AS b ON b.ts BETWEEN a.ts - INTERVAL {n} DAY AND a.ts WHERE {w}"
+    "anti": (
+        "SELECT a.id, a.ts, a.v, a.k FROM ${t} ANTI JOIN (${i}) AS b ON b.ts BETWEEN a.ts - INTERVAL ${n} DAY AND a.ts WHERE ${w}"
     ),
-    "exists": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, a.v, a.k FROM {t} WHERE {w}"
-        f" AND EXISTS (SELECT 1 FROM ({i}) AS b WHERE b.ts >= a.ts - INTERVAL {n} DAY AND b.ts < a.ts)"
+    "exists": (
+        "SELECT a.id, a.ts, a.v, a.k FROM ${t} WHERE ${w}"
+        " AND EXISTS (SELECT 1 FROM (${i}) AS b WHERE b.ts >= a.ts - INTERVAL ${n} DAY AND b.ts < a.ts)"
     ),
-    "not exists": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, a.v, a.k FROM {t} WHERE NOT EXISTS (SELECT 1 FROM ({i}) AS b WHERE b.ts = a.ts) AND {w}"
+    "not exists": (
+        "SELECT a.id, a.ts, a.v, a.k FROM ${t} WHERE NOT EXISTS (SELECT 1 FROM (${i}) AS b WHERE b.ts = a.ts) AND ${w}"
     ),
-    "in": lambda t, w, i, o, n: f"SELECT a.id, a.ts, a.v, a.k FROM {t} WHERE a.ts IN (SELECT b.ts FROM ({i}) AS b) AND {w}",
-    "scalar": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, (SELECT sum(b.v) FROM ({i}) AS b WHERE b.ts::DATE = a.ts::DATE) AS v, a.k FROM {t} WHERE {w}"
+    "in": ("SELECT a.id, a.ts, a.v, a.k FROM ${t} WHERE a.ts IN (SELECT b.ts FROM (${i}) AS b) AND ${w}"),
+    "scalar": (
+        "SELECT a.id, a.ts, (SELECT sum(b.v) FROM (${i}) AS b WHERE b.ts::DATE = a.ts::DATE) AS v, a.k FROM ${t} WHERE ${w}"
     ),
-    "watermark": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, a.v, a.k FROM {t} WHERE a.ts > (SELECT min(b.ts) FROM ({i}) AS b) AND {w}"
+    "watermark": (
+        "SELECT a.id, a.ts, a.v, a.k FROM ${t} WHERE a.ts > (SELECT min(b.ts) FROM (${i}) AS b) AND ${w}"
     ),
-    "union": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, a.v, a.k FROM (SELECT id, ts, v, k FROM ({i}) AS b UNION ALL SELECT id, ts - INTERVAL {n} DAY, v, k"
-        f" FROM ({o}) AS c) AS a WHERE {w}"
+    "union": (
+        "SELECT a.id, a.ts, a.v, a.k FROM (SELECT id, ts, v, k FROM (${i}) AS b UNION ALL SELECT id, ts - INTERVAL ${n} DAY, v, k"
+        " FROM (${o}) AS c) AS a WHERE ${w}"
     ),
-    "except": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, a.v, a.k FROM (SELECT id, ts, v, k FROM ({i}) AS b EXCEPT SELECT id, ts, v, k FROM ({o}) AS c) AS a WHERE {w}"
+    "except": (
+        "SELECT a.id, a.ts, a.v, a.k FROM (SELECT id, ts, v, k FROM (${i}) AS b EXCEPT SELECT id, ts, v, k FROM (${o}) AS c) AS a WHERE ${w}"
     ),
-    "distinct": lambda t, w, i, o, n: (
-        f"SELECT 0 AS id, a.ts, a.v, a.k FROM (SELECT DISTINCT ts, k, v FROM ({i}) AS b) AS a WHERE {w}"
+    "distinct": (
+        "SELECT 0 AS id, a.ts, a.v, a.k FROM (SELECT DISTINCT ts, k, v FROM (${i}) AS b) AS a WHERE ${w}"
     ),
-    "distinct on": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, a.v, a.k FROM (SELECT DISTINCT ON (k) id, ts, v, k FROM ({i}) AS b ORDER BY k, ts, id) AS a WHERE {w}"
+    "distinct on": (
+        "SELECT a.id, a.ts, a.v, a.k FROM (SELECT DISTINCT ON (k) id, ts, v, k FROM (${i}) AS b ORDER BY k, ts, id) AS a WHERE ${w}"
     ),
-    "lag": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, a.v, a.k FROM (SELECT id, ts, lag(v) OVER (ORDER BY ts, id) AS v, k FROM ({i}) AS b) AS a WHERE {w}"
+    "lag": (
+        "SELECT a.id, a.ts, a.v, a.k FROM (SELECT id, ts, lag(v) OVER (ORDER BY ts, id) AS v, k FROM (${i}) AS b) AS a WHERE ${w}"
     ),
-    "by day": lambda t, w, i, o, n: (
+    "by day": (
         "SELECT a.id, a.day AS ts, a.v, a.k FROM (SELECT id, CAST(ts AS DATE) AS day, sum(v) OVER"
-        f" (PARTITION BY CAST(ts AS DATE)) AS v, k FROM ({i}) AS b) AS a WHERE {w.replace('a.ts', 'a.day')}"
+        " (PARTITION BY CAST(ts AS DATE)) AS v, k FROM (${i}) AS b) AS a WHERE $by_day"
     ),
-    "qualify": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, a.v, a.k FROM {t} WHERE {w} QUALIFY row_number() OVER (PARTITION BY a.k ORDER BY a.ts DESC, a.id) = 1"
+    "qualify": (
+        "SELECT a.id, a.ts, a.v, a.k FROM ${t} WHERE ${w} QUALIFY row_number() OVER (PARTITION BY a.k ORDER BY a.ts DESC, a.id) = 1"
     ),
-    "qualify inside": lambda t, w, i, o, n: (
+    "qualify inside": (
         "SELECT a.id, a.ts, a.v, a.k FROM (SELECT * FROM s.p QUALIFY row_number() OVER"
-        f" (PARTITION BY k ORDER BY ts DESC) = 1) AS a WHERE {w}"
+        " (PARTITION BY k ORDER BY ts DESC) = 1) AS a WHERE ${w}"
     ),
-    "limit": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, a.v, a.k FROM (SELECT * FROM ({i}) AS b ORDER BY ts, id LIMIT 5) AS a WHERE {w}"
+    "limit": (
+        "SELECT a.id, a.ts, a.v, a.k FROM (SELECT * FROM (${i}) AS b ORDER BY ts, id LIMIT 5) AS a WHERE ${w}"
     ),
-    "lateral": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, z.v, a.k FROM {t}, LATERAL (SELECT sum(b.v) AS v FROM ({i}) AS b"
-        f" WHERE b.ts < a.ts AND b.ts >= a.ts - INTERVAL {n} DAY) AS z WHERE {w}"
+    "lateral": (
+        "SELECT a.id, a.ts, z.v, a.k FROM ${t}, LATERAL (SELECT sum(b.v) AS v FROM (${i}) AS b"
+        " WHERE b.ts < a.ts AND b.ts >= a.ts - INTERVAL ${n} DAY) AS z WHERE ${w}"
     ),
-    "bounds": lambda t, w, i, o, n: (
-        f"WITH z AS (SELECT {{start_dt}} - INTERVAL {n} DAY AS lo, {{end_dt}} AS hi)"
-        f" SELECT a.id, a.ts, a.v, a.k FROM {t} CROSS JOIN z WHERE a.ts BETWEEN z.lo AND z.hi AND {w}"
+    "bounds": (
+        "WITH z AS (SELECT {start_dt} - INTERVAL ${n} DAY AS lo, {end_dt} AS hi)"
+        " SELECT a.id, a.ts, a.v, a.k FROM ${t} CROSS JOIN z WHERE a.ts BETWEEN z.lo AND z.hi AND ${w}"
     ),
-    "case": lambda t, w, i, o, n: (
-        f"SELECT a.id, a.ts, a.v, a.k FROM (SELECT id, CASE WHEN k = 1 THEN ts ELSE ts - INTERVAL 9 DAY END AS ts, v, k"
-        f" FROM ({i}) AS b) AS a WHERE {w}"
+    "case": (
+        "SELECT a.id, a.ts, a.v, a.k FROM (SELECT id, CASE WHEN k = 1 THEN ts ELSE ts - INTERVAL 9 DAY END AS ts, v, k"
+        " FROM (${i}) AS b) AS a WHERE ${w}"
     ),
-    "using": lambda t, w, i, o, n: f"SELECT a.id, ts, b.v, a.k FROM {t} JOIN ({i}) AS b USING (ts) WHERE {w}",
-    "star replaced": lambda t, w, i, o, n: (
-        f"SELECT a.* FROM (SELECT * REPLACE (ts + INTERVAL {n} HOUR AS ts) FROM ({i}) AS b) AS a WHERE {w}"
+    "using": "SELECT a.id, ts, b.v, a.k FROM ${t} JOIN (${i}) AS b USING (ts) WHERE ${w}",
+    "star replaced": (
+        "SELECT a.* FROM (SELECT * REPLACE (ts + INTERVAL ${n} HOUR AS ts) FROM (${i}) AS b) AS a WHERE ${w}"
     ),
 }
 INSTANTS = tuple(
@@ -301,8 +319,14 @@ class Oracle:
         self._connection.execute("SET TimeZone = 'UTC'; CREATE SCHEMA s")
         edges = (interval.start, interval.end)
         hours = {edge + timedelta(hours=h) for edge in edges for h in range(-100, 60, 5)}
-        days = {edge + timedelta(days=d, hours=h) for edge in edges for d in range(-45, 40, 2) for h in (0, 11)}
-        sharp = {edge + by for edge in edges for by in (-MICROSECOND, timedelta(0), timedelta(minutes=1))}
+        days = {
+            edge + timedelta(days=d, hours=h) for edge in edges for d in range(-45, 40, 2) for h in (0, 11)
+        }
+        sharp = {
+            edge + by
+            for edge in edges
+            for by in (-MICROSECOND, timedelta(0), *(timedelta(minutes=m) for m in (1, 3, 12, 40, -8, -30)))
+        }
         self.instants = sorted(hours | days | sharp)
         for name in ("p", "q"):
             self._connection.execute(
@@ -310,7 +334,8 @@ class Oracle:
                 f"CREATE VIEW s.{name} AS SELECT id, ts, v, k FROM s.all_{name} WHERE kept"
             )
             values = ", ".join(
-                f"({n}, '{at.replace(tzinfo=None)}', {n * 7 % 101}, {n % 3}, TRUE)" for n, at in enumerate(self.instants)
+                f"({n}, '{at.replace(tzinfo=None)}', {n * 7 % 101 + 1}, {n % 3}, TRUE)"
+                for n, at in enumerate(self.instants)
             )
             self._connection.execute(f"INSERT INTO s.all_{name} VALUES {values}")
         self._connection.execute(f"CREATE VIEW s.seen AS {VIEW_SQL}")

@@ -19,6 +19,7 @@ from sqlglot import exp
 from meshgate.graph import Kind, window_of
 from meshgate.interval import Interval, IntervalSet
 from meshgate.windows.arithmetic import is_date_type
+from meshgate.windows.columns import Var
 from meshgate.windows.literals import (
     MICROSECOND,
     Rendering,
@@ -29,11 +30,11 @@ from meshgate.windows.literals import (
 )
 from meshgate.windows.places import Place, place_of
 from meshgate.windows.predicates import Reader
-from meshgate.windows.scopes import Builder, ModelQuery, Source, UnreadableError, Var, named_by
+from meshgate.windows.scopes import Builder, ModelQuery, Source, UnreadableError, Written, named_by
 from meshgate.windows.solve import Reach, Solved, Solver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from meshgate.graph import ModelNode, Window
 
@@ -123,7 +124,7 @@ def infer(
             continue
         through = _through(source)
         found.setdefault((source.table, through), []).append(
-            _reading(model, _datable(source.table, nodes, models), source, through, solver, intervals)
+            _reading(_datable(source.table, nodes, models), source, through, solver, intervals)
         )
     for name in _hidden(renderings[0].query, model, builder.seen):
         found.setdefault((name, name), []).append(
@@ -207,7 +208,9 @@ def _through(source: Source) -> str:
 
 def _hidden(query: Any, model: ModelQuery, seen: set[int]) -> set[str]:
     """Parents that are named where the scopes do not reach."""
-    tables = [t for t in query.find_all(exp.Table) if id(t) not in seen and isinstance(t.this, exp.Identifier)]
+    tables = [
+        t for t in query.find_all(exp.Table) if id(t) not in seen and isinstance(t.this, exp.Identifier)
+    ]
     names = {named_by(table, model.parents) for table in tables}
     return {name for name in names if name is not None and name != model.name}
 
@@ -218,7 +221,10 @@ def _datable(
     """A parent, if its rows have a time; else why not."""
     model, node = models.get(name), nodes.get(name)
     if model is None or model.time_column is None:
-        return None, "it is not partitioned by time" if model is not None else "its time column is not known here"
+        return (
+            None,
+            "it is not partitioned by time" if model is not None else "its time column is not known here",
+        )
     kind = {n.lower(): t for n, t in (model.columns or {}).items()}.get(model.time_column.lower())
     if is_date_type(kind) and node is not None and node.unit.approximate < _DAY:
         return None, "its time column is a date, and its intervals are shorter"
@@ -226,22 +232,28 @@ def _datable(
 
 
 def _reading(
-    model: ModelQuery, datable: tuple[ModelQuery | None, str], source: Source, through: str, solver: Solver, intervals: tuple[Interval, ...],
+    datable: tuple[ModelQuery | None, str], source: Source, through: str, solver: Solver, intervals: tuple[Interval, ...],
 ) -> Reading:  # fmt: skip
-    assert source.table is not None
+    table = str(source.table)
     parent, reason = datable
     if parent is None or parent.time_column is None:
-        return evolve(_nothing_known(source.table, reason), through=through)
+        return evolve(_nothing_known(table, reason), through=through)
     column = parent.time_column.lower()
     solved = solver.solve(Var(source, column))
-    here = place_of(source.node, source.owner.text)
+    here = place_of(Written(source.node, source.owner))
     spans: list[tuple[Interval, Interval]] = []
     early: list[tuple[timedelta, Reach]] = []
     late: list[tuple[timedelta, Reach]] = []
     for interval in intervals:
         # Of two that say the same, the one in the query rather than the one that SQLMesh puts around it.
-        low = max(((r.at(interval), not _is_filter(r.place), i) for i, r in enumerate(solved.lower)), default=(_BEGINNING, True, -1))
-        high = min(((r.at(interval), _is_filter(r.place), i) for i, r in enumerate(solved.upper)), default=(_END - MICROSECOND, True, -1))
+        low = max(
+            ((r.at(interval), not _is_filter(r.place), i) for i, r in enumerate(solved.lower)),
+            default=(_BEGINNING, True, -1),
+        )
+        high = min(
+            ((r.at(interval), _is_filter(r.place), i) for i, r in enumerate(solved.upper)),
+            default=(_END - MICROSECOND, True, -1),
+        )
         if low[0] > high[0]:
             continue
         # Half-open: a row at the last instant is read.
@@ -250,37 +262,37 @@ def _reading(
             early.append((low[0] - interval.start, solved.lower[low[2]]))
         if solved.upper:
             late.append((high[0] + MICROSECOND - interval.end, solved.upper[high[2]]))
-    own = _places(model)
     return Reading(
-        source.table,
+        table,
         through,
-        _edge(solved, min(early, key=lambda e: e[0], default=None), own, here, before=True),
-        _edge(solved, max(late, key=lambda e: e[0], default=None), own, here, before=False),
+        _side(solved, min(early, key=lambda e: e[0], default=None), here, before=True),
+        _side(solved, max(late, key=lambda e: e[0], default=None), here, before=False),
         tuple(spans),
     )
 
 
-def _places(model: ModelQuery) -> Callable[[Any], Place | None]:
-    return lambda node: None if node is None or _is_filter(node) else place_of(node, model.text)
+def _place(written: Written | None) -> Place | None:
+    return None if written is None or _is_filter(written) else place_of(written)
 
 
-def _is_filter(node: Any) -> bool:
+def _is_filter(written: Written | None) -> bool:
     """Whether it is what `_filtered` puts around a query, not the query's own."""
+    node = written.node if written is not None else None
     if isinstance(node, exp.Subquery):
         return bool(node.alias == _WRITTEN)
     return isinstance(node, exp.Between) and getattr(node.this, "table", "") == _WRITTEN
 
 
-def _edge(
-    solved: Solved, found: tuple[timedelta, Reach] | None, own: Callable[[Any], Place | None], here: Place, *, before: bool
+def _side(
+    solved: Solved, found: tuple[timedelta, Reach] | None, here: Place, *, before: bool
 ) -> Side:  # fmt: skip
     limits = solved.lower if before else solved.upper
     doubt = solved.lower_doubt if before else solved.upper_doubt
     if limits:
         # Where no sample reads anything, the interval itself is as good as nothing.
-        return Side("known", found[0], own(found[1].place)) if found else Side("known", timedelta(0))
+        return Side("known", found[0], _place(found[1].place)) if found else Side("known", timedelta(0))
     if doubt is not None:
-        return Side("unknown", None, own(doubt.place), doubt.reason)
+        return Side("unknown", None, _place(doubt.place), doubt.reason)
     return Side("unbounded", None, here)
 
 

@@ -101,14 +101,31 @@ _UNITS: Final[Mapping[str, Amount]] = {
     "YEAR": Amount(12),
 }
 _SHORT: Final = {
-    **{"MIN": "MINUTE", "SEC": "SECOND", "HR": "HOUR", "H": "HOUR", "D": "DAY", "W": "WEEK", "MON": "MONTH"},
-    **{"MM": "MONTH", "DD": "DAY", "DDD": "DAY", "YYYY": "YEAR", "YY": "YEAR", "Y": "YEAR", "Q": "QUARTER"},
+    "MIN": "MINUTE",
+    "SEC": "SECOND",
+    "HR": "HOUR",
+    "H": "HOUR",
+    "D": "DAY",
+    "W": "WEEK",
+    "MON": "MONTH",
+    "MM": "MONTH",
+    "DD": "DAY",
+    "DDD": "DAY",
+    "YYYY": "YEAR",
+    "YY": "YEAR",
+    "Y": "YEAR",
+    "Q": "QUARTER",
 }
 # How far rounding down can go, at most.
 _LENGTH: Final = {
-    **{"second": timedelta(seconds=1), "minute": timedelta(minutes=1), "hour": timedelta(hours=1)},
-    **{"day": timedelta(days=1), "week": timedelta(weeks=1), "month": timedelta(days=31)},
-    **{"quarter": timedelta(days=92), "year": timedelta(days=366)},
+    "second": timedelta(seconds=1),
+    "minute": timedelta(minutes=1),
+    "hour": timedelta(hours=1),
+    "day": timedelta(days=1),
+    "week": timedelta(weeks=1),
+    "month": timedelta(days=31),
+    "quarter": timedelta(days=92),
+    "year": timedelta(days=366),
 }
 _DATES: Final = {"DATE", "DATE32"}
 _TIMES: Final = {
@@ -200,7 +217,7 @@ def shifted(node: Any) -> Shifted:
     return evolve(found, low=low, high=high, date=date, step="day" if whole else None)
 
 
-def length(node: Any) -> Amount:
+def length(node: Any) -> Amount:  # noqa: C901, PLR0911 - one case after the other
     """The length that an interval literal names.
 
     Raises:
@@ -275,7 +292,7 @@ def _literal(node: Any, laws: Mapping[int, Law | None], interval: Interval) -> M
     return Moment(value, date, typed=False, moves=False)
 
 
-def _step(node: Any) -> tuple[str, Any]:
+def _step(node: Any) -> tuple[str, Any]:  # noqa: PLR0911 - one case after the other
     """To what an expression rounds down, and what; nothing where it is no such expression."""
     if isinstance(node, (exp.Cast, exp.TryCast)):
         name = node.to.this.name if hasattr(node.to.this, "name") else ""

@@ -110,19 +110,18 @@ def floor(step: str, instant: datetime) -> datetime:
     if step == "none":
         return instant
     if step in ("minute", "second"):
-        second = 0 if step == "minute" else instant.second
-        return instant.replace(second=second, microsecond=0)
+        return instant.replace(second=0 if step == "minute" else instant.second, microsecond=0)
     hour = instant.replace(minute=0, second=0, microsecond=0)
-    if step == "hour":
-        return hour
     day = hour.replace(hour=0)
-    if step == "week":
-        return day - timedelta(days=day.weekday())
-    if step == "month":
-        return day.replace(day=1)
-    if step == "quarter":
-        return day.replace(month=(day.month - 1) // 3 * 3 + 1, day=1)
-    return day.replace(month=1, day=1) if step == "year" else day
+    month = day.replace(day=1)
+    found = {
+        "hour": hour,
+        "week": day - timedelta(days=day.weekday()),
+        "month": month,
+        "quarter": month.replace(month=(day.month - 1) // 3 * 3 + 1),
+        "year": month.replace(month=1),
+    }
+    return found.get(step, day)
 
 
 def laws_of(renderings: Sequence[Rendering]) -> Mapping[int, Law | None]:

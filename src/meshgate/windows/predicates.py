@@ -20,8 +20,9 @@ from meshgate.windows.arithmetic import (
     number,
     shifted,
 )
+from meshgate.windows.columns import Var, definitions, resolve
 from meshgate.windows.literals import MICROSECOND, floor
-from meshgate.windows.scopes import Scope, Var, definitions, resolve
+from meshgate.windows.scopes import Scope, Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,7 +53,7 @@ class Difference:
     one: Var
     other: Var
     most: timedelta
-    place: Any = None
+    place: Written | None = None
 
 
 @frozen
@@ -69,7 +70,7 @@ class Limit:
     var: Var
     upper: bool
     at: Callable[[Interval], datetime] = field(eq=False)
-    place: Any = None
+    place: Written | None = None
 
 
 Fact = Difference | Limit
@@ -86,7 +87,7 @@ class Doubt:
         moves: Whether a literal in it moves with the interval.
     """
 
-    place: Any
+    place: Written
     reason: str
     variables: frozenset[Var] | None
     moves: bool
@@ -124,7 +125,7 @@ class Reader:
         doubts: list[Doubt] = []
         for conjunct in _conjuncts(node):
             try:
-                facts += self._conjunct(conjunct, conjunct, scope, doubts)
+                facts += self._conjunct(conjunct, Written(conjunct, scope.owner), scope, doubts)
             except NotUnderstoodError as error:
                 doubts.append(self._doubt(conjunct, str(error), scope))
         return Said(tuple(facts), tuple(doubts))
@@ -167,7 +168,9 @@ class Reader:
             except NotUnderstoodError:
                 return False
             inner = resolve(found.column, defined.scope)
-            if not (found.date or (inner is not None and self._keeps(found) and self.is_date(inner, depth + 1))):
+            if not (
+                found.date or (inner is not None and self._keeps(found) and self.is_date(inner, depth + 1))
+            ):
                 return False
         return True
 
@@ -181,7 +184,9 @@ class Reader:
                 found = shifted(defined.expression) if defined is not None else None
             except NotUnderstoodError:
                 found = None
-            inner = resolve(found.column, defined.scope) if found is not None and defined is not None else None
+            inner = (
+                resolve(found.column, defined.scope) if found is not None and defined is not None else None
+            )
             plain = found is not None and found.low == found.high == _ZERO
             again = self._rounded(inner) if plain and inner is not None and inner != var else None
             steps.add((found.step if found is not None else None) or again)
@@ -193,7 +198,9 @@ class Reader:
 
     # Conjuncts
 
-    def _conjunct(self, node: Any, place: Any, scope: Scope, doubts: list[Doubt]) -> list[Fact]:
+    def _conjunct(  # noqa: PLR0911 - one case after the other
+        self, node: Any, place: Written, scope: Scope, doubts: list[Doubt]
+    ) -> list[Fact]:
         if isinstance(node, exp.Paren):
             return self._conjunct(node.this, place, scope, doubts)
         if isinstance(node, exp.Not):
@@ -221,9 +228,7 @@ class Reader:
             return []
         raise NotUnderstoodError("it is no comparison of times")
 
-    def _either(
-        self, nodes: Sequence[Any], place: Any, scope: Scope, doubts: list[Doubt]
-    ) -> list[Fact]:
+    def _either(self, nodes: Sequence[Any], place: Written, scope: Scope, doubts: list[Doubt]) -> list[Fact]:
         """What holds in each of several cases."""
         cases: list[list[Fact]] = []
         for node in nodes:
@@ -245,7 +250,7 @@ class Reader:
             raise NotUnderstoodError("its cases have no limit in common")
         return found
 
-    def _compared(self, operator: str, left: Any, right: Any, place: Any, scope: Scope) -> list[Fact]:
+    def _compared(self, operator: str, left: Any, right: Any, place: Written, scope: Scope) -> list[Fact]:
         difference = self._of_difference(operator, left, right, place, scope)
         if difference is not None:
             return difference
@@ -270,7 +275,7 @@ class Reader:
 
     @staticmethod
     def _differences(
-        operator: str, one: tuple[Var, Shifted, bool], other: tuple[Var, Shifted, bool], place: Any
+        operator: str, one: tuple[Var, Shifted, bool], other: tuple[Var, Shifted, bool], place: Written
     ) -> list[Fact]:
         if operator in (">", ">="):
             one, other, operator = other, one, _FLIPPED[operator]
@@ -283,7 +288,7 @@ class Reader:
         return found
 
     def _limits(
-        self, operator: str, one: tuple[Var, Shifted, bool], constant: Any, place: Any
+        self, operator: str, one: tuple[Var, Shifted, bool], constant: Any, place: Written
     ) -> list[Fact]:
         var, around, date = one
         value = moment(constant, self._laws, self._probe)
@@ -301,7 +306,14 @@ class Reader:
             # An engine may read a string as a date where it is compared with one.
             day = date and not value.typed
             strict = _ZERO if day else strict
-            found.append(Limit(var, upper=False, at=self._at(constant, strict - around.high, step="day" if day else "none"), place=place))
+            found.append(
+                Limit(
+                    var,
+                    upper=False,
+                    at=self._at(constant, strict - around.high, step="day" if day else "none"),
+                    place=place,
+                )
+            )
         return found
 
     def _at(
@@ -315,7 +327,7 @@ class Reader:
     # Differences of two instants
 
     def _of_difference(
-        self, operator: str, left: Any, right: Any, place: Any, scope: Scope
+        self, operator: str, left: Any, right: Any, place: Written, scope: Scope
     ) -> list[Fact] | None:
         """Of `DATEDIFF(day, a, b) < 7` and `a - b <= INTERVAL 7 DAY`; None where it is neither."""
         left, right = left.unnest(), right.unnest()
@@ -323,10 +335,18 @@ class Reader:
             left, right, operator = right, left, _FLIPPED[operator]
         if isinstance(left, _DIFFERENCES):
             unit = counted(left.args.get("unit"))
-            least = most = unit * number(right)
-            slack = unit - MICROSECOND  # it counts boundaries, or whole units: within one unit of the true difference
+            # Whole numbers: less than 7 is at most 6.
+            least = unit * (number(right) + (operator == ">"))
+            most = unit * (number(right) - (operator == "<"))
+            slack = (
+                unit - MICROSECOND
+            )  # it counts boundaries, or whole units: within one unit of the true difference
         elif isinstance(left, exp.Sub) and _is_length(right):
-            amount = Amount(rest=timedelta(days=number(right))) if isinstance(right, exp.Literal) else length(right)
+            amount = (
+                Amount(rest=timedelta(days=number(right)))
+                if isinstance(right, exp.Literal)
+                else length(right)
+            )
             least, most, slack = amount.least, amount.most, _ZERO
             if isinstance(right, exp.Literal) and not (
                 self._date(left.this, scope) and self._date(left.expression, scope)
@@ -345,7 +365,7 @@ class Reader:
         term = self._term(node, scope)
         return term[2] if isinstance(term, tuple) else term.date
 
-    def _apart(self, later: Any, earlier: Any, most: timedelta, place: Any, scope: Scope) -> list[Fact]:
+    def _apart(self, later: Any, earlier: Any, most: timedelta, place: Written, scope: Scope) -> list[Fact]:
         """`later - earlier <= most`."""
         one, other = self._term(later, scope), self._term(earlier, scope)
         if isinstance(one, tuple) and isinstance(other, tuple):
@@ -353,14 +373,20 @@ class Reader:
         if isinstance(one, tuple) and isinstance(other, Moment) and other.moves:
             return [Limit(one[0], upper=True, at=self._at(earlier, most - one[1].low), place=place)]
         if isinstance(other, tuple) and isinstance(one, Moment) and one.moves:
-            return [Limit(other[0], upper=False, at=self._at(later, -most - other[1].high, step="day"), place=place)]
+            return [
+                Limit(
+                    other[0], upper=False, at=self._at(later, -most - other[1].high, step="day"), place=place
+                )
+            ]
         return []
 
     def _doubt(self, node: Any, reason: str, scope: Scope) -> Doubt:
         found = [resolve(column, scope) for column in _columns(node)]
         known = frozenset(var for var in found if var is not None)
         moves = any(id(literal) in self._laws for literal in node.find_all(exp.Literal))
-        return Doubt(node, reason, known if len(known) == len(set(found)) else None, moves)
+        return Doubt(
+            Written(node, scope.owner), reason, known if len(known) == len(set(found)) else None, moves
+        )
 
 
 def _columns(node: Any) -> Iterator[Any]:
@@ -427,7 +453,9 @@ def _alike(one: Fact, other: Fact) -> bool:
     return isinstance(other, Limit) and (one.var, one.upper) == (other.var, other.upper)
 
 
-def widest(upper: bool, cases: Sequence[Sequence[Callable[[Interval], datetime]]]) -> Callable[[Interval], datetime]:
+def widest(
+    upper: bool, cases: Sequence[Sequence[Callable[[Interval], datetime]]]
+) -> Callable[[Interval], datetime]:
     """Of several cases, each with its limits: the limit that holds in all of them."""
 
     def at(interval: Interval) -> datetime:

@@ -18,8 +18,9 @@ from attrs import define, field, frozen
 from sqlglot import exp
 
 from meshgate.windows.arithmetic import NotUnderstoodError, shifted
+from meshgate.windows.columns import Defined, Var, definitions, follows, resolve
 from meshgate.windows.predicates import Difference, Doubt, Fact, Limit, Said, widest
-from meshgate.windows.scopes import Defined, Scope, Source, Var, definitions, follows, resolve
+from meshgate.windows.scopes import Scope, Source, Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from meshgate.interval import Interval
     from meshgate.windows.predicates import Reader
-    from meshgate.windows.scopes import Join
+    from meshgate.windows.scopes import Join, Scope, Source
 
 _DEEPEST = 30
 
@@ -42,7 +43,7 @@ class Reach:
     """
 
     at: Callable[[Interval], datetime]
-    place: Any
+    place: Written | None
 
 
 @frozen
@@ -100,7 +101,7 @@ class Solver:
         known.mentioned.add(target)
         known.mentioned |= {var for doubt in chain.doubts for var in doubt.variables or ()}
         self._gather(known, chain)
-        return _limits(target, known, chain)
+        return _limits(target, known)
 
     def _condition(self, node: Any, scope: Scope) -> Said:
         key = (id(node), id(scope))
@@ -110,7 +111,9 @@ class Solver:
 
     def _gather(self, known: _Gathering, chain: _Chain, depth: int = 0) -> None:
         size = -1
-        while size != (size := len(known.facts) + len(known.scopes) + len(known.present) + len(known.mentioned)):
+        while size != (
+            size := len(known.facts) + len(known.scopes) + len(known.present) + len(known.mentioned)
+        ):
             for scope in list(known.scopes.values()):
                 self._scope(known, scope, chain)
             for var in list(known.mentioned):
@@ -137,9 +140,7 @@ class Solver:
                 key = ("using", id(scope), index)
                 self._add(known, self._said.setdefault(key, _same(join, before)), chain, own=join.source)
 
-    def _add(
-        self, known: _Gathering, said: Said, chain: _Chain, *, own: Source | None = None
-    ) -> None:
+    def _add(self, known: _Gathering, said: Said, chain: _Chain, *, own: Source | None = None) -> None:
         for number, fact in enumerate(said.facts):
             key = (id(said), number)
             if key in known.facts or not chain.allows(fact, own):
@@ -161,9 +162,8 @@ class Solver:
         if branch is not None:
             made = [one for one in made if one is None or one.scope is branch]
         if var.source.raw is not None or not made or None in made:
-            expression = var.source.node
             reason = var.source.raw or f"what its column {var.column} is made of is not certain"
-            known.doubts.append(Doubt(expression, reason, None, moves=False))
+            known.doubts.append(Doubt(Written(var.source.node, var.source.owner), reason, None, moves=False))
             return
         defined = [one for one in made if one is not None]
         if len(defined) > 1:
@@ -174,7 +174,9 @@ class Solver:
             facts = self._reader.definition(var, one.expression, one.scope)
         except NotUnderstoodError as error:
             names = frozenset(_named(one))
-            known.doubts.append(Doubt(one.expression, str(error), names, moves=False))
+            known.doubts.append(
+                Doubt(Written(one.expression, one.scope.owner), str(error), names, moves=False)
+            )
             return
         if var.source in chain.sources and not chain.passes(var.source, one):
             return
@@ -191,7 +193,14 @@ class Solver:
                 column = resolve(shifted(one.expression).column, one.scope)
                 facts = self._reader.definition(var, one.expression, one.scope)
             except NotUnderstoodError as error:
-                known.doubts.append(Doubt(one.expression, str(error), frozenset(_named(one)), moves=False))
+                known.doubts.append(
+                    Doubt(
+                        Written(one.expression, one.scope.owner),
+                        str(error),
+                        frozenset(_named(one)),
+                        moves=False,
+                    )
+                )
                 return
             inner = _Gathering(scopes={id(one.scope): one.scope})
             inner.mentioned.add(var)
@@ -202,7 +211,7 @@ class Solver:
             if column is not None:
                 inner.mentioned.add(column)
             self._gather(inner, nowhere, depth + 1)
-            cases.append(_limits(var, inner, nowhere))
+            cases.append(_limits(var, inner))
         found: list[Fact] = []
         for upper in (False, True):
             ats = [[r.at for r in (case.upper if upper else case.lower)] for case in cases]
@@ -229,15 +238,17 @@ class _Chain:
         here: Source | None = source
         while here is not None:
             found.sources.add(here)
-            here = found._through(here)  # noqa: SLF001 - its own class
+            here = found._through(here)
         return found
 
-    def _through(self, source: Source) -> Source | None:
+    def _through(self, source: Source) -> Source | None:  # noqa: C901 - one walk outward
         """From a source through its home scope to the source that this is read as; None at the end."""
         scope = source.home
         if source.raw or scope.raw:
             # Nothing outside, and nothing here, says which of its rows count.
-            self.doubts.append(Doubt(source.node, str(source.raw or scope.raw), None, moves=False))
+            self.doubts.append(
+                Doubt(Written(source.node, source.owner), str(source.raw or scope.raw), None, moves=False)
+            )
             return None
         if any(join.source is source and join.how.startswith("asof") for join in scope.joins):
             self.blocked.add(source)
@@ -273,7 +284,14 @@ class _Chain:
         if isinstance(around, (exp.In, exp.Any, exp.All)):
             given = [Defined(p.unalias(), scope) for p in getattr(scope.node, "expressions", ())]
             names = frozenset(var for one in given for var in _named(one))
-            self.doubts.append(Doubt(around, "a comparison with a subquery is not followed", names, moves=False))
+            self.doubts.append(
+                Doubt(
+                    Written(around, scope.owner),
+                    "a comparison with a subquery is not followed",
+                    names,
+                    moves=False,
+                )
+            )
 
     def allows(self, fact: Fact, own: Source | None) -> bool:
         """Whether a fact may be used: of what an ASOF JOIN chooses from, only its own condition may."""
@@ -299,7 +317,7 @@ def _same(join: Join, before: list[Source]) -> Said:
     """What USING says."""
     if len(before) > 1:
         reason = "USING after several tables is not understood"
-        return Said(doubts=(Doubt(join.source.node, reason, None, moves=False),))
+        return Said(doubts=(Doubt(Written(join.source.node, join.source.owner), reason, None, moves=False),))
     zero = timedelta(0)
     pairs = [(Var(before[0], name), Var(join.source, name)) for name in join.using]
     return Said(tuple(fact for a, b in pairs for fact in (Difference(a, b, zero), Difference(b, a, zero))))
@@ -316,20 +334,19 @@ def _named(defined: Defined) -> Iterable[Var]:
             yield var
 
 
-def _limits(target: Var, known: _Gathering, chain: _Chain) -> Solved:
+def _limits(target: Var, known: _Gathering) -> Solved:
     """Shortest paths from the target to whatever moves with the interval."""
     differences = [f for f in known.facts.values() if isinstance(f, Difference)]
     above = _paths(target, [(d.one, d.other, d.most, d.place) for d in differences])
     below = _paths(target, [(d.other, d.one, d.most, d.place) for d in differences])
     limits = [f for f in known.facts.values() if isinstance(f, Limit)]
-    upper = tuple(
-        Reach(_moved(f.at, above[f.var][0]), f.place) for f in limits if f.upper and f.var in above
-    )
+    upper = tuple(Reach(_moved(f.at, above[f.var][0]), f.place) for f in limits if f.upper and f.var in above)
     lower = tuple(
         Reach(_moved(f.at, -below[f.var][0]), f.place) for f in limits if not f.upper and f.var in below
     )
     near = {*above, *below}
-    beside = _beside(target, differences)
+    named = [var for doubt in known.doubts for var in doubt.variables or ()]
+    beside = _beside(target, differences, [*(f.var for f in limits), *named])
     aside = [
         Doubt(f.place, f"it limits {f.var.column}, not the time column", frozenset({f.var}), moves=True)
         for f in limits
@@ -349,19 +366,19 @@ def _limits(target: Var, known: _Gathering, chain: _Chain) -> Solved:
     )
 
 
-def _beside(target: Var, differences: list[Difference]) -> set[Var]:
+def _beside(target: Var, differences: list[Difference], others: Iterable[Var]) -> set[Var]:
     """All columns that hang together with any column of the target's table."""
     neighbours: dict[Var, set[Var]] = {}
     for fact in differences:
         neighbours.setdefault(fact.one, set()).add(fact.other)
         neighbours.setdefault(fact.other, set()).add(fact.one)
     found: set[Var] = set()
-    pending = [var for var in neighbours if var.source is target.source]
+    pending = [var for var in {*neighbours, *others} if var.source is target.source]
     while pending:
         var = pending.pop()
         if var not in found:
             found.add(var)
-            pending += neighbours[var]
+            pending += neighbours.get(var, ())
     return found
 
 
@@ -375,9 +392,7 @@ def _first(doubts: list[Doubt], paths: dict[Var, tuple[timedelta, Any]]) -> Doub
     return None
 
 
-def _paths(
-    target: Var, edges: list[tuple[Var, Var, timedelta, Any]]
-) -> dict[Var, tuple[timedelta, Any]]:
+def _paths(target: Var, edges: list[tuple[Var, Var, timedelta, Any]]) -> dict[Var, tuple[timedelta, Any]]:
     """Shortest distances from the target, and the last condition on the way (Bellman and Ford's)."""
     found: dict[Var, tuple[timedelta, Any]] = {target: (timedelta(0), None)}
     for _ in range(len({var for edge in edges for var in edge[:2]})):
