@@ -194,7 +194,7 @@ def test_date_arithmetic_of_the_dialects(dialect: str, condition: str, expected:
 def test_what_is_not_limited_is_told_from_what_is_not_understood(
     condition: str, expected: tuple[Any, Any], reason: str | None
 ) -> None:
-    """ "Unbounded" where no condition speaks of the parent's time, "unknown" where one does and cannot be followed."""
+    """It says "unbounded" where no condition speaks of the parent's time, "unknown" where one does and cannot be followed."""
     found = [r for r in readings(NOW + condition) if r.parent == PARENT]
     assert said(tuple(found)) == [expected]
     assert found[0].unknown == reason
