@@ -12,7 +12,7 @@ from hypothesis import example, given, seed
 
 from meshgate.graph import Kind, Window
 from meshgate.interval import Interval, IntervalUnit
-from meshgate.windows import Reading, beyond, infer
+from meshgate.windows import Reading, beyond, infer, unclear
 from strategies import examples
 from window_queries import CHILD, OTHER, PARENT, VIEW, Case, Oracle, cases, node_of, query_of, tables
 
@@ -287,3 +287,18 @@ def test_what_is_meant_to_read_everything_is_never_beyond() -> None:
     assert declared(everything, Window("prefix")) == (False, True)
     assert declared(everything, Window("prefix"), kind=Kind.FULL) == (False, False)
     assert declared(NOW + "ts < {after} + INTERVAL 1 DAY", Window("prefix"), kind=Kind.FULL) == (False, True)
+
+
+def test_what_is_not_known_is_told_only_where_it_matters() -> None:
+    """Not of the past where all of it is declared, nor of anything where a table is refreshed as a whole or looked up."""
+    sql = NOW + "ts >= current_date - 7"
+    child = node_of(CHILD, DAY)
+    (reading,) = (r for r in readings(sql) if r.parent == PARENT)
+    side = unclear(reading, child, [Window()])
+    assert side is not None
+    assert side.reason == "it depends on the time of execution"
+    assert side.place is not None
+    assert side.place.line == 1
+    assert unclear(reading, child, [Window("latest")]) is None
+    assert unclear(reading, child, [Window("prefix")]) is reading.after
+    assert unclear(reading, node_of(CHILD, DAY, Kind.FULL), [Window("prefix")]) is None

@@ -12,8 +12,15 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 USUAL: dict[Kind, float] = {
-    "late": 0.02, "duplicates": 0.02, "nulls": 0.01, "negative": 0.005, "orphans": 0.005,
-    "late_items": 0.02, "schema_change": 1.0, "burst": 8.0, "outage": 1.0,
+    "late": 0.02,
+    "duplicates": 0.02,
+    "nulls": 0.01,
+    "negative": 0.005,
+    "orphans": 0.005,
+    "late_items": 0.02,
+    "schema_change": 1.0,
+    "burst": 8.0,
+    "outage": 1.0,
 }
 """How often where nobody says: a share of the sales (of the slots, for items), or for a burst how many times as many."""
 NEEDS_SPAN = ("burst", "outage")

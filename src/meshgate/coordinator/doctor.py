@@ -380,9 +380,10 @@ def _windows(bench: Workbench, project: ProjectConfig) -> Iterator[Check]:
     for one in wider:
         message, hint = told(one)
         yield Check("windows", project.name, "warn", message, hint)
-    unclear = [one for one in found if one not in wider and one.reading.unknown]
+    unclear = [(one, one.unclear) for one in found if one not in wider and one.unclear is not None]
     some = "; ".join(
-        f"{one.model.display} reads {one.parent.display}: {one.reading.unknown}" for one in unclear[:_FEW]
+        f"{one.model.display} reads {one.parent.display}: {side.reason}{f' ({side.place})' if side.place else ''}"
+        for one, side in unclear[:_FEW]
     )
     more = f"; and {len(unclear) - _FEW} more" if len(unclear) > _FEW else ""
     message = (

@@ -31,6 +31,7 @@ class ReadWindow:
         reading: What was found in the query.
         before: Where it reads earlier time than is declared, else None.
         after: Where it reads later time than is declared, else None.
+        unclear: A side of which that is not known, else None.
     """
 
     model: ModelNode
@@ -40,6 +41,7 @@ class ReadWindow:
     reading: Reading
     before: Side | None
     after: Side | None
+    unclear: Side | None
 
 
 def read_windows(opened: SqlmeshProject, graph: MeshGraph) -> tuple[ReadWindow, ...]:
@@ -49,7 +51,7 @@ def read_windows(opened: SqlmeshProject, graph: MeshGraph) -> tuple[ReadWindow, 
         opened: The project, with its files loaded.
         graph: What its files say, with the windows that are declared.
     """
-    from meshgate.windows import beyond, bounds_to_render, infer
+    from meshgate.windows import beyond, bounds_to_render, infer, unclear
 
     queries = _translated(opened, bounds_to_render)
     found: list[ReadWindow] = []
@@ -67,7 +69,8 @@ def read_windows(opened: SqlmeshProject, graph: MeshGraph) -> tuple[ReadWindow, 
             declared = gates[parent.name]
             before, after = beyond(reading, node, parent, declared)
             through = graph.nodes.get(reading.through, parent)
-            found.append(ReadWindow(node, parent, through, declared, reading, before, after))
+            dark = unclear(reading, node, declared)
+            found.append(ReadWindow(node, parent, through, declared, reading, before, after, dark))
     return tuple(found)
 
 

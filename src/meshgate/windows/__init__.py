@@ -38,7 +38,17 @@ if TYPE_CHECKING:
 
     from meshgate.graph import ModelNode, Window
 
-__all__ = ["ModelQuery", "Place", "Reading", "Rendering", "Side", "beyond", "bounds_to_render", "infer"]
+__all__ = [
+    "ModelQuery",
+    "Place",
+    "Reading",
+    "Rendering",
+    "Side",
+    "beyond",
+    "bounds_to_render",
+    "infer",
+    "unclear",
+]
 
 _DAY: Final = timedelta(days=1)
 _BEGINNING: Final = datetime(1990, 1, 1, tzinfo=UTC)
@@ -169,6 +179,22 @@ def beyond(
         before if open_before or (early and before.kept == "known") else None,
         after if open_after or (late and after.kept == "known") else None,
     )
+
+
+def unclear(reading: Reading, child: ModelNode, windows: Iterable[Window]) -> Side | None:
+    """A side of which it is not known whether a query reads beyond its windows; None where none matters or all is known.
+
+    Args:
+        reading: What it reads.
+        child: The reader.
+        windows: As for `beyond`.
+    """
+    modes = {window.mode for window in windows}
+    if not modes <= {"interval", "prefix"}:
+        return None
+    if reading.before.kept == "unknown" and "prefix" not in modes:
+        return reading.before
+    return reading.after if reading.after.kept == "unknown" and not child.kind.as_of else None
 
 
 def _nothing_known(name: str, reason: str) -> Reading:

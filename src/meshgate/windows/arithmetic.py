@@ -391,5 +391,5 @@ def _made(node: Any) -> Amount:
 
 
 def _said(node: Any) -> str:
-    text = str(node.sql())
+    text = str(node.sql(comments=False)).replace('"', "")
     return text if len(text) <= 80 else f"{text[:77]}..."
