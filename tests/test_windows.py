@@ -18,7 +18,9 @@ from window_queries import CHILD, OTHER, PARENT, VIEW, Case, Oracle, cases, node
 
 DAY, HOUR, FIVE = IntervalUnit.DAY, IntervalUnit.HOUR, IntervalUnit.FIVE_MINUTE
 LEAP = Interval(datetime(2024, 2, 29, tzinfo=UTC), datetime(2024, 3, 1, tzinfo=UTC))
-MICROSECOND = timedelta(microseconds=1)
+NOON = Interval(datetime(2025, 5, 14, 12, tzinfo=UTC), datetime(2025, 5, 14, 13, tzinfo=UTC))
+# No output column tells the time, so that only the conditions count.
+SUM = "SELECT 1 AS id, {start_dt} AS ts, sum(a.v) AS v FROM s.p AS a"
 
 
 @cache
@@ -73,6 +75,17 @@ def case(sql: str, interval: Interval = LEAP, unit: IntervalUnit = DAY) -> Case:
 )
 @example(case("SELECT id, ts, lag(v) OVER (ORDER BY ts) AS v FROM s.p"))
 @example(case("SELECT * FROM (SELECT * FROM s.p ORDER BY ts DESC LIMIT 40) AS a"))
+# LIMIT over a set operation; a condition in one case only; months that are short; a string that is compared with a date.
+@example(
+    case(
+        "SELECT * FROM (SELECT id, ts, v FROM s.p UNION ALL SELECT id, ts, v FROM s.q ORDER BY ts DESC LIMIT 40) AS a"
+    )
+)
+@example(case(f"{SUM} WHERE a.ts >= {{start_dt}} OR a.k = 1"))
+@example(case(f"{SUM} WHERE a.ts + INTERVAL 1 MONTH <= {{end_dt}}"))
+@example(case(f"{SUM} WHERE a.ts - INTERVAL 1 MONTH >= {{start_dt}}"))
+@example(case(f"{SUM} WHERE CAST(a.ts AS DATE) >= {{start_ts}}", NOON, HOUR))
+@example(case(f"{SUM} WHERE date_diff('day', a.ts, {{end_dt}}) <= 2", NOON, HOUR))
 def test_inference_never_claims_less_than_is_read(drawn: Case) -> None:
     """Without all rows outside of the claimed window, the model writes the same."""
     claimed = readings(drawn.sql, drawn.unit, typed=drawn.typed)
