@@ -78,7 +78,7 @@ def case(sql: str, interval: Interval = LEAP, unit: IntervalUnit = DAY) -> Case:
 # LIMIT over a set operation; a condition in one case only; months that are short; a string that is compared with a date.
 @example(
     case(
-        "SELECT * FROM (SELECT id, ts, v FROM s.p UNION ALL SELECT id, ts, v FROM s.q ORDER BY ts DESC LIMIT 40) AS a"
+        "SELECT * FROM (SELECT id, ts, v FROM s.p UNION ALL SELECT id, ts, v FROM s.q ORDER BY ts, id LIMIT 270) AS a"
     )
 )
 @example(case(f"{SUM} WHERE a.ts >= {{start_dt}} OR a.k = 1"))
