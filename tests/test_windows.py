@@ -252,7 +252,7 @@ def test_the_place_is_the_line_that_says_it() -> None:
     assert found.before.place is not None
     assert (found.before.place.line, found.before.place.expression) == (
         4,
-        "AND a.ts >= {start_dt} - INTERVAL 6 DAY",
+        "a.ts >= {start_dt} - INTERVAL 6 DAY",
     )
     assert found.after.place is not None
     assert (found.after.kept, found.after.place.line) == ("unbounded", 2)

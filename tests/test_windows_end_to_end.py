@@ -66,7 +66,7 @@ def test_doctor_names_a_query_that_reads_before_its_window(
     line = weekly.splitlines().index("  AND ts >= @start_dt - INTERVAL (@days()) DAY") + 1
     ((message, hint),) = windows(answer, "warn")
     assert message == (
-        "lake.weekly reads lake.events from 6d before its start on (`AND ts >= @start_dt - INTERVAL (@days()) DAY` "
+        "lake.weekly reads lake.events from 6d before its start on (`ts >= @start_dt - INTERVAL (@days()) DAY` "
         f"in models/weekly.sql:{line}), but its window is its interval: the gate does not wait for the rest"
     )
     assert hint == (

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from meshgate.windows.scopes import Written
 
 _LONGEST: Final = 120
+_JOINT: Final = re.compile(r"^(AND|OR|ON|WHERE)\s+", re.IGNORECASE)
+"""What leads to a condition, and is not part of it."""
 _WORD: Final = re.compile(r"[a-z_0-9]+|[<>=]+")
 
 
@@ -51,7 +53,7 @@ def place_of(written: Written) -> Place:
     words = set(_WORD.findall(shown.lower()))
     best: tuple[int, int, str] | None = None
     for number, line in enumerate(text.splitlines(), start=1):
-        code = line.split("--", 1)[0].strip()
+        code = _JOINT.sub("", line.split("--", 1)[0].strip())
         here = set(_WORD.findall(code.lower()))
         if names and names[0] in here and (best is None or len(words & here) > best[0]):
             best = (len(words & here), number, code)
