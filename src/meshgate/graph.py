@@ -232,13 +232,11 @@ class Edge:
         child: Name of the reader.
         parent: Name of what is read.
         window: Which of the parent's time an interval of the child reads.
-        inferred: A window found in the rendered SQL, for comparison; not used for decisions yet.
     """
 
     child: str
     parent: str
     window: Window = _DEFAULT_WINDOW
-    inferred: Window | None = None
 
 
 class MeshGraph:

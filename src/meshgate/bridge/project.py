@@ -28,6 +28,7 @@ from sqlmesh.utils.errors import SignalEvalError  # noqa: E402
 
 from meshgate.bridge.engine import interrupt  # noqa: E402
 from meshgate.bridge.failures import describe  # noqa: E402
+from meshgate.bridge.queries import Rendered, rendered  # noqa: E402
 from meshgate.bridge.removals import removals  # noqa: E402
 from meshgate.bridge.scheduler import GatedContext, Journal  # noqa: E402
 from meshgate.bridge.sources import prints  # noqa: E402
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from sqlmesh.core.context import Context
     from sqlmesh.core.snapshot import Snapshot
 
+    from meshgate.bridge.queries import Bounds
     from meshgate.interval import Interval, IntervalSet
 
 check_hooks()
@@ -176,6 +178,34 @@ class SqlmeshProject:
             for name, model in self._context.models.items()
             if model.project == self.project and not model.kind.is_external
         )
+
+    def loaded(self, now: datetime) -> Promoted:
+        """What the project's files say now, with the other projects' models as SQLMesh's state has them (needs `load`).
+
+        Args:
+            now: Where relative starts are counted from, UTC.
+        """
+        with self._named("cannot be looked at"), self._quiet():
+            snapshots = list(self._context.snapshots.values())
+            return promoted(snapshots, plan_id=None, finalized=False, now=now)
+
+    def queries(self, bounds: Bounds) -> dict[str, Rendered]:
+        """All models by name; the project's own, and those that are looked through, with their queries (needs `load`).
+
+        Args:
+            bounds: For which intervals, and which times of execution, to render a model, by its interval unit.
+        """
+        with self._named("cannot be looked at"), self._quiet():
+            return {
+                name: rendered(
+                    model,
+                    self.path,
+                    bounds
+                    if model.project == self.project or model.kind.is_view or model.kind.is_embedded
+                    else None,
+                )
+                for name, model in self._context.models.items()
+            }
 
     def _environment(self, name: str) -> Environment | None:
         with self._named("has a state that cannot be read"):

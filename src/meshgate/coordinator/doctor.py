@@ -13,6 +13,8 @@ from meshgate.config import load
 from meshgate.coordinator.allowance import check_names, declared_allowance
 from meshgate.coordinator.manifest import declared_edges
 from meshgate.coordinator.policies import declared_policies
+from meshgate.coordinator.reconcile import graph_of
+from meshgate.coordinator.windows import read_windows, told
 from meshgate.errors import MeshgateError, NotDeployedError
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ Outcome = Literal["ok", "warn", "fail"]
 _OLDEST_POSTGRES: Final = 140000
 _SKEW_WORTH_TELLING: Final = timedelta(seconds=5)
 _RUNS: Final = 200
+_FEW: Final = 3
 # What the copy of a project that declared nothing means, and what the file calls what the copy keeps.
 _UNDECLARED: Final[Mapping[str, Any]] = {
     "warehouse": "default", "model_limits": {}, "exclusive": [], "validity": {}, "on_audit_warning": "pass", "stale": "reprocess",
@@ -47,7 +50,7 @@ class Check:
 
     Attributes:
         name: What kind of thing: `config`, `sqlmesh`, `ledger`, `clock`, `notifications`, `project`, `versions`,
-            `manifest`, `limits`, `environment`, `runs`.
+            `manifest`, `limits`, `windows`, `environment`, `runs`.
         subject: Which one of them: a project, an environment; empty where there is only one.
         outcome: `ok`, `warn` or `fail`.
         message: What was found.
@@ -114,6 +117,8 @@ def examine(path: Path | None, connect: Callable[[MeshConfig], Workbench]) -> Di
         for project in config.projects:
             checks += _guarded("manifest", project.name, _manifest, project, known)
             checks += _guarded("limits", project.name, _limits, bench, project)
+            if known.get(project.name, {}).get("deployed_at"):
+                checks += _guarded("windows", project.name, _windows, bench, project)
         for environment in sorted({project.environment for project in config.projects}):
             checks += _guarded("runs", environment, _runs, bench, environment)
     return Diagnosis(tuple(checks))
@@ -363,6 +368,30 @@ def _limits(bench: Workbench, project: ProjectConfig) -> Iterator[Check]:
         yield Check(
             "limits", project.name, "ok", "every model that limits, exclusive and validity name is there"
         )
+
+
+def _windows(bench: Workbench, project: ProjectConfig) -> Iterator[Check]:
+    """What the queries in the project's files read, beside the windows that meshgate.yaml declares."""
+    opened = bench.open_project(project, load=True)
+    plan = opened.loaded(bench.ledger.clock())
+    declared = {project.name: {"edges": declared_edges(project), "environment": project.environment}}
+    found = read_windows(opened, graph_of(bench.ledger, project.environment, plan, declared))
+    wider = [one for one in found if one.before is not None or one.after is not None]
+    for one in wider:
+        message, hint = told(one)
+        yield Check("windows", project.name, "warn", message, hint)
+    unclear = [(one, one.unclear) for one in found if one not in wider and one.unclear is not None]
+    some = "; ".join(
+        f"{one.model.display} reads {one.parent.display}: {side.reason}{f' ({side.place})' if side.place else ''}"
+        for one, side in unclear[:_FEW]
+    )
+    more = f"; and {len(unclear) - _FEW} more" if len(unclear) > _FEW else ""
+    message = (
+        f"of {len(found)} windows {len(found) - len(wider) - len(unclear)} hold all that the queries read"
+    )
+    if unclear:
+        message += f"; {len(unclear)} cannot be told: {some}{more}"
+    yield Check("windows", project.name, "ok", message)
 
 
 # What goes on
