@@ -83,6 +83,11 @@ class Change:
     differences: tuple[Difference, ...] = ()
     reasons: tuple[Reason, ...] = ()
 
+    @property
+    def keeps_data(self) -> bool:
+        """Whether its table stays what it is: it only gets a new version because a parent has one."""
+        return self.how == "indirect" and self.category in ("indirect_non_breaking", "metadata")
+
 
 @frozen
 class Hindrance:
@@ -124,6 +129,7 @@ class Work:
         expected: How long it takes, by the last evaluations; None where nothing can be told.
         rows: How many rows it makes, by what is recorded; None where nothing can be told.
         because: The models whose change makes it necessary.
+        again: Whether the deploy has evaluated it before, on what was not computed again yet.
     """
 
     model: str
@@ -139,6 +145,12 @@ class Work:
     expected: timedelta | None = None
     rows: int | None = None
     because: tuple[str, ...] = ()
+    again: bool = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from all other work of one analysis."""
+        return self.model, self.by
 
 
 @frozen
@@ -331,6 +343,11 @@ class Analysis:
         return tuple(flag for flag in FLAGS if holds[flag])
 
     @property
+    def refused(self) -> bool:
+        """Whether it must not be deployed as it is."""
+        return bool(self.refusals) or self.order.state == "none"
+
+    @property
     def expected(self) -> timedelta | None:
         """How long all that can be estimated takes, one after the other; None where nothing can."""
         known = [work.expected for work in self.work if work.expected is not None]
@@ -345,10 +362,8 @@ class Analysis:
 
     @property
     def affected(self) -> tuple[str, ...]:
-        """Projects that have work or changes, or of which something is left, in order."""
-        found = [
-            *(c.project for c in self.changes),
-            *(w.project for w in self.work),
-            *(one.project for one in self.left),
-        ]
-        return tuple(sorted({name for name in found if name}))
+        """Projects that have work or changes, or of which something is left: as their models come, parents first."""
+        found = [c.project for c in self.changes if not c.keeps_data]
+        found += [w.project for w in self.work]
+        found += [one.project for one in self.left]
+        return tuple(dict.fromkeys(name for name in found if name))

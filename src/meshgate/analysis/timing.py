@@ -54,39 +54,41 @@ class When:
 
 def earliest(
     tasks: Iterable[Task], now: datetime, tick: Callable[[str, datetime], datetime]
-) -> dict[str, When]:
-    """When each task can be done, by model.
+) -> dict[tuple[str, str], When]:
+    """When each task can be done, by model and `deploy` or `run`.
 
     Args:
-        tasks: Parents first.
+        tasks: Parents first, and of one model the deploy's share first.
         now: When the deploy begins, UTC.
         tick: The first run of a project at or after an instant.
     """
-    found: dict[str, When] = {}
+    found: dict[tuple[str, str], When] = {}
+    latest: dict[str, When] = {}
     for task in tasks:
         # What the deploy itself does of the parents is there when it comes to the readers.
         begin = now if task.deploys else tick(task.project, max(now, task.rests or now))
         for parent in task.reads:
-            above = found.get(parent)
+            above = latest.get(parent)
             if above is not None and above.complete_at is not None and not task.deploys:
                 begin = max(begin, tick(task.project, above.complete_at))
-        told = tuple(evolve(h, until=_until(h, found, now, tick)) for h in task.hindrances)
+        told = tuple(evolve(h, until=_until(h, latest, now, tick)) for h in task.hindrances)
         later = [None if h.until is None else tick(task.project, h.until) for h in told]
         known = [at for at in later if at is not None]
         complete = None if None in later else max([begin, *known])
         first = begin if task.ready or not later else min(known, default=None)
-        found[task.model] = When(first, complete, told)
+        by = "deploy" if task.deploys else "run"
+        found[task.model, by] = latest[task.model] = When(first, complete, told)
     return found
 
 
 def _until(
     hindrance: Hindrance,
-    found: dict[str, When],
+    latest: dict[str, When],
     now: datetime,
     tick: Callable[[str, datetime], datetime],
 ) -> datetime | None:
     if hindrance.reason in _BY_SOMEBODY:
         return None
-    if hindrance.parent in found and hindrance.reason != "not_due":
-        return found[hindrance.parent].complete_at
+    if hindrance.parent in latest and hindrance.reason != "not_due":
+        return latest[hindrance.parent].complete_at
     return tick(hindrance.parent_project, max(now, hindrance.until or now))

@@ -96,7 +96,8 @@ def _columns(old: Model, new: Model) -> Iterator[Difference]:
     for name in sorted(set(was) ^ set(now) | retyped):
         what = "retyped" if name in retyped else "added" if name in now else "removed"
         yield Difference(f"column_{what}", name, was.get(name), now.get(name))
-    before, after = _query(old), _query(new)
+    # As written, but for macros: what is qualified differs as soon as a parent's columns do.
+    before, after = (_query(model, needs_optimization=False) for model in (old, new))
     if before is None or after is None:
         return
     made, makes = _projections(before), _projections(after)
@@ -106,7 +107,7 @@ def _columns(old: Model, new: Model) -> Iterator[Difference]:
         rest = (_rest(before), _rest(after))
         for name in sorted(set(made) & set(makes) - retyped):
             if made[name] != makes[name]:
-                yield Difference("column_redefined", name, made[name], makes[name])
+                yield Difference("column_redefined", name, made[name].text, makes[name].text)
     if rest[0] != rest[1]:
         yield Difference("query")
 
@@ -116,20 +117,35 @@ def columns_of(model: Model) -> dict[str, str]:
     return {name: str(kind.sql(model.dialect)) for name, kind in (model.columns_to_types or {}).items()}
 
 
-def _query(model: Model) -> exp.Expression | None:
+def _query(model: Model, **how: bool) -> exp.Expression | None:
     if not model.is_sql:
         return None
     # What cannot be rendered here, as a macro's package is missing, is compared by its code alone.
     with suppress(Exception):
-        return model.render_query()
+        return model.render_query(**how)
     return None
 
 
-def _projections(query: Any) -> dict[str, str] | None:
+@attrs.frozen
+class _Made:
+    """What a column is made of; `text` is for people, without the quotes that rendering puts around every name."""
+
+    sql: str
+    text: str = attrs.field(eq=False)
+
+
+def _projections(query: Any) -> dict[str, _Made] | None:
     """What each column of a SELECT is made of."""
     if not isinstance(query, exp.Select) or query.is_star:
         return None
-    return {p.alias_or_name: p.unalias().sql(comments=False) for p in query.selects}
+    found: dict[str, _Made] = {}
+    for projection in query.selects:
+        bare = projection.unalias().copy()
+        sql = str(bare.sql(comments=False))
+        for identifier in bare.find_all(exp.Identifier):
+            identifier.args["quoted"] = False
+        found[projection.alias_or_name] = _Made(sql, str(bare.sql(comments=False)))
+    return found
 
 
 def _rest(query: Any) -> str:
@@ -146,7 +162,7 @@ def _text(value: Any) -> str | None:
 
 
 def _seed(model: Model) -> Any:
-    return (model.column_hashes, getattr(model, "seed_path", None))
+    return model.column_hashes
 
 
 def _code(model: Model) -> dict[str, str]:

@@ -29,7 +29,7 @@ from meshgate.bridge.translate import Promoted, interval_set, promoted  # noqa: 
 from meshgate.errors import MeshgateError, ProjectError  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -284,7 +284,7 @@ def _planned(
         if found is not None
         else None,
         after=promoted(new, plan_id=None, finalized=False, now=now),
-        altered=_altered(plan, {s.name: s for s in old}),
+        altered=_altered(plan, names, {s.name: s for s in old}),
         wanted={i.snapshot_id.name: interval_set(i.merged_intervals) for i in plan.missing_intervals},
         dropped=_dropped(plan, names, {s.name: s for s in old}, found is not None),
         columns=tuple({s.name: columns_of(s.model) for s in side} for side in models),  # type: ignore[arg-type]
@@ -295,7 +295,7 @@ def _planned(
     )
 
 
-def _altered(plan: Plan, old: Mapping[str, Snapshot]) -> tuple[Altered, ...]:
+def _altered(plan: Plan, names: Collection[str], old: Mapping[str, Snapshot]) -> tuple[Altered, ...]:
     diff = plan.context_diff
     direct = {s_id.name for s_id in plan.directly_modified}
     above: dict[str, set[str]] = {}
@@ -307,14 +307,14 @@ def _altered(plan: Plan, old: Mapping[str, Snapshot]) -> tuple[Altered, ...]:
         snapshot = plan.snapshots[s_id]
         found.append(_one(snapshot, "added", None))
     for name, (new, was) in sorted(diff.modified_snapshots.items()):
-        # A model of another project differs from what is promoted only by its parents.
-        if name in direct:
-            how = "direct"
-        elif diff.indirectly_modified(name):
-            how = "indirect"
+        told = differences(was, new) if was.is_model and new.is_model else ()
+        # A model whose files are not here differs only by its parents, even if its query is rendered differently by that.
+        if new.node.project in names and name in direct:
+            found.append(_one(new, "direct", was, told=told))
+        elif new.node.project in names and told and not diff.indirectly_modified(name):
+            found.append(_one(new, "metadata", was, told=told))
         else:
-            how = "metadata"
-        found.append(_one(new, how, was, because=tuple(sorted(above.get(name, ())))))
+            found.append(_one(new, "indirect", was, because=tuple(sorted(above.get(name, ())))))
     for s_id in sorted(diff.removed_snapshots):
         was = old.get(s_id.name)
         project = (was.node.project or "") if was is not None else ""
@@ -322,12 +322,17 @@ def _altered(plan: Plan, old: Mapping[str, Snapshot]) -> tuple[Altered, ...]:
     return tuple(found)
 
 
-def _one(new: Snapshot, how: str, old: Snapshot | None, because: tuple[str, ...] = ()) -> Altered:
+def _one(
+    new: Snapshot,
+    how: str,
+    old: Snapshot | None,
+    because: tuple[str, ...] = (),
+    told: tuple[Difference, ...] = (),
+) -> Altered:
     category = new.change_category
-    told = differences(old, new) if how != "indirect" and old and old.is_model and new.is_model else ()
     return Altered(
         new.name, new.node.project or "", how, category.name.lower() if category else None, bool(new.is_forward_only),
-        because if how == "indirect" else (), told, old.version or "" if old is not None else "", new.version or "",
+        because, told, old.version or "" if old is not None else "", new.version or "",
     )  # fmt: skip
 
 

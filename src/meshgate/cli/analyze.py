@@ -60,8 +60,8 @@ def analyze(
         click.echo(written(found), nl=False)
     else:
         call.show("analyze", found, page="analysis")
-    if found.refusals:
-        call.failure = found.refusals[0].message
+    if found.refused:
+        call.failure = found.refusals[0].message if found.refusals else "no order of deploys is right"
         return 2
     met = [flag for flag in fail_on if flag in found.flags]
     if met:

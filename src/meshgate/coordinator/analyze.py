@@ -143,7 +143,7 @@ def _analyzed(
             digest(line for p in proposals for line in p.identities[1]),
         ),
         changes=changes,
-        work=tuple(found.timed(one, times[one.model]) for one in work),
+        work=tuple(found.timed(one, times[one.key]) for one in work),
         left=left,
         boundaries=boundaries(scene, changes, work, left),
         collisions=collisions(bench, scene, work),
@@ -158,22 +158,38 @@ def _changes(scene: Scene) -> tuple[Change, ...]:
         a.model: tuple(Difference(d.what, d.name, d.before, d.after) for d in a.differences)
         for a in scene.altered
     }
-    itself = {n: told[n] for n in told if told[n]}
+    itself = {name: differences for name, differences in told.items() if differences}
     # Whose rows may be others although it was not changed itself.
-    above = {a.model for a in scene.altered if a.how == "indirect" and scene.replaced(a.model)}
+    above = {a.model for a in scene.altered if a.how == "indirect" and a.category == "indirect_breaking"}
+    own = {a.model for a in scene.altered if a.how != "indirect"}
     found: list[Change] = []
     for a in scene.altered:
         reads = scene.after.reads.get(a.model, {})
-        node = scene.after.graph.nodes.get(a.model) or scene.before.graph.nodes.get(a.model)
-        because = tuple(n for n in a.because if n != a.model)
+        side = scene.after if a.model in scene.after.graph else scene.before
+        because = tuple(sorted(own & set(a.because))) or (
+            tuple(n for n in _above(scene, a.model) if n in own) if a.how == "indirect" else ()
+        )
         reasons = reasons_of(reads, itself, above) if a.how in ("indirect", "direct") else ()
         found.append(
             Change(
-                a.model, a.project or (node.project if node else ""), scene.owners.get(a.model), a.how,  # type: ignore[arg-type]
+                a.model, a.project or side.owner(a.model) or "", scene.owners.get(a.model), a.how,  # type: ignore[arg-type]
                 a.category, a.forward_only, because, told[a.model], reasons,
             )
         )  # fmt: skip
     return tuple(found)
+
+
+def _above(scene: Scene, name: str) -> tuple[str, ...]:
+    """Everything that a model reads, directly or not, also what is removed."""
+    graph, found = scene.after.graph, {name: None}
+    pending = [name]
+    while pending:
+        one = pending.pop()
+        for edge in graph.parents(one) if one in graph else ():
+            if edge.parent not in found:
+                found[edge.parent] = None
+                pending.append(edge.parent)
+    return tuple(sorted(set(found) - {name}))
 
 
 def _order(scene: Scene) -> Any:

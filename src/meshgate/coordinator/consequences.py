@@ -68,7 +68,7 @@ class Consequences:
     def work(self) -> tuple[Work, ...]:
         """What is evaluated, parents first, without when."""
         place = {name: number for number, name in enumerate(self._graph.order())}
-        return tuple(sorted(self._work, key=lambda w: place[w.model]))
+        return tuple(sorted(self._work, key=lambda w: (place[w.model], w.by)))
 
     # What deploys evaluate
 
@@ -156,6 +156,20 @@ class Consequences:
             node = self._graph[step.name]
             ready = self._decide(step.name, step.range)
             self._work.append(self._one(node, "stale", "run", node.project, step.range, ready, step.because))
+        self._again({step.name: step.changed for step in steps})
+
+    def _again(self, later: Mapping[str, IntervalSet]) -> None:
+        """What the deploy rebuilds on what is computed again only by later runs: it is stale then, and follows."""
+        made = {w.model: w.ready for w in self._work if w.by == "deploy"}
+        steps, _ = follow(
+            self._graph, later, made,
+            disabled=disabled_models(self._graph, self._scene.manifests),
+            left=lambda node: self._policies(node).leaves(node, self._scene.now),
+        )  # fmt: skip
+        for step in steps:
+            node = self._graph[step.name]
+            one = self._one(node, "stale", "run", node.project, step.range, step.range, step.because)
+            self._work.append(evolve(one, again=True, hindrances=()))
 
     def _kept(self, name: str) -> IntervalSet:
         change = self._changes.get(name)
@@ -204,7 +218,7 @@ class Consequences:
     def _stars(self, name: str) -> tuple[str, ...]:
         """Parents of which it would select other columns than its table has."""
         change = self._changes.get(name)
-        if change is not None and change.how not in ("indirect", "metadata"):
+        if change is not None and change.how != "indirect":
             return ()
         was, now = (side.reads.get(name, {}) for side in (self._scene.before, self._scene.after))
         return tuple(p for p in sorted(now) if p in was and now[p] != was[p])
@@ -276,9 +290,13 @@ def boundaries(
     by_name = {change.model: change for change in changes}
     told = {n: c.differences for n, c in by_name.items() if c.differences}
     effects: dict[str, str] = {one.model: "left" for one in left}
-    effects |= {one.model: "stale" if one.why == "stale" else "rebuilt" for one in work}
-    moved = {n for n, c in by_name.items() if c.how != "metadata"} | set(effects)
-    rows = {n for n in moved if scene.replaced(n)} - set(told)
+    for one in work:
+        effects[one.model] = (
+            "rebuilt" if one.by == "deploy" or effects.get(one.model) == "rebuilt" else "stale"
+        )
+    moved = {n for n, c in by_name.items() if c.how != "metadata" and not c.keeps_data} | set(effects)
+    rows = {n for n, c in by_name.items() if c.category == "indirect_breaking"}
+    rows |= {n for n, effect in effects.items() if effect == "stale"}
     forward = {one.model for one in left if one.reason == "forward_only"}
     found: list[Boundary] = []
     for child, own, parent, other in crossings(scene):

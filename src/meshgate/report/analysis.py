@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from meshgate.report import change as say
 from meshgate.report.text import _capped, _line, _wrapped
-from meshgate.report.wording import instant, model_name
+from meshgate.report.wording import counted, instant, model_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from meshgate.analysis import Analysis
+    from meshgate.analysis import Analysis, Change, Work
 
 _CATEGORIES = {"breaking": "red", "indirect_breaking": "yellow"}
 _EACH = 40
@@ -55,36 +55,38 @@ def _refusals(out: Console, found: Analysis) -> None:
 
 
 def _projects(out: Console, found: Analysis) -> None:
-    works = {one.model: one for one in found.work}
+    works: dict[str, list[Work]] = {}
+    for one in found.work:
+        works.setdefault(one.model, []).append(one)
     changes = {one.model: one for one in found.changes}
     for project in found.affected:
-        names = [c.model for c in found.changes if c.project == project]
-        names += [w.model for w in found.work if w.project == project and w.model not in changes]
+        mine = [c for c in found.changes if c.project == project]
+        names = [c.model for c in mine if not c.keeps_data]
+        names += [w.model for w in found.work if w.project == project and w.model not in names]
         if not names:
             continue
+        names = list(dict.fromkeys(names))
         out.print()
         out.print(_line((project, "bold")))
         lines: list[Text] = []
         for name in names:
-            lines += _model(name, changes.get(name), works.get(name), found)
+            lines += _model(name, changes.get(name), works.get(name, []), found)
+        if kept := [c for c in mine if c.model not in names]:
+            lines.append(_line((f"  {counted(len(kept), 'more model')} without a change of data", "dim")))
         _wrapped(out, _capped(lines, "  ", 3 * _EACH), 6)
 
 
-def _model(name: str, change: object, work: object, found: Analysis) -> list[Text]:
-    from meshgate.analysis import Change, Work
-
-    lines: list[Text] = []
-    if isinstance(change, Change):
-        style = _CATEGORIES.get(change.category or "", "")
+def _model(name: str, change: Change | None, works: Sequence[Work], found: Analysis) -> list[Text]:
+    if change is not None:
         why = "; ".join(say.why(change))
-        lines.append(_line(f"  {model_name(name)} ", (say.change(change), style), f": {why}" if why else ""))
+        style = _CATEGORIES.get(change.category or "", "")
+        lines = [_line(f"  {model_name(name)} ", (say.change(change), style), f": {why}" if why else "")]
     else:
-        lines.append(_line(f"  {model_name(name)} ", ("stale", "yellow")))
-    if isinstance(work, Work):
-        verb = {"rebuilt": "rebuilt", "extended": "evaluated too", "stale": "computed again"}[work.why]
-        done = f"      {verb} {say.work(work, found.now)}; {say.when(work, found.now)}"
-        lines.append(_line((done, "dim")))
-        lines += [_line((f"      {say.hindrance(h, found.now)}", "yellow")) for h in work.hindrances]
+        above = say.models(dict.fromkeys(parent for one in works for parent in one.because))
+        lines = [_line(f"  {model_name(name)} ", ("stale", "yellow"), f": reads {above}")]
+    for one in works:
+        lines.append(_line((f"      {say.work(one, found.now)}; {say.when(one, found.now)}", "dim")))
+        lines += [_line((f"      {say.hindrance(h, found.now)}", "yellow")) for h in one.hindrances]
     return lines
 
 

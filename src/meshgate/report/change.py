@@ -108,7 +108,11 @@ def reason(found: Reason) -> str:
         )
     if found.rows:
         return f"reads {parent}, whose rows may be others"
-    return f"reads {parent}" + (", all columns of it" if found.star else "")
+    return (
+        f"reads all columns of {parent}"
+        if found.star
+        else f"reads {parent}, but no column that changes there"
+    )
 
 
 def change(found: Change) -> str:
@@ -132,19 +136,25 @@ def why(found: Change) -> list[str]:
     return said
 
 
-def work(found: Work, now: datetime) -> str:
+def work(found: Work, now: datetime | None = None) -> str:
     """What is evaluated of a model, by whom, and how long that takes."""
     doer = f"deploy of {found.doer}" if found.by == "deploy" else f"runs of {found.doer}"
     about = f", about {length(found.expected)}" if found.expected is not None else ""
     rows = f", {counted(found.rows, 'row')}" if found.rows is not None else ""
-    return f"{time_of(found.range, now)} by the {doer}{about}{rows}"
+    verb = {"rebuilt": "rebuilt", "extended": "evaluated too", "stale": "computed again"}[found.why]
+    once_more = ", on what is computed again by then" if found.again else ""
+    return f"{verb} {time_of(found.range, now)} by the {doer}{about}{rows}{once_more}"
 
 
 def when(found: Work, now: datetime) -> str:
     """When that can be done."""
     if found.first_at is None:
         return "not before somebody does something"
-    first = "at once" if found.first_at <= now else f"from {instant(found.first_at, now)}"
+    first = (
+        "at once"
+        if found.by == "deploy" and found.first_at <= now
+        else f"from {instant(found.first_at, now)}"
+    )
     if found.complete_at is None:
         return f"{first}; some of it not before somebody does something"
     if found.complete_at == found.first_at:
@@ -230,7 +240,7 @@ def order(found: Analysis) -> str:
 
 def summary(found: Analysis) -> list[str]:
     """The whole in a few facts, most important first."""
-    by_how = {how: [c for c in found.changes if c.how == how] for how in _HOW}
+    by_how = {how: [c for c in found.changes if c.how == how and not c.keeps_data] for how in _HOW}
     changed = [c for how in ("direct", "metadata") for c in by_how[how]]
     facts = [
         f"{counted(len(found_here), 'model')} {word}"

@@ -271,7 +271,12 @@ def analyze(found: Analysis) -> dict[str, Any]:
     facts = _record(found)
     facts["work"] = [_work(one) for one in found.work]
     facts["left"] = [{**_record(one), "can_be_asked": one.can_be_asked} for one in found.left]
-    more = {"flags": found.flags, "affected": found.affected, "complete_at": found.complete_at}
+    more = {
+        "refused": found.refused,
+        "flags": found.flags,
+        "affected": found.affected,
+        "complete_at": found.complete_at,
+    }
     return document("analysis", **facts, **more, expected_s=found.expected)
 
 

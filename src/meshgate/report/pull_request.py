@@ -10,17 +10,16 @@ import re
 from typing import TYPE_CHECKING
 
 from meshgate.report import change as say
-from meshgate.report.wording import counted, instant, length, model_name, time_of
+from meshgate.report.wording import counted, instant, length, model_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from meshgate.analysis import Analysis, Change, Work
+    from meshgate.analysis import Analysis, Change
 
 MARKER = "<!-- meshgate analyze {environment} -->"
 _SHOWN = 8
 _DRAWN = 40
-_MARKS = {"rebuilt": "🔁 rebuilt", "extended": "⏩ evaluated too", "stale": "🔁 computed again"}
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#])")
 _CODE = re.compile(r"(`[^`]*`)")
 
@@ -172,24 +171,28 @@ def _order(found: Analysis) -> str:
 def _models(found: Analysis) -> list[str]:
     if not found.changes and not found.work:
         return []
-    works = {w.model: w for w in found.work}
     changes = {c.model: c for c in found.changes}
-    names = [*changes, *(w.model for w in found.work if w.model not in changes)]
+    names = dict.fromkeys([*changes, *(w.model for w in found.work)])
     head = [_row("model", "project", "change", "why", "computed", "when"), "|---|---|---|---|---|---|"]
-    return [*head, *(_model(name, changes.get(name), works.get(name), found) for name in names)]
+    return [*head, *(_model(name, changes.get(name), found) for name in names)]
 
 
-def _model(name: str, change: Change | None, work: Work | None, found: Analysis) -> str:
-    project = change.project if change else work.project if work else ""
-    how = say.change(change) if change else "stale"
-    why = "; ".join(say.why(change)) if change else f"reads {say.models(work.because)}" if work else ""
-    done = when = ""
-    if work is not None:
-        done = f"{_MARKS[work.why]} {time_of(work.range)} by the {work.by} of {work.doer}"
-        done += f", about {length(work.expected)}" if work.expected is not None else ""
-        said = [say.when(work, found.now), *(say.hindrance(h, found.now) for h in work.hindrances)]
-        when = "<br>".join(map(_plain, said))
-    return _row(_code(model_name(name)), _plain(project), _plain(how), _plain(why), _plain(done), when)
+def _model(name: str, change: Change | None, found: Analysis) -> str:
+    works = [w for w in found.work if w.model == name]
+    if change is not None:
+        project, how, why = change.project, say.change(change), "; ".join(say.why(change))
+    else:
+        project, how = works[0].project, "stale"
+        why = f"reads {say.models(dict.fromkeys(p for w in works for p in w.because))}"
+    when = [
+        said
+        for w in works
+        for said in (say.when(w, found.now), *(say.hindrance(h, found.now) for h in w.hindrances))
+    ]
+    return _row(
+        _code(model_name(name)), _plain(project), _plain(how), _plain(why),
+        "<br>".join(_plain(say.work(w)) for w in works), "<br>".join(map(_plain, when)),
+    )  # fmt: skip
 
 
 def _boundaries(found: Analysis) -> list[str]:
