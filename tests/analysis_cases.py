@@ -1,15 +1,16 @@
-"""Changes of the three projects of `diamond_mesh`, and what an analysis must say of each: models, ranges, projects, order.
+"""Changes of the three projects of `diamond_mesh`; `analysis_cases.txt` has what an analysis must say of each.
 
-Ranges are in minutes after the mesh's first instant; everything is evaluated up to minute 125, and the analysis is made at
-minute 135. `shared` is expected where all three have one SQLMesh state, `separate` where finance has its own.
+There, ranges are in minutes after the mesh's first instant; everything is evaluated up to minute 125, and the analysis is made
+at minute 135. A second part is expected where finance has a SQLMesh state of its own, if that makes a difference.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+from attrs import frozen
 
 from diamond_mesh import MODELS, by_time, edit, remove, write
 from meshgate.graph import name_parts
@@ -17,7 +18,6 @@ from tiny_mesh import DAY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from meshgate.analysis import Analysis
     from meshgate.interval import IntervalSet
@@ -30,29 +30,31 @@ CUSTOMERS, ORDERS, HISTORY = (
 REVENUE = "finance/models/revenue.sql"
 
 
-def _lines(text: str) -> str:
-    return "\n".join(line.strip() for line in text.strip().splitlines())
-
-
 @frozen
 class Case:
-    """One change, and what has to be said of it.
+    """One change.
 
     Attributes:
-        name: What it is.
+        name: What it is, and where its expectation stands.
         projects: Whose files are given to the analysis.
         change: Changes a copy of the files.
-        shared: Every line that `told` must give, where the state is shared.
-        separate: The same where finance has a state of its own; None where that makes no difference.
         deploys: Whether it may be deployed as it is.
     """
 
     name: str
     projects: tuple[str, ...]
     change: Callable[[Path], object]
-    shared: str = field(converter=_lines)
-    separate: str | None = field(default=None, converter=lambda text: None if text is None else _lines(text))
     deploys: bool = True
+
+    def expected(self, *, separate: bool) -> str:
+        """What `told` must give."""
+        (section,) = (
+            part
+            for part in (Path(__file__).parent / "analysis_cases.txt").read_text().split("\n## ")[1:]
+            if part.partition("\n")[0] == self.name
+        )
+        shared, divided, own = section.partition("\n")[2].partition("### separate state\n")
+        return (own if separate and divided else shared).strip()
 
 
 def _minutes(time: IntervalSet) -> str:
@@ -122,58 +124,53 @@ def _move_model(root: Path) -> None:
 
 
 CASES = (
-    Case("nothing", ("crm", "sales", "finance"), lambda _: None, ""),
+    Case("nothing", ("crm", "sales", "finance"), lambda _: None),
     Case(
         "breaking, far upstream", ("crm",),
         lambda root: edit(root, CUSTOMERS, ("(id % 3)", "(id % 4)")),
-        "",
     ),
     Case(
         "non-breaking: an added column", ("crm",),
         lambda root: edit(root, CUSTOMERS, ("AS score", "AS score, 7::INT AS region")),
-        "",
     ),
     Case(
         "a removed column that another project reads", ("crm",),
         lambda root: edit(root, CUSTOMERS, (" (id % 3)::INT AS country_id,", "")),
-        "", deploys=False,
+        deploys=False,
     ),
-    Case("a removed model and column that nobody else reads", ("sales",), _drop_by_country, ""),
-    Case("a renamed model, its readers with it", ("crm", "sales", "finance"), _rename_model, "", deploys=False),
-    Case("a renamed column, its readers with it", ("crm", "sales", "finance"), _rename_column, "", deploys=False),
+    Case("a removed model and column that nobody else reads", ("sales",), _drop_by_country),
+    Case("a renamed model, its readers with it", ("crm", "sales", "finance"), _rename_model, deploys=False),
+    Case("a renamed column, its readers with it", ("crm", "sales", "finance"), _rename_column, deploys=False),
     Case(
         "a new boundary", ("finance",),
         lambda root: write(
             root, "finance/models/scores.sql",
             by_time("finance.scores", "@hourly", "SELECT id::BIGINT AS id, ts::TIMESTAMP AS ts, score::BIGINT AS score FROM crm.customers WHERE ts >= @start_dt AND ts < @end_dt"),
         ),
-        "",
     ),
-    Case("a slower cron", ("sales",), lambda root: edit(root, ORDERS, ("*/15 * * * *", "@hourly")), ""),
+    Case("a slower cron", ("sales",), lambda root: edit(root, ORDERS, ("*/15 * * * *", "@hourly"))),
     Case(
         "an earlier start", ("crm",),
         lambda root: edit(root, CUSTOMERS, ("owner anna", "owner anna, start '2026-01-04 23:00:00'")),
-        "",
     ),
-    Case("forward-only", ("sales",), lambda root: edit(root, HISTORY, ("amount::BIGINT AS", "(amount + 1)::BIGINT AS")), ""),
+    Case("forward-only", ("sales",), lambda root: edit(root, HISTORY, ("amount::BIGINT AS", "(amount + 1)::BIGINT AS"))),
     Case(
-        "a macro", ("crm",), lambda root: edit(root, "crm/macros/doubled.py", ("* 2)", "* 3)")), "",
+        "a macro", ("crm",), lambda root: edit(root, "crm/macros/doubled.py", ("* 2)", "* 3)")),
     ),
-    Case("an audit", ("finance",), lambda root: edit(root, REVENUE, ("not_null", "positive, not_null")), ""),
+    Case("an audit", ("finance",), lambda root: edit(root, REVENUE, ("not_null", "positive, not_null"))),
     Case(
         "another kind", ("finance",),
         lambda root: edit(root, REVENUE, ("INCREMENTAL_BY_TIME_RANGE (time_column hour, partition_by_time_column FALSE)", "INCREMENTAL_BY_UNIQUE_KEY (unique_key hour)")),
-        "",
     ),
-    Case("a seed", ("crm",), lambda root: edit(root, "crm/seeds/countries.csv", ("DE,19", "DE,16")), ""),
-    Case("a removed model that other projects read", ("crm",), lambda root: remove(root, CUSTOMERS), "", deploys=False),
-    Case("two projects: a new column and who reads it", ("crm", "sales"), _read_new_column, ""),
-    Case("three projects: a column goes, and nobody reads it any more", ("crm", "sales", "finance"), _stop_reading, ""),
+    Case("a seed", ("crm",), lambda root: edit(root, "crm/seeds/countries.csv", ("DE,19", "DE,16"))),
+    Case("a removed model that other projects read", ("crm",), lambda root: remove(root, CUSTOMERS), deploys=False),
+    Case("two projects: a new column and who reads it", ("crm", "sales"), _read_new_column),
+    Case("three projects: a column goes, and nobody reads it any more", ("crm", "sales", "finance"), _stop_reading),
     Case(
-        "another type", ("sales",), lambda root: edit(root, ORDERS, ("score::BIGINT AS amount", "score::INT AS amount")), "",
+        "another type", ("sales",), lambda root: edit(root, ORDERS, ("score::BIGINT AS amount", "score::INT AS amount")),
     ),
-    Case("a model that moves to another project", ("sales", "finance"), _move_model, "", deploys=False),
+    Case("a model that moves to another project", ("sales", "finance"), _move_model, deploys=False),
     Case(
-        "a description", ("sales",), lambda root: edit(root, ORDERS, ("owner bert", "owner bert, description 'Orders.'")), "",
+        "a description", ("sales",), lambda root: edit(root, ORDERS, ("owner bert", "owner bert, description 'Orders.'")),
     ),
 )  # fmt: skip

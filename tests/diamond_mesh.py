@@ -182,6 +182,16 @@ class DiamondMesh(TinyMesh):
         twin._write_configs({})
         return twin
 
+    @classmethod
+    def over(cls, files: Path, folder: Path, postgres: LocalPostgres, *, separate: bool) -> DiamondMesh:
+        """A new mesh with the files of a copy, and nothing evaluated yet."""
+        found = cls(folder, postgres, separate=separate)
+        for project in PROJECTS:
+            shutil.rmtree(folder / project)
+            shutil.copytree(files / project, folder / project)
+        found._write_configs({})
+        return found
+
     @property
     def databases(self) -> tuple[str, ...]:
         """The URLs of all its databases."""

@@ -97,7 +97,8 @@ def _columns(old: Model, new: Model) -> Iterator[Difference]:
         what = "retyped" if name in retyped else "added" if name in now else "removed"
         yield Difference(f"column_{what}", name, was.get(name), now.get(name))
     # As written, but for macros: what is qualified differs as soon as a parent's columns do.
-    before, after = (_query(model, needs_optimization=False) for model in (old, new))
+    # (With a start, as SQLMesh would answer from its cache of qualified ones.)
+    before, after = (_query(model, needs_optimization=False, start="1970-01-01") for model in (old, new))
     if before is None or after is None:
         return
     made, makes = _projections(before), _projections(after)
@@ -117,7 +118,7 @@ def columns_of(model: Model) -> dict[str, str]:
     return {name: str(kind.sql(model.dialect)) for name, kind in (model.columns_to_types or {}).items()}
 
 
-def _query(model: Model, **how: bool) -> exp.Expression | None:
+def _query(model: Model, **how: Any) -> exp.Expression | None:
     if not model.is_sql:
         return None
     # What cannot be rendered here, as a macro's package is missing, is compared by its code alone.
