@@ -39,18 +39,20 @@ class Case:
         projects: Whose files are given to the analysis.
         change: Changes a copy of the files.
         deploys: Whether it may be deployed as it is.
+        book: The file of its expectation.
     """
 
     name: str
     projects: tuple[str, ...]
     change: Callable[[Path], object]
     deploys: bool = True
+    book: str = "analysis_cases.txt"
 
     def expected(self, *, separate: bool) -> str:
         """What `told` must give."""
         (section,) = (
             part
-            for part in (Path(__file__).parent / "analysis_cases.txt").read_text().split("\n## ")[1:]
+            for part in (Path(__file__).parent / self.book).read_text().split("\n## ")[1:]
             if part.partition("\n")[0] == self.name
         )
         shared, divided, own = section.partition("\n")[2].partition("### separate state\n")
@@ -84,6 +86,7 @@ def told(found: Analysis) -> str:
     if found.order.state != "any":
         musts = sorted({f"{p.first}<{p.then}" for p in found.order.precedences})
         lines.append(f"order {found.order.state}: {' '.join(found.order.projects)} ({', '.join(musts)})")
+    lines += [f"? {warning}" for warning in found.warnings]
     lines += [f"! {r.what} {_short(r.model) if r.model else r.project}" for r in found.refusals]
     return "\n".join(lines)
 
@@ -170,6 +173,11 @@ CASES = (
         "another type", ("sales",), lambda root: edit(root, ORDERS, ("score::BIGINT AS amount", "score::INT AS amount")),
     ),
     Case("a model that moves to another project", ("sales", "finance"), _move_model, deploys=False),
+    Case("a column that is not there", ("sales",), lambda root: edit(root, ORDERS, ("score::BIGINT AS amount", "points::BIGINT AS amount")), deploys=False),
+    Case(
+        "a model of a checkout that is missing", ("finance",),
+        lambda root: write(root, "finance/models/returned.sql", "MODEL (name finance.returned, kind FULL, cron '@hourly');\nSELECT id::BIGINT AS id FROM crm.returns\n"),
+    ),
     Case(
         "a description", ("sales",), lambda root: edit(root, ORDERS, ("owner bert", "owner bert, description 'Orders.'")),
     ),

@@ -96,13 +96,7 @@ class DiamondMesh(TinyMesh):
         policies: dict[str, Any] | None = None,
     ) -> None:
         self.separate = separate
-        self.data = folder / "data"
         super().__init__(folder, postgres, policies=policies)
-
-    def _connection(self) -> dict[str, Any]:
-        found = super()._connection()
-        found["catalogs"]["lake"]["data_path"] = str(self.data)
-        return found
 
     def _write_projects(self, settings: dict[str, str], policies: dict[str, Any]) -> None:
         self.policies = {**policies, "stale_throttle": "0s"}

@@ -40,8 +40,15 @@ def meshes(
 
 
 @pytest.fixture(scope="module")
-def opened(meshes: dict[bool, DiamondMesh]) -> Iterator[dict[bool, Mesh]]:
-    """Both of them, open."""
+def twin(meshes: dict[bool, DiamondMesh], tmp_path_factory: pytest.TempPathFactory) -> DiamondMesh:
+    """One with a state for all, in which a test may deploy."""
+    folder = tmp_path_factory.mktemp("twin")
+    return meshes[False].clone(folder / "mesh", meshes[False].copy(folder / "files"))
+
+
+@pytest.fixture(scope="module")
+def opened(meshes: dict[bool, DiamondMesh], twin: DiamondMesh) -> Iterator[dict[bool, Mesh]]:
+    """Both of them, open; nobody may clone them any more."""
     with meshes[False].mesh() as shared, meshes[True].mesh() as separate:
         yield {False: shared, True: separate}
 
@@ -148,13 +155,13 @@ def test_open_requests_and_live_deploys_are_met(
     assert "collision" in found.flags
 
 
-def test_a_plan_that_drops_what_only_dev_has_of_another_project_is_refused(
-    meshes: dict[bool, DiamondMesh], tmp_path: Path
-) -> None:
+def test_a_plan_that_drops_what_only_dev_has_of_another_project_is_refused(twin: DiamondMesh) -> None:
     """SQLMesh takes the other projects' models from prod: what only dev has of them would be gone."""
-    root = meshes[False].copy(tmp_path / "files")
-    write(root, "finance/models/extra.sql", "MODEL (name finance.extra, kind FULL, cron '@hourly');\nSELECT 1::INT AS one\n")
-    twin = meshes[False].clone(tmp_path / "twin", root)
+    write(
+        twin.folder,
+        "finance/models/extra.sql",
+        "MODEL (name finance.extra, kind FULL, cron '@hourly');\nSELECT 1::INT AS one\n",
+    )
     with twin.mesh() as mesh:
         mesh.deploy("finance", environment="dev", now=at(NOW))
         edit(twin.folder, ORDERS, ("score::BIGINT AS amount", "(score + 1)::BIGINT AS amount"))
@@ -189,7 +196,9 @@ def test_the_command(meshes: dict[bool, DiamondMesh], tmp_path: Path) -> None:
     text = mesh.cli(*said)
     assert "crm.customers changed, breaking" in text.stdout
     assert "deploy crm" in text.stdout
-    failed = mesh.cli(*said, "--markdown", "--fail-on", "collision", "--fail-on", "cross-project", check=False)
+    failed = mesh.cli(
+        *said, "--markdown", "--fail-on", "collision", "--fail-on", "cross-project", check=False
+    )
     assert failed.returncode == 1
     assert failed.stdout.startswith(marker("prod"))
     assert "failed on: cross-project" in failed.stderr

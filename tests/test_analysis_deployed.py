@@ -34,7 +34,10 @@ UPTO = 240
 
 @pytest.fixture(scope="module", params=["shared", "separate"])
 def mesh(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, postgres: LocalPostgres, extensions: None
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    postgres: LocalPostgres,
+    extensions: None,
 ) -> DiamondMesh:
     """Everything evaluated up to minute 125."""
     folder = tmp_path_factory.mktemp(request.param) / "mesh"
@@ -104,6 +107,4 @@ def fresh(mesh: DiamondMesh, files: Path, folder: Path, postgres: LocalPostgres)
 def upto(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Rows in an order that does not depend on when they were written."""
     end = span(0, UPTO).end.replace(tzinfo=None)
-    return sorted(
-        (row for row in rows if not any(hasattr(v, "year") and v >= end for v in row)), key=str
-    )
+    return sorted((row for row in rows if not any(hasattr(v, "year") and v >= end for v in row)), key=str)

@@ -22,8 +22,8 @@ class Difference:
 
     Attributes:
         what: `column_added`, `column_removed`, `column_retyped`, `column_redefined`, `query` (which rows it selects),
-            `code` (a macro or Python function), `seed`, `kind`, `audits`, `statements`, `metadata`, or a property of
-            the model such as `cron` or `start`.
+            `code` (a macro or Python function), `seed`, `kind`, `audits`, `statements`, `star` (a `SELECT *` finds other
+            columns), `metadata`, or a property of the model such as `cron` or `start`.
         name: Of the column, where it is about one.
         before: As text, where it can be told shortly.
         after: The same.
@@ -267,7 +267,7 @@ class Refusal:
     """Why the change must not be deployed as it is.
 
     Attributes:
-        what: `removed_model` or `removed_column` that others read, `foreign_model`, `foreign_statements` or
+        what: `removed_model` or `removed_column` that is still read, `missing_column` that is newly read, `foreign_model`, `foreign_statements` or
             `foreign_requirement` that the plan would drop, `owned_twice`, `declaration` (of meshgate.yaml).
         model: Which model it is about, if any.
         project: Whose.

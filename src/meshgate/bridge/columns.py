@@ -45,7 +45,7 @@ class Difference:
     Attributes:
         what: `column_added`, `column_removed`, `column_retyped`, `column_redefined`, `query` (which rows it selects),
             `code` (a macro or Python function), `seed`, `kind`, `audits`, `statements`, one of a model's own properties
-            (`cron`, `start`, ...), or `metadata`.
+            (`cron`, `start`, ...), `star` (a `SELECT *` finds other columns), or `metadata`.
         name: Of the column, where it is about one.
         before: As text, where that is short enough to be told.
         after: The same.
@@ -60,10 +60,9 @@ class Difference:
 def differences(old: Snapshot, new: Snapshot) -> tuple[Difference, ...]:
     """What differs between two versions of a model, in a fixed order; nothing for what is only its parents' doing."""
     found = list(_differences(old.model, new.model))
-    if not found and (old.fingerprint.data_hash, old.fingerprint.metadata_hash) != (
-        new.fingerprint.data_hash,
-        new.fingerprint.metadata_hash,
-    ):
+    if not found and new.is_directly_modified(old):
+        found.append(Difference("star"))
+    elif not found and old.fingerprint.metadata_hash != new.fingerprint.metadata_hash:
         found.append(Difference("metadata"))
     return tuple(found)
 
@@ -209,6 +208,8 @@ def _read(model: Model, query: exp.Expression) -> dict[str, frozenset[str]]:
         dialect=model.dialect,
         schema=normalize_mapping_schema(model.mapping_schema, dialect=model.dialect),
         validate_qualify_columns=False,
+        # A column that is not there is what this has to find.
+        allow_partial_qualification=True,
         infer_schema=True,
     )
     found: dict[str, set[str]] = {}

@@ -24,7 +24,14 @@ from meshgate.analysis import (
     reasons_of,
 )
 from meshgate.config import FILE_NAME, load
-from meshgate.coordinator.consequences import Consequences, boundaries, collisions, crossings, refusals
+from meshgate.coordinator.consequences import (
+    Consequences,
+    boundaries,
+    collisions,
+    crossings,
+    refusals,
+    strangers,
+)
 from meshgate.coordinator.explain import environment_of
 from meshgate.coordinator.proposed import digest, look
 from meshgate.coordinator.staleness import states_of
@@ -149,7 +156,7 @@ def _analyzed(
         collisions=collisions(bench, scene, work),
         order=order,
         refusals=refusals(scene, proposals),
-        warnings=tuple(w for p in proposals for w in p.warnings),
+        warnings=(*strangers(scene), *(w for p in proposals for w in p.warnings)),
     )
 
 

@@ -363,7 +363,7 @@ def collisions(bench: Workbench, scene: Scene, work: Sequence[Work]) -> tuple[Co
 
 def refusals(scene: Scene, proposals: Iterable[Proposal]) -> tuple[Refusal, ...]:
     """Why the change must not be deployed as it is."""
-    found = [*scene.refusals, *_owned_twice(scene), *_removed(scene)]
+    found = [*scene.refusals, *_owned_twice(scene), *_removed(scene), *_missing(scene)]
     for proposal in proposals:
         ours = ", ".join(proposal.projects)
         for one in proposal.dropped:
@@ -412,6 +412,42 @@ def _removed(scene: Scene) -> Iterable[Refusal]:
                     f"column {column} of {spoken(parent)} is removed, and {spoken(child)} of {own} reads it"
                 )
                 yield Refusal("removed_column", parent, was, said, first)
+
+
+def _missing(scene: Scene) -> Iterable[Refusal]:
+    """Columns that are newly read, and that what is read does not have."""
+    after = scene.after
+    for name in sorted(a.model for a in scene.altered if a.how in ("added", "direct")):
+        for parent, read in sorted(after.reads.get(name, {}).items()):
+            whose, has = after.owner(parent), set(after.columns.get(parent, ()))
+            if not whose or not has or parent == name:
+                continue
+            known = set(_read_of(scene.before, name, parent)) | has | {"*"}
+            for column in sorted(set(read) - known):
+                yield Refusal(
+                    "missing_column", parent, whose,
+                    f"{spoken(name)} of {after.owner(name)} reads column {column} of {spoken(parent)}, which has none of that name",
+                    f"add it to {spoken(parent)}, or give the checkout of {whose} that does",
+                )  # fmt: skip
+
+
+def strangers(scene: Scene) -> tuple[str, ...]:
+    """Tables that are newly read and that nobody makes: sources, or models of a checkout that is missing."""
+    found: dict[str, str] = {}
+    for name in scene.after.graph.order():
+        own, was = scene.after.owner(name), scene.before.graph
+        known = {e.parent for e in was.parents(name)} if name in was else set()
+        for edge in scene.after.graph.parents(name) if own else ():
+            parent = edge.parent
+            if (
+                scene.after.owner(parent) is None
+                and parent not in known
+                and scene.before.owner(parent) is None
+            ):
+                found[parent] = (
+                    f"{spoken(name)} of {own} reads {spoken(parent)}, which no model of the mesh makes"
+                )
+    return tuple(f"{said}: is it a source, or is a checkout missing?" for _, said in sorted(found.items()))
 
 
 def _gone(scene: Scene, name: str) -> Collection[str]:

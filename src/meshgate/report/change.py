@@ -37,6 +37,7 @@ _DIFFERENCES = {
     "seed": "its file changes",
     "audits": "its audits change",
     "statements": "its statements before or after the query change",
+    "star": "its `SELECT *` finds other columns",
     "metadata": "what describes it changes",
     "forward_only": "whether its changes are forward-only",
 }

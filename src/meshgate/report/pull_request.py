@@ -32,11 +32,13 @@ def marker(environment: str) -> str:
 def _plain(text: str) -> str:
     """Text that Markdown leaves as it is, but for what stands between backticks."""
     parts = _CODE.split(text.replace("\n", " "))
-    return "".join(p if p.startswith("`") and len(p) > 1 else _SPECIAL.sub(r"\\\1", p) for p in parts)
+    spans = (_code(p) if p.startswith("`") and len(p) > 1 else _SPECIAL.sub(r"\\\1", p) for p in parts)
+    return "".join(spans)
 
 
 def _code(text: str) -> str:
-    return f"`{text.replace('`', '')}`"
+    # A cell of a table ends at a bar, also inside a span of code.
+    return f"`{text.replace('`', '').replace('|', chr(92) + '|')}`"
 
 
 def _row(*cells: str) -> str:
