@@ -38,7 +38,8 @@ test-peers: setup ## Plain SQLMesh still shows the faults that meshgate prevents
 		tests/test_enforced.py tests/test_signal_wrapper.py
 
 test-analysis: setup ## Every analysed change is deployed as the analysis says, and each table compared with a recomputation
-	@$(BIN)/python -m pytest -m 'deploys or not deploys' -n $(WORKERS) --dist loadgroup tests/test_analysis.py tests/test_analysis_deployed.py
+	@$(BIN)/python -m pytest -m 'analysis or not analysis' -n $(WORKERS) --dist loadgroup tests/test_analysis.py \
+		tests/test_analysis_portfolio.py tests/test_analysis_deployed.py
 
 mutation: setup ## Removes each protecting line and shows that a test fails
 	@$(BIN)/python tests/mutations.py

@@ -47,7 +47,7 @@ def mesh(
 def cases() -> list[Any]:
     """All of them; `make test` takes two."""
     return [
-        pytest.param(case, id=case.name, marks=() if case.name in BOUNDED else pytest.mark.deploys)
+        pytest.param(case, id=case.name, marks=() if case.name in BOUNDED else pytest.mark.analysis)
         for case in DEPLOYED
     ]
 

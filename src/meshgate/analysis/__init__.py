@@ -8,6 +8,7 @@ Pure: SQLMesh's plan, the ledger's knowledge and the gate's decisions are handed
 """
 
 from meshgate.analysis.document import (
+    BREAKING,
     Analysis,
     Base,
     Boundary,
@@ -26,6 +27,7 @@ from meshgate.analysis.order import Reading, arrange, precedences, reasons_of
 from meshgate.analysis.timing import Task, earliest
 
 __all__ = [
+    "BREAKING",
     "Analysis",
     "Base",
     "Boundary",

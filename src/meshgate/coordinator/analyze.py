@@ -24,15 +24,10 @@ from meshgate.analysis import (
     reasons_of,
 )
 from meshgate.config import FILE_NAME, load
-from meshgate.coordinator.consequences import (
-    Consequences,
-    boundaries,
-    collisions,
-    crossings,
-    refusals,
-    strangers,
-)
+from meshgate.coordinator.consequences import Consequences
+from meshgate.coordinator.crossings import boundaries, crossings
 from meshgate.coordinator.explain import environment_of
+from meshgate.coordinator.objections import collisions, refusals, strangers
 from meshgate.coordinator.proposed import digest, look
 from meshgate.coordinator.staleness import states_of
 from meshgate.due import cron_floor, cron_next

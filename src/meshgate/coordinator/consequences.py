@@ -6,32 +6,31 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
-from meshgate.analysis import Boundary, Collision, Hindrance, Left, Reason, Refusal, Task, Work, reasons_of
+from meshgate.analysis import (
+    BREAKING,
+    Hindrance,
+    Left,
+    Task,
+    Work,
+)
 from meshgate.coordinator.policies import policies_of
 from meshgate.coordinator.restate import expected
 from meshgate.due import due
 from meshgate.gate import decide
-from meshgate.graph import name_parts
 from meshgate.interval import MAX_INSTANT, IntervalSet
 from meshgate.restatement import disabled_models, follow
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from meshgate.analysis import Change, Order
-    from meshgate.bridge.proposal import Proposal
     from meshgate.coordinator.proposed import Scene
     from meshgate.coordinator.run import Workbench
-    from meshgate.gate import Blocked
+    from meshgate.gate import Blocked, ParentState
     from meshgate.graph import ModelNode
 
 _SPOKEN = ("query", "code", "seed", "kind", "statements")
-
-
-def spoken(name: str) -> str:
-    """A model's name for people."""
-    return ".".join(name_parts(name)[-2:])
 
 
 class Consequences:
@@ -73,22 +72,58 @@ class Consequences:
     # What deploys evaluate
 
     def _deployed(self) -> None:
+        """Deploy after deploy: what a later one replaces is, for an earlier one, what it was."""
+        scene, projects = self._scene, self._order.projects
+        doers = self._doers()
+        turns = {name: projects.index(doer) for name, doer in doers.items()}
+        for turn, project in enumerate(projects):
+            view = dict(self._view)
+            for name, later in turns.items():
+                so_far = scene.standing_so_far(name) if later > turn else None
+                if so_far is not None:
+                    view[name] = so_far
+            for name in self._graph.order():
+                if doers.get(name, self._graph[name].project) == project:
+                    self._deploy(name, project, view)
+
+    def _deploy(self, name: str, doer: str, view: Mapping[str, ParentState]) -> None:
+        scene, time = self._scene, self._scene.wanted.get(name)
+        change = self._changes.get(name)
+        # As a deploy does it: of other projects' models only those that the plan changes.
+        mine = self._graph[name].project in scene.projects
+        if not time or name not in self._view or not (mine or scene.replaced(name)):
+            return
+        ready = self._decide(name, time, view)
+        if change is None:
+            return
+        caused = time if scene.replaced(name) else time - self._due_anyway(name)
+        if caused:
+            why = "rebuilt" if scene.replaced(name) else "extended"
+            self._work.append(
+                self._one(self._graph[name], why, "deploy", doer, caused, ready, change.because)
+            )
+
+    def _doers(self) -> dict[str, str]:
+        """By model that changes: the last of the projects whose deploys make it what it will be."""
+        place = {project: number for number, project in enumerate(self._order.projects)}
+        causes: dict[str, set[str]] = {}
         for name in self._graph.order():
-            node, time = self._graph[name], self._scene.wanted.get(name)
-            mine = node.project in self._scene.projects
-            # As a deploy does it: of other projects' models only those that the plan changes.
-            if not time or name not in self._view or not (mine or self._scene.replaced(name)):
-                continue
-            ready = self._decide(name, time)
             change = self._changes.get(name)
-            if change is None or change.how == "removed":
+            if change is None:
                 continue
-            caused = time if self._scene.replaced(name) else time - self._due_anyway(name)
-            if caused:
-                why = "rebuilt" if self._scene.replaced(name) else "extended"
-                self._work.append(
-                    self._one(node, why, "deploy", self._doer(change), caused, ready, change.because)
-                )
+            mine = {change.project} if change.how != "indirect" else set()
+            for edge in self._graph.parents(name):
+                above = self._changes.get(edge.parent)
+                if (
+                    above is not None
+                    and edge.parent != name
+                    and above.category in BREAKING
+                    and above.how != "added"
+                ):
+                    mine |= causes.get(edge.parent, set())
+            told = {self._changes[m].project for m in change.because if m in self._changes}
+            causes[name] = {p for p in mine or told if p in place} or set(self._order.projects[-1:])
+        return {name: max(projects, key=lambda p: place[p]) for name, projects in causes.items() if projects}
 
     def _due_anyway(self, name: str) -> IntervalSet:
         """What would be evaluated without the change."""
@@ -96,17 +131,8 @@ class Consequences:
         answer = due(before.graph[name], before.recorded.get(name, IntervalSet()), self._scene.now)
         return answer.fresh | answer.lookback
 
-    def _doer(self, change: Change) -> str:
-        """The last of the projects whose changes make it what it will be."""
-        causes = [self._changes[m].project for m in change.because if m in self._changes]
-        causes += [change.project] if change.how != "indirect" else []
-        mine = [p for p in self._order.projects if p in causes]
-        return mine[-1] if mine else (self._order.projects or (change.project,))[-1]
-
-    def _decide(self, name: str, time: IntervalSet) -> IntervalSet:
-        decision = decide(
-            self._graph, name, time, self._view, self._produced, now=self._scene.now, patience=None
-        )
+    def _decide(self, name: str, time: IntervalSet, view: Mapping[str, ParentState]) -> IntervalSet:
+        decision = decide(self._graph, name, time, view, self._produced, now=self._scene.now, patience=None)
         node = self._graph[name]
         made = decision.ready | self._view[name].covered if node.kind.as_of else decision.ready
         if decision.ready:
@@ -154,7 +180,7 @@ class Consequences:
         )  # fmt: skip
         for step in steps:
             node = self._graph[step.name]
-            ready = self._decide(step.name, step.range)
+            ready = self._decide(step.name, step.range, self._view)
             self._work.append(self._one(node, "stale", "run", node.project, step.range, ready, step.because))
         self._again({step.name: step.changed for step in steps})
 
@@ -278,183 +304,3 @@ def _until(entries: Sequence[Blocked]) -> datetime | None:
     told = [e.detail["retry_at"] for e in entries if e.detail.get("retry_at")]
     told += [e.span.end for e in entries if e.reason == "not_due" and e.span.end != MAX_INSTANT]
     return max(told, default=None)
-
-
-# Beside the work
-
-
-def boundaries(
-    scene: Scene, changes: Iterable[Change], work: Iterable[Work], left: Iterable[Left]
-) -> tuple[Boundary, ...]:
-    """The edges between projects that the change crosses."""
-    by_name = {change.model: change for change in changes}
-    told = {n: c.differences for n, c in by_name.items() if c.differences}
-    effects: dict[str, str] = {one.model: "left" for one in left}
-    for one in work:
-        effects[one.model] = (
-            "rebuilt" if one.by == "deploy" or effects.get(one.model) == "rebuilt" else "stale"
-        )
-    moved = {n for n, c in by_name.items() if c.how != "metadata" and not c.keeps_data} | set(effects)
-    rows = {n for n, c in by_name.items() if c.category == "indirect_breaking"}
-    rows |= {n for n, effect in effects.items() if effect == "stale"}
-    forward = {one.model for one in left if one.reason == "forward_only"}
-    found: list[Boundary] = []
-    for child, own, parent, other in crossings(scene):
-        was, now = (_reads(side, child, parent) for side in (scene.before, scene.after))
-        if parent not in moved and not (child in moved and was != now):
-            continue
-        reads = scene.after.reads.get(child, {}) if now else scene.before.reads.get(child, {})
-        reason = next(iter(reasons_of({parent: reads.get(parent, frozenset())}, told, rows)), Reason(parent))
-        if scene.after.owner(parent) is None:
-            effect = "broken" if now else "gone"
-        elif was != now:
-            effect = "new" if now else "gone"
-        else:
-            effect = effects.get(child, "left" if parent in forward else "none")
-        found.append(Boundary(parent, other, child, own, scene.owners.get(child), effect, reason))
-    return tuple(found)
-
-
-def crossings(scene: Scene) -> list[tuple[str, str, str, str]]:
-    """Every edge between two projects, so far or then; a model that is gone still counts as its project's."""
-    found: dict[tuple[str, str, str, str], None] = {}
-    for side in (scene.after, scene.before):
-        for child in side.graph.order():
-            own = side.owner(child)
-            for edge in side.graph.parents(child) if own else ():
-                other = scene.after.owner(edge.parent) or scene.before.owner(edge.parent)
-                if own and other and other != own:
-                    found[child, own, edge.parent, other] = None
-    return list(found)
-
-
-def _reads(side: Any, child: str, parent: str) -> bool:
-    return side.owner(child) is not None and parent in {e.parent for e in side.graph.parents(child)}
-
-
-def collisions(bench: Workbench, scene: Scene, work: Sequence[Work]) -> tuple[Collision, ...]:
-    """What is in flight, or asked for, where something is replaced or computed."""
-    if scene.manifest is None:
-        return ()
-    times = {one.model: one.range for one in work}
-    found: list[Collision] = [
-        Collision("run", run.run_id, run.project, None, "deploying", IntervalSet(), run.expires_at)
-        for run in bench.ledger.live_runs()
-        if run.environment == scene.environment and run.purpose == "deploy"
-    ]
-    for name, state in sorted(scene.states.items()):
-        replaced = scene.before.version(name) is not None and scene.replaced(name)
-        for claim in state.claims:
-            # Who writes to the table that is replaced is waited for, whatever the time.
-            met = IntervalSet([claim.interval]) & (
-                IntervalSet.everything() if replaced else times.get(name, IntervalSet())
-            )
-            if met:
-                found.append(
-                    Collision("run", claim.run_id, claim.project, name, claim.state, met, claim.until)
-                )
-    found += [
-        Collision("request", asked.request_id, asked.project, asked.model, "open", met)
-        for asked in bench.ledger.requests(scene.environment)
-        if asked.state == "open" and (met := asked.open & times.get(asked.model, IntervalSet()))
-    ]
-    return tuple(found)
-
-
-def refusals(scene: Scene, proposals: Iterable[Proposal]) -> tuple[Refusal, ...]:
-    """Why the change must not be deployed as it is."""
-    found = [*scene.refusals, *_owned_twice(scene), *_removed(scene), *_missing(scene)]
-    for proposal in proposals:
-        ours = ", ".join(proposal.projects)
-        for one in proposal.dropped:
-            whose = f" of project {one.project}" if one.project else ""
-            what = {
-                "model": f"model {spoken(one.name)}{whose}",
-                "statements": f"the statements before and after runs{whose}",
-                "requirement": f"the requirement {one.name}, and other projects' models may need it",
-            }[one.what]
-            found.append(
-                Refusal(
-                    f"foreign_{one.what}", one.name if one.what == "model" else None, one.project,
-                    f"the plan of {ours} drops {what}", "give the checkouts of all projects of this state to one plan",
-                )
-            )  # fmt: skip
-    return tuple(found)
-
-
-def _owned_twice(scene: Scene) -> Iterable[Refusal]:
-    for name in scene.after.graph.order():
-        was, now = scene.before.owner(name), scene.after.owner(name)
-        if was and now and was != now:
-            yield Refusal(
-                "owned_twice", name, now,
-                f"{spoken(name)} is owned twice: by {was!r} in environment {scene.environment!r} and by the files of {now!r}",
-                f"rename it in one of the two, or remove it from {was!r} and deploy that first",
-            )  # fmt: skip
-
-
-def _removed(scene: Scene) -> Iterable[Refusal]:
-    """Models and columns that are gone and still read."""
-    before, after = scene.before, scene.after
-    for child in after.graph.order():
-        own = after.owner(child)
-        for edge in after.graph.parents(child) if own else ():
-            parent, was = edge.parent, before.owner(edge.parent)
-            if not was or own is None:
-                continue
-            first = f"change {spoken(child)} and deploy {own} first"
-            if after.owner(parent) is None:
-                said = f"{spoken(parent)} of {was} is removed, and {spoken(child)} of {own} reads it"
-                yield Refusal("removed_model", parent, was, said, first)
-                continue
-            for column in _gone(scene, parent) & _read_of(after, child, parent):
-                said = (
-                    f"column {column} of {spoken(parent)} is removed, and {spoken(child)} of {own} reads it"
-                )
-                yield Refusal("removed_column", parent, was, said, first)
-
-
-def _missing(scene: Scene) -> Iterable[Refusal]:
-    """Columns that are newly read, and that what is read does not have."""
-    after = scene.after
-    for name in sorted(a.model for a in scene.altered if a.how in ("added", "direct")):
-        for parent, read in sorted(after.reads.get(name, {}).items()):
-            whose, has = after.owner(parent), set(after.columns.get(parent, ()))
-            if not whose or not has or parent == name:
-                continue
-            known = set(_read_of(scene.before, name, parent)) | has | {"*"}
-            for column in sorted(set(read) - known):
-                yield Refusal(
-                    "missing_column", parent, whose,
-                    f"{spoken(name)} of {after.owner(name)} reads column {column} of {spoken(parent)}, which has none of that name",
-                    f"add it to {spoken(parent)}, or give the checkout of {whose} that does",
-                )  # fmt: skip
-
-
-def strangers(scene: Scene) -> tuple[str, ...]:
-    """Tables that are newly read and that nobody makes: sources, or models of a checkout that is missing."""
-    found: dict[str, str] = {}
-    for name in scene.after.graph.order():
-        own, was = scene.after.owner(name), scene.before.graph
-        known = {e.parent for e in was.parents(name)} if name in was else set()
-        for edge in scene.after.graph.parents(name) if own else ():
-            parent = edge.parent
-            if (
-                scene.after.owner(parent) is None
-                and parent not in known
-                and scene.before.owner(parent) is None
-            ):
-                found[parent] = (
-                    f"{spoken(name)} of {own} reads {spoken(parent)}, which no model of the mesh makes"
-                )
-    return tuple(f"{said}: is it a source, or is a checkout missing?" for _, said in sorted(found.items()))
-
-
-def _gone(scene: Scene, name: str) -> Collection[str]:
-    was, now = (set(side.columns.get(name, ())) for side in (scene.before, scene.after))
-    return frozenset(was - now) if now else frozenset()
-
-
-def _read_of(side: Any, child: str, parent: str) -> Any:
-    found: Mapping[str, frozenset[str]] = side.reads.get(child, {})
-    return frozenset(found.get(parent, ()))

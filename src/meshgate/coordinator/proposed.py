@@ -94,11 +94,17 @@ class Scene:
 
     def standing(self, name: str) -> ParentState:
         """What is known of the version that would be promoted."""
-        node = self.after.graph[name]
         known = None if self.replaced(name) else self.states.get(name)
         if known is None:
             known = VersionState(covered=self.after.recorded[name])
-        return standing(node, known, self.now)
+        return standing(self.after.graph[name], known, self.now)
+
+    def standing_so_far(self, name: str) -> ParentState | None:
+        """What is known of the version that is promoted now; None where there is none."""
+        if self.before.version(name) is None or name not in self.before.recorded:
+            return None
+        known = self.states.get(name) or VersionState(covered=self.before.recorded[name])
+        return standing(self.before.graph[name], known, self.now)
 
 
 def look(
