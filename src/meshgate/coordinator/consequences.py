@@ -45,7 +45,8 @@ class Consequences:
 
     def __init__(self, bench: Workbench, scene: Scene, changes: Sequence[Change], order: Order) -> None:
         self._scene = scene
-        self._changes = {change.model: change for change in changes}
+        # What one project removes and another adds is there.
+        self._changes = {c.model: c for c in sorted(changes, key=lambda c: c.how != "removed")}
         self._order = order
         self._graph = scene.after.graph
         self._policies = policies_of(self._graph, scene.manifests)
@@ -122,7 +123,10 @@ class Consequences:
                 ):
                     mine |= causes.get(edge.parent, set())
             told = {self._changes[m].project for m in change.because if m in self._changes}
-            causes[name] = {p for p in mine or told if p in place} or set(self._order.projects[-1:])
+            able = self._scene.together.get(change.project, frozenset())
+            causes[name] = {p for p in mine or told if p in place and p in able} or {
+                p for p in self._order.projects if p in able
+            }
         return {name: max(projects, key=lambda p: place[p]) for name, projects in causes.items() if projects}
 
     def _due_anyway(self, name: str) -> IntervalSet:
@@ -173,29 +177,43 @@ class Consequences:
                 kept = self._kept(name)
                 changed[name] = IntervalSet([self._graph[name].life]) - kept
         recorded = {n: s.covered for n, s in self._view.items()}
-        steps, self._stops = follow(
-            self._graph, changed, recorded,
-            disabled=disabled_models(self._graph, scene.manifests),
-            left=lambda node: self._policies(node).leaves(node, scene.now),
-        )  # fmt: skip
+        steps, self._stops = self._follow(changed, recorded)
         for step in steps:
             node = self._graph[step.name]
             ready = self._decide(step.name, step.range, self._view)
             self._work.append(self._one(node, "stale", "run", node.project, step.range, ready, step.because))
-        self._again({step.name: step.changed for step in steps})
+        self._again({step.name: step.changed for step in steps}, changed)
 
-    def _again(self, later: Mapping[str, IntervalSet]) -> None:
-        """What the deploy rebuilds on what is computed again only by later runs: it is stale then, and follows."""
-        made = {w.model: w.ready for w in self._work if w.by == "deploy"}
-        steps, _ = follow(
-            self._graph, later, made,
+    def _again(self, later: dict[str, IntervalSet], changed: Mapping[str, IntervalSet]) -> None:
+        """What a deploy rebuilds on what changes only after it, by later deploys or runs: it is stale then, and follows."""
+        made = {w.model: w for w in self._work if w.by == "deploy" and w.why == "rebuilt"}
+        place = {project: number for number, project in enumerate(self._order.projects)}
+        for name in [n for n in self._graph.order() if n in made]:
+            mine = made[name]
+            given = {
+                gate.parent: later.get(gate.parent) or changed[gate.parent]
+                for gate in self._graph.gates(name)
+                if gate.parent in later
+                or (
+                    gate.parent in made
+                    and gate.parent in changed
+                    and place[made[gate.parent].doer] > place[mine.doer]
+                )
+            }
+            steps = self._follow(given, {name: mine.ready})[0] if given else ()
+            for step in steps:
+                one = self._one(
+                    self._graph[name], "stale", "run", mine.project, step.range, step.range, step.because
+                )
+                self._work.append(evolve(one, again=True, hindrances=()))
+                later[name] = step.changed
+
+    def _follow(self, changed: Mapping[str, IntervalSet], recorded: Mapping[str, IntervalSet]) -> Any:
+        return follow(
+            self._graph, changed, recorded,
             disabled=disabled_models(self._graph, self._scene.manifests),
             left=lambda node: self._policies(node).leaves(node, self._scene.now),
         )  # fmt: skip
-        for step in steps:
-            node = self._graph[step.name]
-            one = self._one(node, "stale", "run", node.project, step.range, step.range, step.because)
-            self._work.append(evolve(one, again=True, hindrances=()))
 
     def _kept(self, name: str) -> IntervalSet:
         change = self._changes.get(name)

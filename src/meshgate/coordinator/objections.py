@@ -125,15 +125,10 @@ def strangers(scene: Scene) -> tuple[str, ...]:
     """Tables that are newly read and that nobody makes: sources, or models of a checkout that is missing."""
     found: dict[str, str] = {}
     for name in scene.after.graph.order():
-        own, was = scene.after.owner(name), scene.before.graph
-        known = {e.parent for e in was.parents(name)} if name in was else set()
+        own = scene.after.owner(name)
         for edge in scene.after.graph.parents(name) if own else ():
             parent = edge.parent
-            if (
-                scene.after.owner(parent) is None
-                and parent not in known
-                and scene.before.owner(parent) is None
-            ):
+            if scene.after.owner(parent) is None and parent not in scene.before.graph:
                 found[parent] = (
                     f"{spoken(name)} of {own} reads {spoken(parent)}, which no model of the mesh makes"
                 )

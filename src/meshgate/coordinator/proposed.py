@@ -72,6 +72,8 @@ class Scene:
         manifests: What each project declares, as it would be.
         manifest: What the ledger knows of the environment; None where nothing was deployed there.
         states: What the ledger knows of the versions that are promoted, by model.
+        owners: Who owns each model, where it says so.
+        together: By project: those whose files were looked at and that share its state, whose deploys can evaluate its models.
         refusals: What was found wrong on the way here.
     """
 
@@ -86,6 +88,7 @@ class Scene:
     manifest: Manifest | None
     states: Mapping[str, VersionState]
     owners: Mapping[str, str]
+    together: Mapping[str, frozenset[str]]
     refusals: tuple[Refusal, ...]
 
     def replaced(self, name: str) -> bool:
@@ -157,8 +160,14 @@ def look(
         environment, now, tuple(sorted(n for p in proposals for n in p.projects)), before, after,
         tuple(a for a in altered if not _only_external(a, before, after)),
         {name: time for p in proposals for name, time in p.wanted.items()}, manifests, manifest, known,
-        {name: owner for p in proposals for name, owner in p.owners.items()}, tuple(refusals),
+        {name: owner for p in proposals for name, owner in p.owners.items()},
+        {name: frozenset(p.projects) for p in proposals for name in _held(p)}, tuple(refusals),
     )  # fmt: skip
+
+
+def _held(proposal: Proposal) -> set[str]:
+    """Every project of a state."""
+    return {n.project for n in proposal.after.nodes.values() if n.project} | set(proposal.projects)
 
 
 def _only_external(altered: Altered, before: Side, after: Side) -> bool:
