@@ -53,8 +53,19 @@ def opened(meshes: dict[bool, DiamondMesh], twin: DiamondMesh) -> Iterator[dict[
         yield {False: shared, True: separate}
 
 
-@pytest.mark.parametrize("separate", [False, True], ids=["shared state", "separate state"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+SEPARATE = ("breaking, far upstream", "a seed", "three projects: a column goes, and nobody reads it any more")
+"""Where a state of its own makes the greatest difference; the others are left to `make test-analysis`."""
+
+
+def every_case() -> Iterator[Any]:
+    """Each change with either sort of state."""
+    for case in CASES:
+        yield pytest.param(case, False, id=f"{case.name}-shared")
+        marks = () if case.name in SEPARATE else pytest.mark.analysis
+        yield pytest.param(case, True, id=f"{case.name}-separate", marks=marks)
+
+
+@pytest.mark.parametrize(("case", "separate"), every_case())
 def test_models_ranges_projects_and_order(
     meshes: dict[bool, DiamondMesh], opened: dict[bool, Mesh], case: Case, separate: bool, tmp_path: Path
 ) -> None:
