@@ -65,7 +65,7 @@ def every_case() -> Iterator[Any]:
         yield pytest.param(case, True, id=f"{case.name}-separate", marks=marks)
 
 
-@pytest.mark.parametrize(("case", "separate"), every_case())
+@pytest.mark.parametrize(("case", "separate"), list(every_case()))
 def test_models_ranges_projects_and_order(
     meshes: dict[bool, DiamondMesh], opened: dict[bool, Mesh], case: Case, separate: bool, tmp_path: Path
 ) -> None:
