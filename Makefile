@@ -8,7 +8,7 @@ export SQLMESH__DISABLE_ANONYMIZED_ANALYTICS := true
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-peers mutation mutation-bounded chaos chaos-bounded histories bench check-wheel clean
+.PHONY: help setup demo test lint test-peers test-analysis mutation mutation-bounded chaos chaos-bounded histories bench check-wheel clean
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ test: setup lint ## Lint, types and every test but the slow lanes
 test-peers: setup ## Plain SQLMesh still shows the faults that meshgate prevents; its own commands under the ledger
 	@$(BIN)/python -m pytest -m 'peers or cli' -n $(WORKERS) --dist loadgroup tests/test_peers.py tests/test_peers_staleness.py \
 		tests/test_enforced.py tests/test_signal_wrapper.py
+
+test-analysis: setup ## Every analysed change is deployed as the analysis says, and each table compared with a recomputation
+	@$(BIN)/python -m pytest -m 'analysis or not analysis' -n $(WORKERS) --dist loadgroup tests/test_analysis.py \
+		tests/test_analysis_portfolio.py tests/test_analysis_deployed.py
 
 mutation: setup ## Removes each protecting line and shows that a test fails
 	@$(BIN)/python tests/mutations.py

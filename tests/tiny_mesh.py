@@ -82,13 +82,14 @@ class TinyMesh:
         policies: dict[str, Any] | None = None,
     ) -> None:
         self.folder = folder
+        self.data = folder / "data"
         self.postgres = postgres
         self.engine = engine
         self.key = uuid.uuid4().hex[:12]
         self.source_url = postgres.ensure_database(f"src_{self.key}")
         self.state_url = postgres.ensure_database(f"led_{self.key}")
         self.lake_url = postgres.ensure_database(f"lake_{self.key}")
-        (folder / "data").mkdir(parents=True)
+        self.data.mkdir(parents=True)
         self.source = "raw" if engine == "postgres" else "source.public"
         schema = "raw" if engine == "postgres" else "public"
         self.source_database = self.lake_url if engine == "postgres" else self.source_url
@@ -114,7 +115,7 @@ class TinyMesh:
                 "lake": {
                     "type": "ducklake",
                     "path": f"postgres:{words} dbname=lake_{self.key}",
-                    "data_path": str(self.folder / "data"),
+                    "data_path": str(self.data),
                 },
                 "source": {"type": "postgres", "path": f"{words} dbname=src_{self.key}", "read_only": True},
             },
@@ -247,7 +248,7 @@ class TinyMesh:
             pg = self.postgres
             connection.execute(
                 f"ATTACH 'ducklake:postgres:host={pg.host} port={pg.port} user={pg.user} password={pg.password} "
-                f"dbname=lake_{self.key}' AS lake (DATA_PATH '{self.folder / 'data'}', READ_ONLY)"
+                f"dbname=lake_{self.key}' AS lake (DATA_PATH '{self.data}', READ_ONLY)"
             )
             return connection.execute(f"SELECT * FROM lake.{name} ORDER BY 1").fetchall()
 

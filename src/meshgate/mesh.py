@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from pathlib import Path
 
+    from meshgate.analysis import Analysis
     from meshgate.bridge.project import SqlmeshProject
     from meshgate.config import MeshConfig, ProjectConfig
     from meshgate.coordinator.doctor import Diagnosis
@@ -319,6 +320,18 @@ class Mesh:
             only_downstream=only_downstream, rebuild=rebuild, source=source, environment=environment,
         )  # fmt: skip
         return request(self._bench, found, reason=reason, by=by) if apply else found
+
+    def analyze(
+        self,
+        checkouts: Mapping[str, Path | None] | None = None,
+        *,
+        environment: str | None = None,
+        now: datetime | None = None,
+    ) -> Analysis:
+        """What deploying some checkouts would do to the whole mesh; nothing is written. See `coordinator.analyze`."""
+        from meshgate.coordinator.analyze import analyze
+
+        return analyze(self._bench, checkouts, environment=environment, now=now)
 
     def requests(self, *, environment: str | None = None) -> tuple[Request, ...]:
         """The newest requests for restatement, newest first, each with its progress."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import evolve, field, frozen
 
 from meshgate.graph import Kind, ModelNode, Window, readers_of
-from meshgate.interval import MAX_INSTANT, Interval, IntervalSet, IntervalUnit
+from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval, IntervalSet, IntervalUnit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -167,13 +167,58 @@ def expand(
         UnknownModelError: There is no such model.
     """
     asked = _asked(graph, graph[model], interval, only_downstream=only_downstream)
-    changed: dict[str, IntervalSet] = {}
+    steps, stops, requests = _cascade(
+        graph, asked, interval, {}, recorded, disabled=disabled, rebuild=rebuild, merge_again=merge_again, left=left
+    )  # fmt: skip
+    return Restatement(model, interval, steps, stops, requests)
+
+
+def follow(
+    graph: MeshGraph,
+    changed: Mapping[str, IntervalSet],
+    recorded: Mapping[str, IntervalSet],
+    *,
+    disabled: Collection[str] = (),
+    left: Callable[[ModelNode], IntervalSet] = lambda _: IntervalSet(),
+) -> tuple[tuple[Step, ...], tuple[Stop, ...]]:
+    """What becomes stale, and is computed again, by what nobody asked for: models whose data change, as at a deploy.
+
+    Args:
+        graph: The mesh.
+        changed: What changes of which models, UTC. These themselves are not looked at.
+        recorded: As in `expand`.
+        disabled: As in `expand`.
+        left: As in `expand`.
+
+    Returns:
+        One step for each reader, parents first, none of which is asked for; and where it stops.
+    """
+    steps, stops, _ = _cascade(
+        graph, {}, Interval(MIN_INSTANT, MAX_INSTANT), changed, recorded,
+        disabled=disabled, rebuild=False, merge_again=False, left=left,
+    )  # fmt: skip
+    return steps, stops
+
+
+def _cascade(
+    graph: MeshGraph,
+    asked: Mapping[str, IntervalSet],
+    interval: Interval,
+    given: Mapping[str, IntervalSet],
+    recorded: Mapping[str, IntervalSet],
+    *,
+    disabled: Collection[str],
+    rebuild: bool,
+    merge_again: bool,
+    left: Callable[[ModelNode], IntervalSet],
+) -> tuple[tuple[Step, ...], tuple[Stop, ...], tuple[tuple[str, Interval], ...]]:
+    changed = dict(given)
     steps: list[Step] = []
     stops: list[Stop] = []
     requests: list[tuple[str, Interval]] = []
     for name in graph.order():
         node = graph[name]
-        if not node.kind.recorded:
+        if not node.kind.recorded or name in given:
             continue
         # What lies outside its life stays as it is: no run would evaluate it.
         known = recorded.get(name, IntervalSet()).clip(node.life.start, node.life.end)
@@ -202,7 +247,7 @@ def expand(
     order = {name: place for place, name in enumerate(graph.order())}
     stops += (stop for stop in _ungated(graph, changed) if stop.name not in told)
     stops.sort(key=lambda stop: order[stop.name])
-    return Restatement(model, interval, tuple(steps), tuple(stops), tuple(requests))
+    return tuple(steps), tuple(stops), tuple(requests)
 
 
 def _asked(

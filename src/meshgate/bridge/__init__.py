@@ -8,5 +8,6 @@ SQLMesh's state; `meshgate.bridge` itself imports nothing. What crosses the seam
 * `translate`: snapshots to nodes, milliseconds to instants;
 * `scheduler`: SQLMesh's scheduler under the ledger;
 * `project`: one opened SQLMesh project;
+* `proposal`: what a plan over some checkouts would do, without doing it; `columns`: which columns that is about;
 * `enforced`: SQLMesh's own commands under the ledger.
 """

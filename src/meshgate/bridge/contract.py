@@ -13,6 +13,8 @@ TESTED_RANGE = "sqlmesh>=0.225,<0.237"
 
 _HOOKS: dict[str, set[str]] = {
     "sqlmesh.core.context.Context.create_scheduler": {"snapshots", "snapshot_evaluator"},
+    "sqlmesh.core.context.Context.plan_builder": {"environment", "execution_time", "skip_tests"},
+    "sqlmesh.core.config.scheduler.BuiltInSchedulerConfig.state_sync_fingerprint": {"context"},
     "sqlmesh.core.scheduler.Scheduler.__init__": {
         "snapshots", "snapshot_evaluator", "state_sync", "default_catalog", "max_workers", "console",
         "notification_target_manager",

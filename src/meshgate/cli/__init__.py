@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from meshgate import __version__
+from meshgate.cli.analyze import analyze
 from meshgate.cli.call import (
     Call,
     environment_option,
@@ -299,7 +300,7 @@ def _agreed(mesh: Mesh, run: LiveRun) -> bool:
     return click.confirm("break its lease?", err=True)
 
 
-for _command in (hold, release, accept, restate, verify, watch):
+for _command in (hold, release, accept, restate, verify, watch, analyze):
     cli.add_command(_command)
 
 

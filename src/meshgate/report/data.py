@@ -20,6 +20,7 @@ from meshgate.report import wording
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from meshgate.analysis import Analysis, Work
     from meshgate.coordinator.causes import Cause
     from meshgate.coordinator.doctor import Diagnosis
     from meshgate.coordinator.explain import GateAnswer, ProjectRuns, Why
@@ -264,6 +265,26 @@ def _window(window: Window | None) -> dict[str, Any] | None:
     if window is None:
         return None
     return {"mode": window.mode, "from_s": plain(window.from_offset), "to_s": plain(window.to_offset)}
+
+
+def analyze(found: Analysis) -> dict[str, Any]:
+    """`meshgate.analysis`: what a change does to the mesh."""
+    facts = _record(found)
+    facts["work"] = [_work(one) for one in found.work]
+    facts["left"] = [{**_record(one), "can_be_asked": one.can_be_asked} for one in found.left]
+    more = {
+        "refused": found.refused,
+        "flags": found.flags,
+        "affected": found.affected,
+        "complete_at": found.complete_at,
+    }
+    return document("analysis", **facts, **more, expected_s=found.expected)
+
+
+def _work(work: Work) -> dict[str, Any]:
+    facts = _record(work)
+    facts["expected_s"] = facts.pop("expected")
+    return facts
 
 
 def requests(found: Sequence[Request], now: datetime) -> dict[str, Any]:

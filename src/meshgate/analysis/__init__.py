@@ -1,0 +1,50 @@
+"""What a change of some projects' files does to the whole mesh: the document, and what is derived for it.
+
+Pure: SQLMesh's plan, the ledger's knowledge and the gate's decisions are handed in by the coordinator.
+
+* `document`: what an analysis says;
+* `order`: in which order projects must be deployed, and whether any order is safe;
+* `timing`: when each part of the work can be done at the earliest.
+"""
+
+from meshgate.analysis.document import (
+    BREAKING,
+    Analysis,
+    Base,
+    Boundary,
+    Change,
+    Collision,
+    Difference,
+    Hindrance,
+    Left,
+    Order,
+    Precedence,
+    Reason,
+    Refusal,
+    Work,
+)
+from meshgate.analysis.order import Reading, arrange, precedences, reasons_of
+from meshgate.analysis.timing import Task, earliest
+
+__all__ = [
+    "BREAKING",
+    "Analysis",
+    "Base",
+    "Boundary",
+    "Change",
+    "Collision",
+    "Difference",
+    "Hindrance",
+    "Left",
+    "Order",
+    "Precedence",
+    "Reading",
+    "Reason",
+    "Refusal",
+    "Task",
+    "Work",
+    "arrange",
+    "earliest",
+    "precedences",
+    "reasons_of",
+]

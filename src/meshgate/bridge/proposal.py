@@ -1,0 +1,366 @@
+"""What SQLMesh's plan over some checkouts would do, without doing any of it.
+
+One context holds the checkouts that share a state; the other projects' models come from that state. It plans, and that is
+all: its state refuses every write, and nothing of the warehouse is asked for but its name.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from meshgate.bridge.contract import check_version
+
+check_version()  # before the import, which may fail in ways that name neither the cause nor the cure
+
+from sqlmesh.core.console import get_console, set_console  # noqa: E402
+from sqlmesh.core.environment import Environment  # noqa: E402
+from sqlmesh.core.plan.builder import PlanBuilder  # noqa: E402
+from sqlmesh.core.snapshot import SnapshotChangeCategory  # noqa: E402
+from sqlmesh.core.state_sync.base import DelegatingStateSync, StateReader, StateSync  # noqa: E402
+from sqlmesh.core.state_sync.cache import CachingStateSync  # noqa: E402
+
+from meshgate.bridge.columns import Difference, columns_of, differences, reads  # noqa: E402
+from meshgate.bridge.project import SqlmeshProject, _line, _QuietConsole  # noqa: E402
+from meshgate.bridge.scheduler import GatedContext  # noqa: E402
+from meshgate.bridge.translate import Promoted, interval_set, promoted  # noqa: E402
+from meshgate.errors import MeshgateError, ProjectError  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from sqlmesh.core.plan import Plan
+    from sqlmesh.core.snapshot import Snapshot
+
+    from meshgate.interval import IntervalSet
+
+
+@attrs.frozen
+class Checkout:
+    """One project's files: its `project:` key, where they are, and which gateway it uses."""
+
+    project: str
+    path: Path
+    gateway: str | None = None
+
+
+@attrs.frozen
+class Altered:
+    """One model that a plan changes.
+
+    Attributes:
+        model: The model, or standalone audit.
+        project: Whose.
+        how: `added`, `removed`, `direct`, `indirect` (its parents changed), or `metadata` (its data stay as they are).
+        category: SQLMesh's category, in lower case; None where there is none.
+        forward_only: Whether the new version goes on in the old one's table.
+        because: Of an indirect change: the models above it that were changed themselves.
+        differences: What is different about it.
+        old: The version so far; empty for an added one.
+        new: The version that is planned; empty for a removed one.
+    """
+
+    model: str
+    project: str
+    how: str
+    category: str | None = None
+    forward_only: bool = False
+    because: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    old: str = ""
+    new: str = ""
+
+
+@attrs.frozen
+class Dropped:
+    """Something of a project whose files are not there, that the plan would take away.
+
+    Attributes:
+        what: `model`, `statements` or `requirement`.
+        name: Of the model, or the requirement; empty for statements.
+        project: Whose; empty where nobody can tell.
+    """
+
+    what: str
+    name: str
+    project: str
+
+
+@attrs.frozen
+class Proposal:
+    """A plan over some checkouts.
+
+    Attributes:
+        projects: Whose files it is made of.
+        state: Which SQLMesh state it is about: a fingerprint.
+        base: The plan that made the environment what it is; None where there is none.
+        before: What the environment promotes; None where it does not exist.
+        after: What it would promote.
+        altered: What is different, parents first.
+        wanted: What the plan would evaluate, by model: also what is merely due.
+        dropped: What it takes away of others.
+        columns: Columns and types that are promoted so far, and that would be, by model.
+        reads: The columns that each model reads of each parent, so far, and would.
+        identities: Name and identifier of every model, promoted so far and as it would be.
+        owners: Who owns each model, where it says so.
+        warnings: What SQLMesh warned of.
+    """
+
+    projects: tuple[str, ...]
+    state: str
+    base: str | None
+    before: Promoted | None
+    after: Promoted
+    altered: tuple[Altered, ...]
+    wanted: Mapping[str, IntervalSet]
+    dropped: tuple[Dropped, ...]
+    columns: tuple[Mapping[str, Mapping[str, str]], Mapping[str, Mapping[str, str]]]
+    reads: tuple[Mapping[str, Mapping[str, frozenset[str]]], Mapping[str, Mapping[str, frozenset[str]]]]
+    identities: tuple[tuple[str, ...], tuple[str, ...]]
+    owners: Mapping[str, str] = attrs.field(factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+_READS = frozenset(StateReader.__abstractmethods__) - {"update_auto_restatements"}
+_WRITES = frozenset(StateSync.__abstractmethods__) - _READS - {"recycle", "close"}
+
+
+class UnwritableState(DelegatingStateSync):  # type: ignore[misc]
+    """SQLMesh's state, for looking only."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "state_sync":  # before there is one
+            raise AttributeError(name)
+        return getattr(self.state_sync, name)
+
+
+def _refusing(name: str) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ProjectError(f"an analysis writes nothing, and SQLMesh asked its state to {name}")
+
+    return refuse
+
+
+for _name in _WRITES:
+    setattr(UnwritableState, _name, _refusing(_name))
+
+
+class _Builder(PlanBuilder):  # type: ignore[misc]
+    """SQLMesh's plan builder, but what it raises about removed models that others read, or no change at all, is told."""
+
+    def _ensure_no_broken_references(self) -> None:
+        pass
+
+    def _ensure_new_env_with_changes(self) -> None:
+        pass
+
+
+class ReadingContext(GatedContext):
+    """A SQLMesh context that cannot write its state, nor make one where there is none."""
+
+    PLAN_BUILDER_TYPE = _Builder
+    _unwritable: Any = None
+
+    @property
+    def state_sync(self) -> Any:
+        """SQLMesh's hook: the state that it plans against."""
+        if self._unwritable is None:
+            found = self.config.get_scheduler(self.gateway).create_state_sync(self)
+            if found.get_versions(validate=False).schema_version == 0:
+                raise ProjectError(
+                    "SQLMesh's state is empty: nothing was ever planned there",
+                    hint="deploy first; there is nothing yet that a change could be compared with",
+                )
+            found.get_versions()
+            self._unwritable = CachingStateSync(UnwritableState(found))
+        return self._unwritable
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._unwritable is not None:
+            self._unwritable.close()
+        super().close()
+
+
+@contextmanager
+def _quiet() -> Iterator[_QuietConsole]:
+    before, console = get_console(), _QuietConsole()
+    set_console(console)
+    try:
+        yield console
+    finally:
+        set_console(before)
+
+
+@contextmanager
+def _named(projects: Sequence[str], what: str) -> Iterator[None]:
+    try:
+        yield
+    except MeshgateError:
+        raise
+    except Exception as error:
+        said = ", ".join(map(repr, projects))
+        raise ProjectError(f"{said} cannot be {what}: {_line(error)}", projects=list(projects)) from error
+
+
+def propose(checkouts: Sequence[Checkout], environment: str, now: datetime) -> tuple[Proposal, ...]:
+    """Plan checkouts against an environment, those that share a state as one.
+
+    Args:
+        checkouts: The projects' files.
+        environment: SQLMesh's environment.
+        now: SQLMesh's execution time, UTC.
+
+    Raises:
+        ProjectError: A checkout is none of its project, cannot be loaded or planned, or its state is empty.
+    """
+    return tuple(_propose(group, state, environment, now) for state, group in _by_state(checkouts))
+
+
+def _by_state(checkouts: Sequence[Checkout]) -> Iterator[tuple[str, list[Checkout]]]:
+    groups: dict[str, list[Checkout]] = {}
+    for checkout in checkouts:
+        found = SqlmeshProject.read_key(checkout.path)
+        if found != checkout.project:
+            raise ProjectError(
+                f"the SQLMesh project in {checkout.path} has `project: {found}`" if found else
+                f"the SQLMesh project in {checkout.path} has no `project:` key: a plan of it would drop all other projects",
+                hint=f"it was named as {checkout.project!r}: name it as its configuration does, or mend that",
+            )  # fmt: skip
+        with _quiet(), _named([checkout.project], "opened"):
+            context = ReadingContext(paths=[str(checkout.path)], gateway=checkout.gateway, load=False)
+            try:
+                state = context.config.get_scheduler(context.gateway).state_sync_fingerprint(context)
+            finally:
+                context.close()
+        groups.setdefault(str(state), []).append(checkout)
+    yield from groups.items()
+
+
+def _propose(group: Sequence[Checkout], state: str, environment: str, now: datetime) -> Proposal:
+    names = tuple(sorted(checkout.project for checkout in group))
+    with _quiet() as console:
+        with _named(names, "loaded"):
+            context = ReadingContext(
+                paths=[str(checkout.path) for checkout in group], gateway=group[0].gateway
+            )
+        try:
+            with _named(names, "planned"):
+                return _planned(context, names, state, environment, now, console)
+        finally:
+            context.close()
+
+
+def _planned(
+    context: ReadingContext,
+    names: tuple[str, ...],
+    state: str,
+    environment: str,
+    now: datetime,
+    console: _QuietConsole,
+) -> Proposal:
+    # Tests are the pull request's own business: they write to a database of their own.
+    builder = context.plan_builder(environment, execution_time=now, skip_tests=True)
+    plan = builder.build()
+    for snapshot in plan.uncategorized:
+        builder.set_choice(snapshot, SnapshotChangeCategory.BREAKING)  # as a deploy does
+    plan = builder.build()
+    found = context.state_sync.get_environment(Environment.sanitize_name(environment))
+    old: list[Snapshot] = []
+    if found is not None:
+        old = list(context.state_sync.get_snapshots(found.snapshots).values())
+        context.state_sync.refresh_snapshot_intervals(old)
+    new = list(plan.snapshots.values())
+    models = [[s for s in side if s.is_model] for side in (old, new)]
+    return Proposal(
+        projects=names,
+        state=state,
+        base=found.plan_id if found is not None else None,
+        before=promoted(old, plan_id=found.plan_id, finalized=bool(found.finalized_ts), now=now)
+        if found is not None
+        else None,
+        after=promoted(new, plan_id=None, finalized=False, now=now),
+        altered=_altered(plan, names, {s.name: s for s in old}),
+        wanted={i.snapshot_id.name: interval_set(i.merged_intervals) for i in plan.missing_intervals},
+        dropped=_dropped(plan, names, {s.name: s for s in old}, found is not None),
+        columns=tuple({s.name: columns_of(s.model) for s in side} for side in models),  # type: ignore[arg-type]
+        reads=tuple({s.name: reads(s.model) for s in side} for side in models),  # type: ignore[arg-type]
+        identities=tuple(tuple(sorted(f"{s.name} {s.identifier}" for s in side)) for side in (old, new)),  # type: ignore[arg-type]
+        owners={s.name: s.node.owner for side in (old, new) for s in side if s.node.owner},
+        warnings=tuple(dict.fromkeys(console.warnings)),
+    )
+
+
+def _altered(plan: Plan, names: Collection[str], old: Mapping[str, Snapshot]) -> tuple[Altered, ...]:
+    diff = plan.context_diff
+    direct = {s_id.name for s_id in plan.directly_modified}
+    above: dict[str, set[str]] = {}
+    for s_id, below in plan.indirectly_modified.items():
+        for child in below:
+            above.setdefault(child.name, set()).add(s_id.name)
+    found: list[Altered] = []
+    for s_id in sorted(diff.added):
+        snapshot = plan.snapshots[s_id]
+        found.append(_one(snapshot, "added", None))
+    for name, (new, was) in sorted(diff.modified_snapshots.items()):
+        told = differences(was, new) if was.is_model and new.is_model else ()
+        # A model whose files are not here differs only by its parents, even if its query is rendered differently by that.
+        if new.node.project in names and name in direct:
+            found.append(_one(new, "direct", was, told=told))
+        elif new.node.project in names and told and not diff.indirectly_modified(name):
+            found.append(_one(new, "metadata", was, told=told))
+        else:
+            found.append(_one(new, "indirect", was, because=tuple(sorted(above.get(name, ())))))
+    for s_id in sorted(diff.removed_snapshots):
+        was = old.get(s_id.name)
+        project = (was.node.project or "") if was is not None else ""
+        found.append(Altered(s_id.name, project, "removed", old=was.version or "" if was is not None else ""))
+    return tuple(found)
+
+
+def _one(
+    new: Snapshot,
+    how: str,
+    old: Snapshot | None,
+    because: tuple[str, ...] = (),
+    told: tuple[Difference, ...] = (),
+) -> Altered:
+    category = new.change_category
+    return Altered(
+        new.name, new.node.project or "", how, category.name.lower() if category else None, bool(new.is_forward_only),
+        because, told, old.version or "" if old is not None else "", new.version or "",
+    )  # fmt: skip
+
+
+def _dropped(
+    plan: Plan,
+    names: Iterable[str],
+    old: Mapping[str, Snapshot],
+    exists: bool,
+) -> tuple[Dropped, ...]:
+    diff, ours = plan.context_diff, set(names)
+    found = [
+        Dropped("model", s_id.name, old[s_id.name].node.project or "")
+        for s_id in sorted(diff.removed_snapshots)
+        if s_id.name in old and old[s_id.name].node.project not in ours
+    ]
+    if not exists:
+        return tuple(found)
+    kept = {s.project for s in diff.environment_statements}
+    found += [
+        Dropped("statements", "", str(s.project))
+        for s in diff.previous_environment_statements
+        if (s.before_all or s.after_all) and s.project and s.project not in ours | kept
+    ]
+    others = {s.node.project for s in old.values() if s.node.project} - ours
+    if others:
+        # A lock file is its project's, but the environment remembers one list: nobody can tell whose entry it was.
+        found += [
+            Dropped("requirement", name, "")
+            for name in sorted(set(diff.previous_requirements) - set(diff.requirements))
+        ]
+    return tuple(found)

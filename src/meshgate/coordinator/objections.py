@@ -1,0 +1,144 @@
+"""What speaks against a change: what it meets, what must not be deployed, and what looks like a mistake."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meshgate.analysis import Collision, Refusal
+from meshgate.graph import name_parts
+from meshgate.interval import IntervalSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from meshgate.analysis import Work
+    from meshgate.bridge.proposal import Proposal
+    from meshgate.coordinator.proposed import Scene, Side
+    from meshgate.coordinator.run import Workbench
+
+
+def spoken(name: str) -> str:
+    """A model's name for people."""
+    return ".".join(name_parts(name)[-2:])
+
+
+def collisions(bench: Workbench, scene: Scene, work: Sequence[Work]) -> tuple[Collision, ...]:
+    """What is in flight, or asked for, where something is replaced or computed."""
+    if scene.manifest is None:
+        return ()
+    times = {one.model: one.range for one in work}
+    found: list[Collision] = [
+        Collision("run", run.run_id, run.project, None, "deploying", IntervalSet(), run.expires_at)
+        for run in bench.ledger.live_runs()
+        if run.environment == scene.environment and run.purpose == "deploy"
+    ]
+    for name, state in sorted(scene.states.items()):
+        replaced = scene.before.version(name) is not None and scene.replaced(name)
+        for claim in state.claims:
+            # Who writes to the table that is replaced is waited for, whatever the time.
+            met = IntervalSet([claim.interval]) & (
+                IntervalSet.everything() if replaced else times.get(name, IntervalSet())
+            )
+            if met:
+                found.append(
+                    Collision("run", claim.run_id, claim.project, name, claim.state, met, claim.until)
+                )
+    found += [
+        Collision("request", asked.request_id, asked.project, asked.model, "open", met)
+        for asked in bench.ledger.requests(scene.environment)
+        if asked.state == "open" and (met := asked.open & times.get(asked.model, IntervalSet()))
+    ]
+    return tuple(found)
+
+
+def refusals(scene: Scene, proposals: Iterable[Proposal]) -> tuple[Refusal, ...]:
+    """Why the change must not be deployed as it is."""
+    found = [*scene.refusals, *_owned_twice(scene), *_removed(scene), *_missing(scene)]
+    for proposal in proposals:
+        ours = ", ".join(proposal.projects)
+        for one in proposal.dropped:
+            whose = f" of project {one.project}" if one.project else ""
+            what = {
+                "model": f"model {spoken(one.name)}{whose}",
+                "statements": f"the statements before and after runs{whose}",
+                "requirement": f"the requirement {one.name}, and other projects' models may need it",
+            }[one.what]
+            found.append(
+                Refusal(
+                    f"foreign_{one.what}", one.name if one.what == "model" else None, one.project,
+                    f"the plan of {ours} drops {what}", "give the checkouts of all projects of this state to one plan",
+                )
+            )  # fmt: skip
+    return tuple(found)
+
+
+def _owned_twice(scene: Scene) -> Iterable[Refusal]:
+    for name in scene.after.graph.order():
+        was, now = scene.before.owner(name), scene.after.owner(name)
+        if was and now and was != now:
+            yield Refusal(
+                "owned_twice", name, now,
+                f"{spoken(name)} is owned twice: by {was!r} in environment {scene.environment!r} and by the files of {now!r}",
+                f"rename it in one of the two, or remove it from {was!r} and deploy that first",
+            )  # fmt: skip
+
+
+def _removed(scene: Scene) -> Iterable[Refusal]:
+    """Models and columns that are gone and still read."""
+    before, after = scene.before, scene.after
+    for child in after.graph.order():
+        own = after.owner(child)
+        for edge in after.graph.parents(child) if own else ():
+            parent, was = edge.parent, before.owner(edge.parent)
+            if not was or own is None:
+                continue
+            first = f"change {spoken(child)} and deploy {own} first"
+            if after.owner(parent) is None:
+                said = f"{spoken(parent)} of {was} is removed, and {spoken(child)} of {own} reads it"
+                yield Refusal("removed_model", parent, was, said, first)
+                continue
+            for column in _gone(scene, parent) & _read_of(after, child, parent):
+                said = (
+                    f"column {column} of {spoken(parent)} is removed, and {spoken(child)} of {own} reads it"
+                )
+                yield Refusal("removed_column", parent, was, said, first)
+
+
+def _missing(scene: Scene) -> Iterable[Refusal]:
+    """Columns that are newly read, and that what is read does not have."""
+    after = scene.after
+    for name in sorted(a.model for a in scene.altered if a.how in ("added", "direct")):
+        for parent, read in sorted(after.reads.get(name, {}).items()):
+            whose, has = after.owner(parent), set(after.columns.get(parent, ()))
+            if not whose or not has or parent == name:
+                continue
+            known = set(_read_of(scene.before, name, parent)) | has | {"*"}
+            for column in sorted(set(read) - known):
+                yield Refusal(
+                    "missing_column", parent, whose,
+                    f"{spoken(name)} of {after.owner(name)} reads column {column} of {spoken(parent)}, which has none of that name",
+                    f"add it to {spoken(parent)}, or give the checkout of {whose} that does",
+                )  # fmt: skip
+
+
+def strangers(scene: Scene) -> tuple[str, ...]:
+    """Tables that are newly read and that nobody makes: sources, or models of a checkout that is missing."""
+    found: dict[str, str] = {}
+    for name in scene.after.graph.order():
+        own = scene.after.owner(name)
+        for edge in scene.after.graph.parents(name) if own else ():
+            parent = edge.parent
+            if scene.after.owner(parent) is None and parent not in scene.before.graph:
+                found[parent] = (
+                    f"{spoken(name)} of {own} reads {spoken(parent)}, which no model of the mesh makes"
+                )
+    return tuple(f"{said}: is it a source, or is a checkout missing?" for _, said in sorted(found.items()))
+
+
+def _gone(scene: Scene, name: str) -> frozenset[str]:
+    was, now = (set(side.columns.get(name, ())) for side in (scene.before, scene.after))
+    return frozenset(was - now) if now else frozenset()
+
+
+def _read_of(side: Side, child: str, parent: str) -> frozenset[str]:
+    return side.reads.get(child, {}).get(parent, frozenset())

@@ -1,0 +1,134 @@
+"""What an analysis says of changes of the portfolio's two projects: models, ranges, projects, order."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from attrs import evolve
+
+from analysis_cases import Case, told
+from diamond_mesh import edit, named, remove, write
+from meshgate.mesh import Mesh
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PORTFOLIO = Path(__file__).resolve().parents[1] / "examples" / "portfolio"
+sys.path.insert(0, str(PORTFOLIO))
+
+pytest.importorskip("duckdb", reason="needs meshgate[local]")
+
+import source  # noqa: E402
+from lakehouse import Lakehouse  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("analysis-portfolio")]
+
+BUILT = source.BEGINNING + timedelta(minutes=125)
+NOW = source.BEGINNING + timedelta(minutes=135)
+ORDERS, ITEMS = "upstream/models/silver/orders.sql", "upstream/models/silver/items.sql"
+CUSTOMERS, TRANSACTIONS = "upstream/models/silver/customers.sql", "upstream/models/bronze/transactions.sql"
+FACT, BY_HOUR = "downstream/models/gold/fact_sales.sql", "downstream/models/gold/sales_by_category_hour.sql"
+DIM_ITEM, DIM_CUSTOMER = "downstream/models/gold/dim_item.sql", "downstream/models/gold/dim_customer.sql"
+UP, DOWN, BOTH = ("upstream",), ("downstream",), ("upstream", "downstream")
+PER_HOUR = """MODEL (name gold.orders_per_hour, kind INCREMENTAL_BY_TIME_RANGE (time_column hour, partition_by_time_column FALSE), cron '@hourly');
+SELECT DATE_TRUNC('HOUR', occurred_at) AS hour, CAST(COUNT(*) AS BIGINT) AS orders FROM silver.orders
+WHERE occurred_at BETWEEN @start_dt AND @end_dt GROUP BY 1
+"""
+
+
+def _rename_model(root: Path) -> None:
+    text = (root / ITEMS).read_text()
+    remove(root, ITEMS)
+    write(root, "upstream/models/silver/articles.sql", text.replace("silver.items", "silver.articles"))
+    edit(root, DIM_ITEM, ("silver.items", "silver.articles"))
+
+
+def _rename_column(root: Path) -> None:
+    edit(root, CUSTOMERS, ("  segment,\n  updated_at,", "  segment AS tier,\n  updated_at,"))
+    edit(root, DIM_CUSTOMER, ("  segment,", "  tier AS segment,"))
+
+
+def _new_column(root: Path) -> None:
+    edit(root, ORDERS, ("  ranked.status,", "  ranked.status,\n  ranked.delivery_id,"))
+    edit(root, FACT, ("  orders.currency,", "  orders.currency,\n  orders.delivery_id,"))
+
+
+def _drop_fact(root: Path) -> None:
+    remove(root, FACT, "downstream/audits/fact_sales.sql", BY_HOUR)
+    edit(root, ORDERS, ("  ranked.status,\n", ""))
+
+
+CASES = tuple(
+    evolve(case, book="analysis_portfolio.txt")
+    for case in (
+        Case("nothing", BOTH, lambda _: None),
+        Case("breaking", UP, lambda root: edit(root, ORDERS, ("ranked.amount * currencies", "2 * ranked.amount * currencies"))),
+        Case("an added column", UP, lambda root: edit(root, TRANSACTIONS, ("  status,", "  status,\n  'till' AS channel,"))),
+        Case("a removed column that the other project reads", UP, lambda root: edit(root, ORDERS, ("  ranked.status,\n", "")), deploys=False),
+        Case("a removed column that nobody reads", UP, lambda root: edit(root, ITEMS, ("  updated_at,\n  loaded_at\nFROM ranked", "  updated_at\nFROM ranked"))),
+        Case("a renamed model, its reader with it", BOTH, _rename_model, deploys=False),
+        Case("a renamed column, its reader with it", BOTH, _rename_column, deploys=False),
+        Case("a new boundary", DOWN, lambda root: write(root, "downstream/models/gold/orders_per_hour.sql", PER_HOUR)),
+        Case("a slower cron", DOWN, lambda root: edit(root, DIM_ITEM, ("@hourly", "@daily"))),
+        Case("an earlier start", UP, lambda root: edit(root, TRANSACTIONS, ("cron '*/5 * * * *',", "cron '*/5 * * * *', start '2026-01-04 22:00:00',"))),
+        Case(
+            "forward-only", DOWN,
+            lambda root: edit(root, BY_HOUR, ("batch_size 24", "batch_size 24, forward_only TRUE"), ("SUM(sales.quantity)", "SUM(sales.quantity + 1)")),
+        ),
+        Case("an audit", UP, lambda root: edit(root, "upstream/audits/transactions.sql", ("amount <= 0", "amount < 0"))),
+        Case("a view in place of a table", DOWN, lambda root: edit(root, DIM_ITEM, ("kind FULL", "kind VIEW"))),
+        Case("a seed", UP, lambda root: edit(root, "upstream/seeds/currencies.csv", ("1.163500", "1.170000"))),
+        Case("a removed model that the other project reads", UP, lambda root: remove(root, ORDERS), deploys=False),
+        Case("two projects: a new column and who reads it", BOTH, _new_column),
+        Case("two projects: readers go, and what they read", BOTH, _drop_fact),
+        Case("a column that is not there", DOWN, lambda root: edit(root, FACT, ("  orders.currency,", "  orders.valuta AS currency,")), deploys=False),
+        Case("a batch size", UP, lambda root: edit(root, ORDERS, ("batch_size 288", "batch_size 144"))),
+    )
+)  # fmt: skip
+
+
+BOUNDED = (
+    "breaking", "an added column", "a removed column that the other project reads", "a seed", "an earlier start",
+    "two projects: a new column and who reads it",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def portfolio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mesh, Path]]:
+    """Both projects deployed and evaluated up to minute 125; the shop is ahead. The mesh, and its files."""
+    folder = tmp_path_factory.mktemp("analysis-portfolio")
+    files = folder / "files"
+    shutil.copytree(
+        PORTFOLIO, files, ignore=shutil.ignore_patterns(".meshgate", ".cache", "logs", "__pycache__")
+    )
+    with Lakehouse.start(folder) as started, pytest.MonkeyPatch.context() as patch:
+        for name, value in started.environment().items():
+            patch.setenv(name, value)
+        source.create_tables(started.source)
+        source.generate(started.source, source.BEGINNING, source.BEGINNING + timedelta(hours=3))
+        with Mesh.open(files, check=False) as mesh:
+            mesh.migrate()
+            for project in BOTH:
+                mesh.deploy(project, now=BUILT)
+            yield mesh, files
+        started.destroy()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=c.name, marks=() if c.name in BOUNDED else pytest.mark.analysis) for c in CASES],
+)
+def test_models_ranges_projects_and_order(portfolio: tuple[Mesh, Path], case: Case, tmp_path: Path) -> None:
+    """Each change is told as `analysis_portfolio.txt` has it, and what may not be deployed is refused."""
+    mesh, files = portfolio
+    root = tmp_path / "files"
+    shutil.copytree(files, root, ignore=shutil.ignore_patterns(".cache", "logs"))
+    case.change(root)
+    found = mesh.analyze(named(root, case.projects), now=NOW)
+    assert told(found) == case.expected(separate=False)
+    assert found.refused is not case.deploys
