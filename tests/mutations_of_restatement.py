@@ -90,8 +90,8 @@ OF_RESTATEMENT = (
         "early cut-off: readers behind views",
         f"{U}a_reader_in_flight_behind_a_view_counts_too[view]",
         (
-            "WHERE NOT EXISTS (SELECT FROM meshgate.version w WHERE w.model_id = r.model_id AND w.kind <> 'view'))",
-            "WHERE false)",
+            "WHERE q.model_id = r.model_id AND w.kind NOT IN ('view', 'embedded'))),\n",
+            "WHERE q.model_id = r.model_id)),\n",
         ),
     ),
     sql(
@@ -115,16 +115,27 @@ OF_RESTATEMENT = (
         "early cut-off: the run goes on with what changed",
         f"{U}what_changed_spreads_and_nothing_else",
         "coordinator/run.py",
-        ("        if not readers:\n            return\n", "        return\n"),
+        ("        if not compared or not left:\n            break\n", "        break\n"),
     ),
     python(
-        "early cut-off: the run does not count on it",
-        f"{U}an_unchanged_restatement_does_not_spread",
+        "early cut-off: readers are planned when that is done",
+        (f"{U}an_unchanged_restatement_does_not_spread", f"{U}no_child_sees_half_restated_parents[0s]"),
         "coordinator/plan.py",
+        ("                compared.add(name)\n", "                pass\n"),
+    ),
+    sql(
+        "early cut-off: a version that was built before",
+        f"{U}a_version_that_was_built_before_is_in_doubt_when_it_is_promoted",
         (
-            "IntervalSet() if name in cut_off else _restamped(node, planned, state)",
-            "_restamped(node, planned, state)",
+            "AND greatest(o.revision, o.touched_revision) > n.read_revision",
+            "AND o.revision > n.read_revision",
         ),
+    ),
+    python(
+        "early cut-off: a time column that is too coarse",
+        f"{U}a_time_column_of_days_tells_no_hours_apart[ts::DATE]",
+        "bridge/digests.py",
+        ("if any(one == other for some in (starts, day)", "if any(False for some in (starts, day)"),
     ),
     sql(
         "G6 what is removed while it is evaluated",

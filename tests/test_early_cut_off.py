@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pytest
 import sqlglot
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -159,6 +160,28 @@ def test_what_a_deploy_builds_may_be_a_reader(scene: Scene) -> None:
     assert pair.made == [pair.first, made, made, pair.first]
 
 
+def test_a_reader_behind_a_view_that_was_a_table_counts_too(scene: Scene) -> None:
+    """What it is now counts. Fails where any version of it that ever was does."""
+    scene.version("v", kind="full", version="0")
+    pair = Pair(scene, through="view")
+    scene.work(pair.other, pair.child, cells(4, 5))
+    made = pair.again((1, 3))
+    assert pair.made == [pair.first, made, made, pair.first]
+
+
+def test_a_version_that_was_built_before_is_in_doubt_when_it_is_promoted(scene: Scene) -> None:
+    """It selects a column more: that the old version's rows are the same says nothing of it."""
+    pair = Pair(scene)
+    new = scene.version("p", version="2")
+    scene.record(pair.run, new, cells(0, 4))
+    scene.promote({"p": "2"}, environment="dev")
+    scene.mark(pair.parent, cells(1, 3), "lookback")
+    scene.work(pair.run, pair.parent, cells(1, 3))
+    pair.commit((1, 3))
+    scene.promote({"p": "2"})
+    assert scene.marks(new) == {("suspect", 1), ("suspect", 2)}
+
+
 def test_a_reader_of_a_table_that_reads_it_does_not_count(scene: Scene) -> None:
     """It reads that table's rows, not these."""
     pair = Pair(scene, through="full")
@@ -202,7 +225,10 @@ rows = st.lists(
         st.integers(0, PARTS * 60 - 1),
         st.none() | st.sampled_from(["", "a", "b", "-", "1:a", "ä\N{PILE OF POO}"]),
         st.none() | st.integers(-(2**40), 2**40),
-        st.none() | st.floats(allow_nan=False, width=32),
+        st.none()
+        | st.floats(allow_nan=False, width=32).map(
+            lambda x: x + 0.0
+        ),  # -0 is another text, and no other number
     ),
     max_size=12,
 )
@@ -341,13 +367,101 @@ def test_a_run_tells_what_was_unchanged(tmp_path: Path, postgres: LocalPostgres)
         assert report.unchanged == {EVENTS: IntervalSet([span(0, 60)])}
 
 
-def test_a_column_that_is_not_there_is_named(tmp_path: Path, postgres: LocalPostgres) -> None:
-    """The entry has no effect as it is written."""
+@pytest.mark.parametrize("minutes", [5, 10])
+def test_what_cannot_be_compared_is_told_and_spreads(
+    tmp_path: Path, postgres: LocalPostgres, minutes: int
+) -> None:
+    """The data is as good as without: a name that was misspelt fails nothing."""
     given = {"models": {"lake.events": {"early_cut_off": {"ignore": ["loaded"]}}}}
     with opened(tmp_path, postgres, **given) as (_, mesh):
-        mesh.restate("lake.events", span(0, 5), reason="to be sure", apply=True)
-        (failure,) = mesh.run("upstream", now=at(240)).failed
-        assert "has no column loaded, which early_cut_off is to ignore" in failure.detail["message"]
+        mesh.restate("lake.events", span(0, minutes), reason="to be sure", apply=True)
+        report = mesh.run("upstream", now=at(240))
+        assert report.committed == dict.fromkeys((EVENTS, COPY), IntervalSet([span(0, minutes)]))
+        assert "has no column loaded, which early_cut_off is to ignore" in report.uncompared[EVENTS]
+        assert not report.unchanged
+
+
+@pytest.mark.parametrize("column", ["ts::DATE", "strftime(ts, '%Y-%m-%d')"])
+def test_a_time_column_of_days_tells_no_hours_apart(
+    tmp_path: Path, postgres: LocalPostgres, column: str
+) -> None:
+    """Each hour writes the whole day, in SQLMesh's own way: nothing is taken for unchanged."""
+    time = "ds" if "DATE" in column else "(ds, '%Y-%m-%d')"
+    days = ranged(
+        "lake.days",
+        f"SELECT id, {column} AS ds, value FROM raw.events WHERE ts >= @start_ds::TIMESTAMP AND ts < @end_dt",
+        column=time,
+    )
+    query = "SELECT ds, SUM(value)::BIGINT AS total FROM lake.days WHERE ds BETWEEN @start_ds AND @end_ds GROUP BY 1"
+    duck = DuckMesh(
+        tmp_path, postgres, upstream={"days": days, "total": ranged("lake.total", query, column=time)}
+    )
+    duck.write_mesh({"upstream": {"stale_throttle": "0s", "models": {"lake.days": {"early_cut_off": True}}}})
+    duck.feed(0, 600)
+    with duck.mesh() as mesh:
+        mesh.deploy("upstream", now=at(240))
+        duck.set_value(200, 100)
+        mesh.restate("lake.days", span(180, 240), reason="patched", apply=True)
+        assert "one value of ds" in mesh.run("upstream", now=at(240)).uncompared['"house"."lake"."days"']
+        assert duck.sql("SELECT SUM(value) FROM lake.days") == duck.sql("SELECT SUM(total) FROM lake.total")
+
+
+@pytest.mark.parametrize("throttle", ["0s", "1h"])
+def test_no_child_sees_half_restated_parents(tmp_path: Path, postgres: LocalPostgres, throttle: str) -> None:
+    """It reads one table by a short way and by a long one, with comparisons on both: it is computed once, at the end."""
+    query = "SELECT a.ts, a.value AS one, c.value AS other FROM lake.a JOIN lake.c USING (id) WHERE a.ts >= @start_dt AND a.ts < @end_dt"
+    files = {"e": ranged("lake.e", query)}
+    files |= {m: copied(f"lake.{m}", p) for m, p in (("a", "raw.events"), ("b", "lake.a"), ("c", "lake.b"))}
+    duck = DuckMesh(tmp_path, postgres, upstream=files)
+    models = {name: {"early_cut_off": True} for name in ("lake.a", "lake.b")}
+    duck.write_mesh({"upstream": {"stale_throttle": throttle, "models": models}})
+    duck.feed(0, 600)
+    with duck.mesh() as mesh:
+        mesh.deploy("upstream", now=at(240))
+        duck.set_value(77, 50)
+        mesh.restate("lake.a", span(60, 120), reason="patched", apply=True)
+        report = mesh.run("upstream", now=at(301))  # no throttle counts from the deploy's reads any more
+        events = mesh.ledger.events(run_id=report.run_id, limit=500)
+        commits = [e for e in events if e["kind"] == "interval.committed" and str(e["model"]).endswith('"e"')]
+        assert len([e for e in commits if e["span"].lower == at(60)]) == 1
+        assert not duck.sql("SELECT * FROM lake.e WHERE one <> other")
+        assert not mesh.verify().differences
+
+
+def test_what_is_blocked_after_a_comparison_is_told(tmp_path: Path, postgres: LocalPostgres) -> None:
+    """The reader is planned when all is compared; what keeps it back is no less worth knowing."""
+    query = "SELECT e.ts, e.value + o.value AS value FROM lake.events e JOIN lake.other o USING (id) WHERE e.ts >= @start_dt AND e.ts < @end_dt"
+    files = {name: copied(f"lake.{name}", "raw.events") for name in ("events", "other")}
+    duck = DuckMesh(tmp_path, postgres, upstream={**files, "both": ranged("lake.both", query)})
+    duck.write_mesh(
+        {"upstream": {"stale_throttle": "0s", "models": {"lake.events": {"early_cut_off": True}}}}
+    )
+    duck.feed(0, 600)
+    with duck.mesh() as mesh:
+        mesh.deploy("upstream", now=at(240))
+        mesh.hold("lake.other", span(60, 120), reason="no", by="me")
+        duck.set_value(77, 3)
+        mesh.restate("lake.events", span(60, 120), reason="patched", apply=True)
+        (blocked,) = mesh.run("upstream", now=at(240)).blocked
+        assert (blocked.model, blocked.reason) == ('"house"."lake"."both"', "held")
+
+
+def test_unchanged_is_what_the_ledger_kept(tmp_path: Path, postgres: LocalPostgres) -> None:
+    """Where something was in doubt the rows may be the same, and spread."""
+    with opened(tmp_path, postgres, **WITH) as (_, mesh):
+        key = mesh.ledger.manifest("prod").version_id(EVENTS)
+        Scene(mesh.ledger).mark(key, span(60, 65), "suspect")
+        report = mesh.run("upstream", now=at(240))
+        assert report.committed == dict.fromkeys((EVENTS, COPY), IntervalSet([span(60, 65)]))
+        assert not report.unchanged
+
+
+def test_a_model_that_reads_itself_is_refused() -> None:
+    """All that comes after is computed again in any case."""
+    graph = MeshGraph({BRONZE: evolve(node(BRONZE, "up", "hour"), depends_on_past=True)}, [])
+    project = ProjectConfig("up", Path("/up"), models={BRONZE: ModelConfig(early_cut_off=())})
+    with pytest.raises(ConfigError, match="which reads its own past"):
+        check_names(graph, project)
 
 
 def test_an_as_of_model_is_refused() -> None:

@@ -6,13 +6,14 @@ are told apart by the same comparisons that SQLMesh writes for the table's time 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sqlglot import exp
 
 from meshgate.bridge.rows import DIGITS, digest_of, number
 from meshgate.bridge.translate import milliseconds
-from meshgate.interval import Interval
+from meshgate.interval import Interval, IntervalUnit
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -20,28 +21,27 @@ if TYPE_CHECKING:
     from sqlmesh.core.engine_adapter import EngineAdapter
     from sqlmesh.core.snapshot import Snapshot
 
-    from meshgate.interval import IntervalUnit
-
 Digest = tuple[int, int, int]
 _PARTS = 64  # of one statement; more units than that are compared some together
 
 
 def digests(
-    adapter: EngineAdapter, snapshot: Snapshot, piece: Interval, unit: IntervalUnit, ignored: Collection[str]
+    adapter: EngineAdapter, snapshot: Snapshot, piece: Interval, ignored: Collection[str]
 ) -> dict[Interval, Digest]:
     """How many rows, and two sums of digests of them, for each part of a piece, in one statement.
+
+    A part is one unit of the model's time, or some neighbouring ones.
 
     Args:
         adapter: The engine.
         snapshot: Of a model that is computed by ranges of time.
         piece: Of its time, half-open, UTC.
-        unit: Its unit of time: a part is one, or some neighbouring ones.
         ignored: The columns that do not count.
 
     Raises:
-        ValueError: The table has no such column.
+        ValueError: The table has no such column, or its time column does not tell its units apart.
     """
-    table = snapshot.table_name()
+    table, unit = snapshot.table_name(), IntervalUnit(snapshot.node.interval_unit.value)
     types = adapter.columns(table)
     names = {name.lower() for name in types}
     if unknown := sorted(name for name in ignored if name.lower() not in names):
@@ -50,9 +50,15 @@ def digests(
     content = [name for name in types if name.lower() not in left_out]
     parts = _parts(piece, unit)
     model = snapshot.model
-    starts = [
-        model.convert_to_time_column(milliseconds(p), types) for p in (*(p.start for p in parts), piece.end)
-    ]
+    midnight = IntervalUnit("day").floor(piece.start)
+    starts, day = (
+        [model.convert_to_time_column(milliseconds(instant), types) for instant in instants]
+        for instants in ((*(p.start for p in parts), piece.end), (midnight, unit.next(midnight)))
+    )
+    # SQLMesh writes from the first to the last value of an interval: of days, by the hour, each hour writes the whole day.
+    if any(one == other for some in (starts, day) for one, other in pairwise(some)):
+        column = model.time_column.column.name
+        raise ValueError(f"{table} has one value of {column} for several of its intervals")
     query = digests_query(table, content, model.time_column.column, starts)
     found = {
         int(n): (int(count), int(first), int(second))

@@ -28,7 +28,7 @@ from meshgate.bridge.audits import Verdict, each_interval_needs_its_own, verdict
 from meshgate.bridge.digests import digests
 from meshgate.bridge.engine import limit_statements
 from meshgate.bridge.failures import describe, first_line, is_conflict, is_outage
-from meshgate.bridge.translate import Promoted, instant, interval, milliseconds, pairs, promoted
+from meshgate.bridge.translate import Promoted, gated, instant, interval, milliseconds, pairs, promoted
 from meshgate.bridge.validity import history
 from meshgate.errors import LeaseLostError, StoppedError
 from meshgate.interval import Interval, IntervalSet, IntervalUnit
@@ -84,6 +84,9 @@ class Journal(Protocol):
 
         Raises LeaseLostError.
         """
+
+    def uncompared(self, name: str, problem: str) -> None:
+        """Why that could not be found out."""
 
     def compares(self, name: str, piece: Interval) -> Collection[str] | None:
         """Whether it is to be found out if computing a piece again changes anything: the columns that do not count, or None."""
@@ -255,20 +258,20 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
             finalized=False,
             now=to_datetime(kwargs.get("execution_time") or now()),
         )
-        gated = {s: ranges for s, ranges in merged.items() if _gated(s, index)}
+        under = {s: ranges for s, ranges in merged.items() if gated(s, index)}
         wanted = {
-            s.name: IntervalSet(interval(start, end) for start, end in ranges) for s, ranges in gated.items()
+            s.name: IntervalSet(interval(start, end) for start, end in ranges) for s, ranges in under.items()
         }
         admitted = self._journal.admit(plan, wanted, emptied)
-        result = {s: ranges for s, ranges in merged.items() if s not in gated}
+        result = {s: ranges for s, ranges in merged.items() if s not in under}
         # Also what nothing is ready of: SQLMesh makes the tables of what stands here, and promotes views on them.
-        result.update({s: pairs(admitted.get(s.name, ())) for s in gated})
+        result.update({s: pairs(admitted.get(s.name, ())) for s in under})
         return result
 
     def evaluate(self, snapshot: Snapshot, start: Any, end: Any, *args: Any, **kwargs: Any) -> Any:
         """SQLMesh's hook: one batch."""
         execution_time, index, batch_index = _positional(args, kwargs)
-        if not _gated(snapshot, index):
+        if not gated(snapshot, index):
             return super().evaluate(
                 snapshot,
                 start,
@@ -384,10 +387,12 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         self, snapshot: Snapshot, piece: Interval, ignored: Collection[str] | None
     ) -> dict[Interval, Digest]:
         """What the table holds of a piece, by parts of it."""
-        if ignored is None:
+        try:
+            adapter = self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
+            return digests(adapter, snapshot, piece, ignored) if ignored is not None else {}
+        except Exception as error:  # noqa: BLE001 - the data is as good as without; its readers read it again
+            self._journal.uncompared(snapshot.name, first_line(error))
             return {}
-        adapter = self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
-        return digests(adapter, snapshot, piece, IntervalUnit(snapshot.node.interval_unit.value), ignored)
 
     def _attempt_again(
         self,
@@ -489,12 +494,3 @@ def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any
     names = ("execution_time", "deployability_index", "batch_index")
     first, second, third = (*args, *(kwargs.pop(name) for name in names[len(args) :]))
     return first, second, third
-
-
-def _gated(snapshot: Snapshot, index: Any) -> bool:
-    """Whether the journal has a say: a model with a table that environments share.
-
-    Standalone audits hold no data, nor do external tables that are audited; a preview of a forward-only change writes
-    to a table of its own, which nobody gates on.
-    """
-    return snapshot.is_model and not snapshot.is_symbolic and index.is_deployable(snapshot)

@@ -160,3 +160,12 @@ def _node(snapshot: Snapshot, start: datetime) -> ModelNode:
         depends_on_past=kind.time_partitioned and bool(snapshot.depends_on_past),
         allow_partials=bool(snapshot.model.allow_partials),
     )
+
+
+def gated(snapshot: Snapshot, index: Any) -> bool:
+    """Whether the journal has a say: a model with a table that environments share.
+
+    Standalone audits hold no data, nor do external tables that are audited; a preview of a forward-only change writes
+    to a table of its own, which nobody gates on.
+    """
+    return snapshot.is_model and not snapshot.is_symbolic and index.is_deployable(snapshot)

@@ -90,7 +90,7 @@ def cut_off(graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]]) -> dic
         for name, given in manifest.get("models", {}).items()
         if given.get("early_cut_off") is not None
         for model in resolved(graph, name)
-        if graph[model].kind.time_partitioned
+        if graph[model].kind.time_partitioned and not graph.sequential(model)
     }
 
 
@@ -141,15 +141,23 @@ def check_names(graph: MeshGraph, project: ProjectConfig) -> None:
                     f"validity of project {project.name!r} names {name}, whose kind is {kind.value}",
                     hint="only tables that are refreshed or merged as a whole are compared; remove the entry",
                 )
-            if (
-                key == "models"
-                and project.models[name].early_cut_off is not None
-                and not kind.time_partitioned
-            ):
-                raise ConfigError(
-                    f"models of project {project.name!r} asks for early_cut_off of {name}, whose kind is {kind.value}",
-                    hint="only what is computed by ranges of time is compared; for an as-of table declare its validity",
-                )
+            if key == "models" and project.models[name].early_cut_off is not None:
+                _check_cut_off(graph, project, name, model)
+
+
+def _check_cut_off(graph: MeshGraph, project: ProjectConfig, name: str, model: str) -> None:
+    asks = f"models of project {project.name!r} asks for early_cut_off of {name}"
+    kind = graph[model].kind
+    if not kind.time_partitioned:
+        raise ConfigError(
+            f"{asks}, whose kind is {kind.value}",
+            hint="only what is computed by ranges of time is compared; for an as-of table declare its validity",
+        )
+    if graph.sequential(model):
+        raise ConfigError(
+            f"{asks}, which reads its own past",
+            hint="all that comes after a changed interval of it is computed again; remove the entry",
+        )
 
 
 def resolved(graph: MeshGraph, name: str) -> tuple[str, ...]:

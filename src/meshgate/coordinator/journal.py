@@ -87,7 +87,6 @@ class RunJournal:
         self._promoted = promoted or {}
         self._claimed: dict[str, list[Interval]] = {}
         self._covered: dict[str, IntervalSet] = {}
-        self._compared_now: set[str] = set()
         self._lock = threading.Lock()
         self._longest_s = bench.config.ledger.statement_timeout_s
 
@@ -291,19 +290,12 @@ class RunJournal:
     def compares(self, name: str, piece: Interval) -> tuple[str, ...] | None:
         """Which columns do not count when it is judged whether a piece has changed; None: it is not asked, or is new."""
         known = self._covered.get(name, IntervalSet()) & IntervalSet([piece])
-        if not known or name not in self._allowed.cut_off:
-            return None
-        self._compared_now.add(name)
-        return self._allowed.cut_off[name]
+        return self._allowed.cut_off.get(name) if known else None
 
-    def compared(self) -> frozenset[str]:
-        """The models of which something was computed again and compared."""
-        return frozenset(self._compared_now)
-
-    def give_back(self) -> None:
-        """Let go of what was claimed and came to nothing, before the run plans once more."""
-        for name in self._claimed:
-            self._ledger.abandon(self._run_id, self._ids[name])
+    def uncompared(self, name: str, problem: str) -> None:
+        """Why that could not be found out: its readers read again."""
+        with self._lock:
+            self.outcome.uncompared[name] = problem
 
     def empties(self, name: str, piece: Interval) -> bool:
         """Whether the table is to be emptied before this piece of it is written."""
@@ -422,7 +414,7 @@ class RunJournal:
         lookback = Interval(first, piece.start) if first < piece.start and fresh < piece.end else None
         changed, told = self._compared(node, piece, history)
         with loss_stops(self._keeper):
-            self._ledger.commit(
+            made = self._ledger.commit(
                 self._run_id, self._ids[name], piece, verdict="warned" if warned else "passed", audits=audits,
                 duration=duration, rows=rows, lookback=lookback, stale_from=self.stale_from.get(name),
                 hold=failure_in_words({"audits": warned}) if holds else None,
@@ -433,8 +425,8 @@ class RunJournal:
             self.outcome.committed[name] = self.outcome.committed.get(name, IntervalSet()) | IntervalSet(
                 [piece]
             )
-            if same:
-                self.outcome.unchanged[name] = self.outcome.unchanged.get(name, IntervalSet()) | same
+            if same and (kept := self._ledger.touched(self._ids[name], made)):
+                self.outcome.unchanged[name] = self.outcome.unchanged.get(name, IntervalSet()) | kept
             if warned:
                 self.outcome.warned.append(Failure(name, node.project, piece, {"audits": warned}))
 

@@ -33,6 +33,7 @@ class Outcome:
         blocked: What was ready when the run planned and not when it began, or never was.
         warned: Non-blocking audits that failed: model, interval, audits.
         unchanged: What of it was computed again and was what it had been, by model: early cut-off keeps it from its readers.
+        uncompared: Why early cut-off could not find out what has changed, by model.
         unmirrored: Recorded in the ledger, but SQLMesh's own record failed: model, interval, problem.
     """
 
@@ -41,6 +42,7 @@ class Outcome:
     blocked: list[Blocked] = attrs.field(factory=list)
     warned: list[Failure] = attrs.field(factory=list)
     unchanged: dict[str, IntervalSet] = attrs.field(factory=dict)
+    uncompared: dict[str, str] = attrs.field(factory=dict)
     unmirrored: list[tuple[str, Interval, str]] = attrs.field(factory=list)
 
 

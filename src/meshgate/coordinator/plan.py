@@ -139,17 +139,22 @@ def make_plan(
         rested: Which part of a model's recorded time policy lets be computed again at once, if this run makes it stale.
         budgets: By project: how many intervals of each model a run computes again at most that are stale or were asked for.
         only: The models that the run is about; None for all of the projects'.
-        cut_off: The models of which only the evaluation tells whether it changes anything for their readers.
+        cut_off: The models of which only the evaluation tells whether it changes anything for their readers: who reads them
+            is planned when they are done.
     """
     known = standings(graph, version_ids, states, now)
     produced: dict[str, dict[str, IntervalSet]] = {}
     restamped: dict[str, dict[str, IntervalSet]] = {}
     models: list[ModelPlan] = []
+    compared: set[str] = set()
     for name in graph.order():
         node = graph[name]
         if name not in known or (projects is not None and node.project not in projects):
             continue
         if only is not None and name not in only:
+            continue
+        if any(gate.parent in compared for gate in graph.gates(name)):
+            compared.add(name)
             continue
         # What a run produces counts for its own project's models only.
         made = produced.setdefault(node.project, {})
@@ -174,7 +179,9 @@ def make_plan(
         if planned.ready:
             # A refresh makes a whole table good again.
             made[name] = planned.ready | known[name].covered if node.kind.as_of else planned.ready
-            again[name] = IntervalSet() if name in cut_off else _restamped(node, planned, state)
+            again[name] = _restamped(node, planned, state)
+            if name in cut_off and again[name]:
+                compared.add(name)
     return Plan(environment, now, tuple(models), known)
 
 

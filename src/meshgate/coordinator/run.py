@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from meshgate.config import MeshConfig, ProjectConfig
     from meshgate.coordinator.progress import Progress
     from meshgate.gate import Blocked
-    from meshgate.graph import MeshGraph, ModelNode
+    from meshgate.graph import ModelNode
     from meshgate.lease import LeaseKeeper
     from meshgate.ledger import Lease, Ledger, Manifest
 
@@ -67,6 +67,7 @@ class RunReport:
         blocked: Every cause that keeps due work back.
         warned: Non-blocking audits that failed.
         unchanged: What was computed again and holds the rows that it held before, where early cut-off looks at that.
+        uncompared: Why early cut-off could not look at that, by model.
         findings: What somebody else did.
         unmirrored: Recorded here, but not yet in SQLMesh's own record: model, interval, problem.
         plan: What was decided, for `planned`.
@@ -84,6 +85,7 @@ class RunReport:
     blocked: tuple[Blocked, ...] = ()
     warned: tuple[Failure, ...] = ()
     unchanged: Mapping[str, IntervalSet] = attrs.field(factory=dict)
+    uncompared: Mapping[str, str] = attrs.field(factory=dict)
     findings: tuple[Finding, ...] = ()
     unmirrored: tuple[tuple[str, Any, str], ...] = ()
     plan: Plan | None = None
@@ -201,8 +203,9 @@ def plan_of(
     now: datetime,
     present: datetime | None = None,
     only: Collection[str] | None = None,
+    compared: Collection[str] = (),
 ) -> Plan:
-    """What a run of these projects would do now, by the ledger alone. `present`, `only`: as in `make_plan`."""
+    """What a run of these projects would do now, by the ledger alone. `present`, `only`, `compared`: as in `make_plan`."""
     policies = bench.staleness(manifest)
     states = states_of(bench.ledger, manifest, present or now, policies)
     return make_plan(
@@ -210,7 +213,7 @@ def plan_of(
         environment=manifest.environment, now=now, patience=bench.patience(manifest.environment), present=present,
         rested=rested_by(bench.ledger, manifest, present or now, policies), only=only,
         budgets=bench.budgets(manifest.environment),
-        cut_off=cut_off(manifest.graph, bench.ledger.manifests(manifest.environment)),
+        cut_off=compared,
     )  # fmt: skip
 
 
@@ -340,12 +343,15 @@ def _work(
         if project.sources:
             opened = opened or bench.open_project(project, load=False)
             watch_before_planning(bench, project, opened, manifest, now)
-        plan = plan_of(bench, manifest, {project.name}, now, present, only)
+        compared = cut_off(manifest.graph, bench.ledger.manifests(target))
+        plan = plan_of(bench, manifest, {project.name}, now, present, only, compared)
         if plan.is_empty:
             state = "nothing_to_do"
         else:
             opened = opened or bench.open_project(project, load=False)
-            _evaluate(bench, opened, project, plan, manifest, lease, keeper, outcome, now, present, only)
+            plan = _evaluate(
+                bench, opened, project, plan, manifest, lease, keeper, outcome, now, present, only, compared
+            )
             findings += reconcile(bench.ledger, opened, target, now, run_id=lease.run_id)
             state = "failed" if outcome.failed else "done"
             settle(bench.ledger, target, {project.name})
@@ -369,15 +375,6 @@ def _work(
     return report
 
 
-def _downstream(graph: MeshGraph, names: Collection[str]) -> set[str]:
-    """Whoever reads some models, and their readers."""
-    found: set[str] = set()
-    for name in graph.order():
-        if any(gate.parent in names or gate.parent in found for gate in graph.gates(name)):
-            found.add(name)
-    return found
-
-
 def _evaluate(
     bench: Workbench,
     opened: SqlmeshProject,
@@ -390,23 +387,26 @@ def _evaluate(
     now: datetime,
     present: datetime,
     only: Collection[str] | None,
-) -> None:
-    """Everything that is planned, and what early cut-off finds out is due then: its readers need not wait for a run."""
-    target, graph = manifest.environment, manifest.graph
-    while not plan.is_empty:
+    compared: Collection[str],
+) -> Plan:
+    """Everything that is planned, and then what reads what was compared: the whole plan, as far as it came."""
+    target, graph, todo = manifest.environment, manifest.graph, plan
+    while not todo.is_empty:
         journal = RunJournal(
             bench, lease.run_id, project.name, keeper, graph, manifest.version_ids,
             environment=target, now=now, outcome=outcome,
             allow=lambda graph: allowance(graph, bench.ledger.manifests(target), project.name),
         )  # fmt: skip
-        _execute(bench, opened, plan, manifest, journal, now)
-        readers = _downstream(graph, journal.compared())
-        if not readers:
-            return
-        journal.give_back()
-        plan = plan_of(
-            bench, manifest, {project.name}, now, present, readers if only is None else readers & set(only)
-        )
+        _execute(bench, opened, todo, manifest, journal, now)
+        left = {n for n in plan.standings if graph[n].project == project.name} - {m.name for m in plan.models}
+        left &= set(left if only is None else only)
+        if not compared or not left:
+            break
+        todo = plan_of(bench, manifest, {project.name}, now, present, left, compared)
+        plan = attrs.evolve(plan, models=(*plan.models, *todo.models), standings=todo.standings)
+        if not todo.models:
+            break
+    return plan
 
 
 def _execute(
@@ -457,6 +457,7 @@ def _report(
         blocked=(*(plan.blocked if plan else ()), *outcome.blocked),
         warned=tuple(outcome.warned),
         unchanged=dict(outcome.unchanged),
+        uncompared=dict(outcome.uncompared),
         findings=findings,
         unmirrored=tuple(outcome.unmirrored),
         plan=plan,

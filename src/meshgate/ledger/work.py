@@ -437,6 +437,11 @@ class WorkLedger:
             )
         return int(revision)
 
+    def touched(self, version_id: int, revision: int) -> IntervalSet:
+        """What a commit found to be what it had been, and left to its readers as it was."""
+        rows = self.database.rows("touched", version_id=version_id, revision=revision, again=True)
+        return IntervalSet(to_interval(row["span"]) for row in rows)
+
     def past(self, version_id: int) -> Past | None:
         """What an as-of table's history looked like when it was recorded last; None where nobody has looked."""
         for row in self.database.rows("past", version_id=version_id, again=True):

@@ -216,6 +216,7 @@ def run(report: RunReport, waits: tuple[Wait, ...], verb: str) -> dict[str, Any]
         committed=[{"model": m, "intervals": plain(t)} for m, t in report.committed.items()],
         failed=[_record(f) for f in report.failed],
         warned=[_record(f) for f in report.warned],
+        uncompared=[{"model": m, "problem": p} for m, p in report.uncompared.items()],
         unchanged=[{"model": m, "intervals": plain(t)} for m, t in report.unchanged.items()],
         blocked=_blocked(report.blocked),
         waits=[_wait(w) for w in waits],

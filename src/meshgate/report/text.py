@@ -411,6 +411,10 @@ def run(out: Console, report: RunReport, waits: tuple[Wait, ...], verb: str) -> 
         for f in report.findings
     ]
     lines += [
+        _line("  ", ("uncompared", "yellow"), f" {model_name(m)}: {p}: its readers read it again")
+        for m, p in report.uncompared.items()
+    ]
+    lines += [
         _line("  ", ("unmirrored", "yellow"), f" {model_name(m)} {i}: {p}") for m, i, p in report.unmirrored
     ]
     _wrapped(out, _capped(lines, "  "), 12)

@@ -77,6 +77,9 @@ SELECT meshgate.commit_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(
                              %(rows)s, %(lookback)s::tstzrange, %(stale_from)s, %(hold)s, %(changed_from)s, %(past)s, %(upto)s,
                              %(same)s::tstzrange[]) AS revision;
 
+-- name: touched
+SELECT c.span FROM meshgate.coverage c WHERE c.version_id = %(version_id)s AND c.touched_revision = %(revision)s ORDER BY c.span;
+
 -- name: past
 SELECT upto, prints FROM meshgate.past WHERE version_id = %(version_id)s;
 

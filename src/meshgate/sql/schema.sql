@@ -931,7 +931,8 @@ RETURNS tstzmultirange LANGUAGE sql STABLE AS $$
         WHERE v.version_id = p_version_id
         UNION
         SELECT e.child_id FROM reader r JOIN meshgate.edge e ON e.parent_id = r.model_id
-        WHERE NOT EXISTS (SELECT FROM meshgate.version w WHERE w.model_id = r.model_id AND w.kind <> 'view')),
+        WHERE NOT EXISTS (SELECT FROM meshgate.promotion q JOIN meshgate.version w USING (version_id)
+                          WHERE q.model_id = r.model_id AND w.kind NOT IN ('view', 'embedded'))),
     suspected AS (
         -- What a deploy builds may read whatever it likes: who reads whom is known of what is promoted.
         SELECT x.version_id FROM meshgate.version x
@@ -1262,7 +1263,8 @@ BEGIN
             FROM (SELECT i.version_id, 'suspect' AS kind, n.span * o.span AS span
                   FROM incoming i JOIN meshgate.promotion p ON p.environment = p_environment AND p.model_id = i.model_id
                   JOIN meshgate.coverage n ON n.version_id = i.version_id
-                  JOIN meshgate.coverage o ON o.version_id = p.version_id AND o.span && n.span AND o.revision > n.read_revision
+                  JOIN meshgate.coverage o ON o.version_id = p.version_id AND o.span && n.span
+                       AND greatest(o.revision, o.touched_revision) > n.read_revision
                   WHERE p.version_id <> i.version_id
                   UNION ALL
                   SELECT i.version_id, CASE WHEN m.kind IN ('requested', 'lookback') THEN m.kind ELSE 'suspect' END,
