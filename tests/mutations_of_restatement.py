@@ -194,4 +194,14 @@ OF_RESTATEMENT = (
             "            follows = True\n",
         ),
     ),
+    sql(
+        "G5 a dev environment that goes back to what production keeps up",
+        "test_environments.py::test_a_dev_environment_that_goes_back_changes_nothing_in_production[breaking]",
+        ("AND q.environment = ANY (p_homes));", "AND false);"),
+    ),
+    sql(
+        "G5 a promotion elsewhere is no news here",
+        "test_environments.py::test_a_dev_environment_that_goes_back_changes_nothing_in_production[breaking]",
+        ("WHERE changed IS NOT NULL LOOP\n", "WHERE false LOOP\n"),
+    ),
 )

@@ -324,7 +324,10 @@ OF_SQL = (
     sql(
         "G5 a version that read too early is suspect",
         f"{L}a_new_version_that_read_before_the_old_one_was_made_again_is_suspect",
-        ("                       AND greatest(o.revision, o.touched_revision) > n.read_revision\n", "AND false"),
+        (
+            "                       AND greatest(o.revision, o.touched_revision) > n.read_revision\n",
+            "AND false",
+        ),
     ),
     sql(
         "G5 marks belong to the model",

@@ -156,3 +156,36 @@ def test_what_was_built_in_dev_is_promoted_without_building_it_again(duck: DuckM
         assert mesh.deploy("downstream", now=at(120)).committed == {}
         assert mesh.run("downstream", now=at(120)).state == "nothing_to_do"
     assert duck.table("lake.gold") == source(duck, 120, 1000)
+
+
+@pytest.mark.parametrize("change", ["breaking", "a column more"])
+def test_a_dev_environment_that_goes_back_changes_nothing_in_production(duck: DuckMesh, change: str) -> None:
+    """It finds production's table, which production's own runs keep up; production's readers have nothing new to read.
+
+    Fails without `meshgate.lives_in`, and where the other environments are not settled.
+    """
+    more = (
+        changed(SILVER_TEXT)
+        if change == "breaking"
+        else SILVER_TEXT.replace("value FROM", "value, 1 AS more FROM")
+    )
+    with duck.mesh() as mesh:
+        for text in (more, SILVER_TEXT):
+            duck.write("upstream", "silver", text)
+            mesh.deploy("upstream", environment="dev", now=at(60))
+        assert [done(mesh, project, "prod", 60) for project in PROJECTS] == [{}, {}]
+        assert not mesh.verify().differences
+
+
+def test_a_reader_in_dev_reads_again_what_dev_goes_back_to(duck: DuckMesh) -> None:
+    """What it had read was the version that is gone from there."""
+    with duck.mesh() as mesh:
+        duck.write("upstream", "silver", changed(SILVER_TEXT))
+        mesh.deploy("upstream", environment="dev", now=at(60))
+        duck.write("downstream", "gold", GOLD_TEXT.replace("value FROM", "value, 1 AS more FROM"))
+        mesh.deploy("downstream", environment="dev", now=at(60))
+        duck.write("upstream", "silver", SILVER_TEXT)
+        mesh.deploy("upstream", environment="dev", now=at(60))
+        mesh.run("downstream", environment="dev", now=at(60))
+        assert not mesh.verify().differences
+    assert duck.sql("SELECT id, ts, value FROM lake__dev.gold ORDER BY id") == source(duck, 60)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from meshgate.coordinator.manifest import build_graph
-from meshgate.coordinator.staleness import after_promotion
+from meshgate.coordinator.staleness import after_promotion, settled_elsewhere
 from meshgate.coordinator.standing import standings
 from meshgate.errors import EvaluationError, NotDeployedError
 from meshgate.graph import MeshGraph, readers_of
@@ -167,7 +167,11 @@ def _promote(ledger: Ledger, environment: str, plan: Promoted, graph: MeshGraph)
     for _ in range(_ATTEMPTS):
         at = ledger.revision()
         settled = after_promotion(ledger, environment, graph, plan.unbroken)
-        changed = ledger.sync_environment(environment, plan.plan_id, graph, projects, settled, at)
+        others = {} if settled is None else settled_elsewhere(ledger, environment, graph)
+        homes = {str(m.get("environment", "prod")) for m in ledger.manifests().values()}
+        changed = ledger.sync_environment(
+            environment, plan.plan_id, graph, projects, settled, at, homes, others
+        )
         if changed is not None:
             return changed
     raise EvaluationError("the ledger changes faster than a promotion can be judged", hint="deploy again")

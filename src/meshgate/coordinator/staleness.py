@@ -253,6 +253,21 @@ def settled(stale: Mapping[str, Iterable[Stale]], names: Iterable[str]) -> dict[
     }
 
 
+def settled_elsewhere(
+    ledger: Ledger, environment: str, graph: MeshGraph
+) -> dict[str, dict[str, IntervalSet]]:
+    """What is not stale in the other environments that promote some of a graph's versions, by environment and model."""
+    found: dict[str, dict[str, IntervalSet]] = {}
+    for name in ledger.environments():
+        manifest = ledger.manifest(name)
+        nodes = manifest.graph.nodes
+        shared = [n for n in nodes if n in graph and nodes[n].version == graph[n].version]
+        if name != environment and shared:
+            stale = find(ledger, name, manifest.graph, manifest.version_ids)
+            found[name] = settled(stale, [n for n, node in nodes.items() if node.kind.recorded])
+    return found
+
+
 def after_promotion(
     ledger: Ledger, environment: str, graph: MeshGraph, unbroken: Mapping[str, frozenset[str]]
 ) -> dict[str, IntervalSet] | None:

@@ -159,17 +159,19 @@ class CoverageRow:
 
 def _settled(settled: Mapping[str, IntervalSet], ids: Mapping[str, int]) -> Any:
     """As `settle_models` takes it."""
-    return json(
-        [
-            {
-                "model": name,
-                "version_id": ids[name],
-                "spans": [[_instant(i.start), _instant(i.end)] for i in spans],
-            }
-            for name, spans in settled.items()
-            if name in ids
-        ]
-    )
+    return json(_spans(settled, ids))
+
+
+def _spans(settled: Mapping[str, IntervalSet], ids: Mapping[str, int]) -> list[dict[str, Any]]:
+    return [
+        {
+            "model": name,
+            "version_id": ids[name],
+            "spans": [[_instant(i.start), _instant(i.end)] for i in spans],
+        }
+        for name, spans in settled.items()
+        if name in ids
+    ]
 
 
 def _declared_in(manifest: Mapping[str, Any], environment: str | None) -> Mapping[str, Any]:
@@ -238,6 +240,8 @@ class RecordLedger:
         projects: Iterable[str],
         settled: Mapping[str, IntervalSet] | None = None,
         at: int = 0,
+        homes: Iterable[str] = (),
+        others: Mapping[str, Mapping[str, IntervalSet]] | None = None,
     ) -> tuple[str, ...] | None:
         """Make the ledger's picture of an environment what SQLMesh promotes; the models whose version changed.
 
@@ -248,6 +252,8 @@ class RecordLedger:
             projects: Whose models this SQLMesh state holds; external tables belong to nobody and come along.
             settled: For a change of versions or windows: what is not stale by what is promoted now, by model.
             at: The revision by which that was found.
+            homes: The environments that the projects' own runs keep up.
+            others: What is not stale in other environments, which a promotion here does not change.
 
         Returns:
             None where the ledger has gone on since that revision: nothing was done, and it has to be found again.
@@ -276,6 +282,10 @@ class RecordLedger:
         rows = self.database.rows(
             "sync_environment", environment=environment, plan_id=plan_id, projects=sorted(held - {""}),
             models=json(models), edges=json(edges), settled=None if settled is None else _settled(settled, ids), at=at,
+            homes=list(homes), others=json([
+                {"environment": name, "settled": _spans(kept, self.manifest(name).version_ids)}
+                for name, kept in (others or {}).items()
+            ]),
         )  # fmt: skip
         return None if rows and rows[0]["model"] is None else tuple(row["model"] for row in rows)
 

@@ -102,7 +102,8 @@ SELECT meshgate.register_version(%(project)s, %(model)s, %(version)s, %(kind)s, 
 SELECT meshgate.save_manifest(%(project)s, %(manifest)s, %(sqlmesh)s, %(sqlglot)s, %(environment)s);
 
 -- name: sync_environment
-SELECT * FROM meshgate.sync_environment(%(environment)s, %(plan_id)s, %(projects)s, %(models)s, %(edges)s, %(settled)s, %(at)s) AS model;
+SELECT * FROM meshgate.sync_environment(%(environment)s, %(plan_id)s, %(projects)s, %(models)s, %(edges)s, %(settled)s, %(at)s,
+                                        %(homes)s, %(others)s) AS model;
 
 -- name: set_fingerprint
 SELECT meshgate.set_fingerprint(%(environment)s, %(fingerprint)s);

@@ -1228,6 +1228,13 @@ BEGIN
     WHERE p.project_id = known;
 END $$;
 
+-- Is a version promoted by another environment that its project's runs keep up? Then whatever was to be read again of it was
+-- asked of it too, and an environment that goes back to it finds what production has.
+CREATE FUNCTION meshgate.lives_in(p_version_id bigint, p_but_for text, p_homes text[]) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM meshgate.promotion q
+                   WHERE q.version_id = p_version_id AND q.environment <> p_but_for AND q.environment = ANY (p_homes));
+$$;
+
 -- Makes the ledger's picture of one environment what SQLMesh promotes there. The models whose version changed.
 -- A version that replaces another takes the promotion's own revision: whoever read the old one before reads anew.
 -- What it had read before the old one was made, or was asked to be made again, is suspect: marks belong to the model.
@@ -1235,13 +1242,14 @@ END $$;
 -- p_settled: what is not stale by what it promotes now, as in settle_models, by what the ledger held at revision p_at; null:
 -- nothing has changed about that. Where it holds more by now, the answer is one null, and nothing was done.
 CREATE FUNCTION meshgate.sync_environment(p_environment text, p_plan_id text, p_projects text[], p_models jsonb, p_edges jsonb,
-                                          p_settled jsonb, p_at bigint)
+                                          p_settled jsonb, p_at bigint, p_homes text[] DEFAULT '{}', p_others jsonb DEFAULT '[]')
 RETURNS SETOF text LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     made bigint;
     changed bigint[];
     gone bigint[];
     doubt record;
+    other record;
 BEGIN
     IF meshgate.lock_ledger() <> p_at AND p_settled IS NOT NULL THEN
         RETURN NEXT NULL;
@@ -1265,14 +1273,14 @@ BEGIN
                   JOIN meshgate.coverage n ON n.version_id = i.version_id
                   JOIN meshgate.coverage o ON o.version_id = p.version_id AND o.span && n.span
                        AND greatest(o.revision, o.touched_revision) > n.read_revision
-                  WHERE p.version_id <> i.version_id
+                  WHERE p.version_id <> i.version_id AND NOT meshgate.lives_in(i.version_id, p_environment, p_homes)
                   UNION ALL
                   SELECT i.version_id, CASE WHEN m.kind IN ('requested', 'lookback') THEN m.kind ELSE 'suspect' END,
                          n.span * m.span
                   FROM incoming i JOIN meshgate.promotion p ON p.environment = p_environment AND p.model_id = i.model_id
                   JOIN meshgate.coverage n ON n.version_id = i.version_id
                   JOIN meshgate.mark m ON m.version_id = p.version_id AND m.span && n.span AND m.revision > n.read_revision
-                  WHERE p.version_id <> i.version_id) older
+                  WHERE p.version_id <> i.version_id AND NOT meshgate.lives_in(i.version_id, p_environment, p_homes)) older
             GROUP BY older.version_id, older.kind ORDER BY 1, 2, 3
         LOOP
             PERFORM meshgate.put_mark(doubt.version_id, doubt.span, doubt.kind, NULL, jsonb_build_object(
@@ -1306,6 +1314,14 @@ BEGIN
     IF p_settled IS NOT NULL THEN
         UPDATE meshgate.promotion SET settled_revision = 0 WHERE environment = p_environment;
         PERFORM meshgate.settle_models(p_environment, p_settled, made);
+        -- Where the same versions are promoted too, nothing has happened: nobody there is stale by their new revision.
+        FOR other IN SELECT x.environment, x.settled FROM jsonb_to_recordset(p_others) AS x (environment text, settled jsonb)
+                     WHERE changed IS NOT NULL LOOP
+            PERFORM meshgate.settle_models(other.environment, other.settled, made);
+            PERFORM meshgate.note('environment.changed', NULL, NULL, NULL, jsonb_build_object(
+                'environment', other.environment, 'plan_id', NULL, 'versions', '{}'::bigint[], 'removed', '{}'::bigint[],
+                'settled', other.settled, 'last_run', (SELECT max(r.run_id) FROM meshgate.run r)));
+        END LOOP;
     END IF;
     DELETE FROM meshgate.edge e USING meshgate.model m, meshgate.project o
     WHERE e.environment = p_environment AND m.model_id = e.child_id AND o.project_id = m.project_id
