@@ -8,7 +8,7 @@ export SQLMESH__DISABLE_ANONYMIZED_ANALYTICS := true
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-peers test-analysis mutation mutation-bounded chaos chaos-bounded histories bench check-wheel clean
+.PHONY: help setup demo test lint test-slow test-peers test-analysis mutation mutation-bounded chaos chaos-bounded histories bench check-wheel clean
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,19 +33,22 @@ lint: setup ## ruff and mypy
 test: setup lint ## Lint, types and every test but the slow lanes
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
+test-slow: setup ## Whole processes, packages and histories: the wheel, crash points, signals, the portfolio, analyses
+	@$(BIN)/python -m pytest -m 'slow and not peers and not cli and not analysis' -n $(WORKERS) --dist loadgroup
+
 test-peers: setup ## Plain SQLMesh still shows the faults that meshgate prevents; its own commands under the ledger
 	@$(BIN)/python -m pytest -m 'peers or cli' -n $(WORKERS) --dist loadgroup tests/test_peers.py tests/test_peers_staleness.py \
 		tests/test_enforced.py tests/test_signal_wrapper.py
 
 test-analysis: setup ## Every analysed change is deployed as the analysis says, and each table compared with a recomputation
-	@$(BIN)/python -m pytest -m 'analysis or not analysis' -n $(WORKERS) --dist loadgroup tests/test_analysis.py \
+	@$(BIN)/python -m pytest -m '' -n $(WORKERS) --dist loadgroup tests/test_analysis.py \
 		tests/test_analysis_portfolio.py tests/test_analysis_deployed.py
 
 mutation: setup ## Removes each protecting line and shows that a test fails
 	@$(BIN)/python tests/mutations.py
 
-mutation-bounded: setup ## The same for CI: sixty of them, by chance
-	@$(BIN)/python tests/mutations.py --sample 60
+mutation-bounded: setup ## The same for CI: thirty of them, by chance
+	@$(BIN)/python tests/mutations.py --sample 30
 
 chaos: setup ## Kills, pauses and starves real runs: every crash point, 200 faults, and each mutation found (half an hour)
 	@$(BIN)/python tests/crash_points.py --all
@@ -53,7 +56,7 @@ chaos: setup ## Kills, pauses and starves real runs: every crash point, 200 faul
 	@$(BIN)/python tests/chaos.py --without all
 
 chaos-bounded: setup ## The same for CI: a few minutes
-	@$(BIN)/python tests/chaos.py --seconds 90 --faults 60 --restarts 15
+	@$(BIN)/python tests/chaos.py --seconds 60 --faults 40 --restarts 10
 
 histories: setup ## Twenty random histories of the portfolio, from ticks to deploys and kills (half an hour)
 	@$(BIN)/python tests/portfolio_history.py --seeds 20
@@ -64,7 +67,7 @@ bench: setup ## The figures of benchmarks/README.md
 	@$(BIN)/python benchmarks/staleness.py
 
 check-wheel: setup ## Builds the wheel and uses it from an empty environment
-	@$(BIN)/python -m pytest tests/test_wheel.py
+	@$(BIN)/python -m pytest -m slow tests/test_wheel.py
 
 clean: ## Removes what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build examples/portfolio/.meshgate

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from meshgate.local_postgres import LocalPostgres
 
-pytestmark = pytest.mark.xdist_group("signals")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("signals")]
 
 BOTH = pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
 # Far less than the ten minutes that a statement or a wait would have, also where the cores are busy.
