@@ -10,7 +10,7 @@ ANY = f"{V}after_any_history_the_ledger_is_what_its_events_say"
 OF_VERIFICATION = (
     sql(
         "verify: a commit tells all that it stamped",
-        ANY,
+        f"{V}a_refresh_that_stamps_more_than_its_new_part_is_as_derived",
         ("jsonb_build_array(lower(stamped), upper(stamped))", "jsonb_build_array(lower(p_span), upper(p_span))"),
     ),
     sql(

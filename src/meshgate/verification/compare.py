@@ -233,7 +233,9 @@ def _coverage(facts: Facts, key: int, derived: Derived, made: set[int]) -> Itera
             yield _at(facts, key, "coverage", extra, said, "nothing ever recorded it")
         for piece in known:
             part = piece.interval.intersect(row.interval)
-            if row.revision < piece.revision or (row.revision > piece.revision and row.revision not in made):
+            # Of several commits a row has the newest number.
+            merged = row.merged > 1 and piece.revision < row.revision and row.revision in made
+            if row.revision != piece.revision and not merged:
                 said = f"made at revision {row.revision}"
                 yield _at(facts, key, "revision", part, said, f"made at revision {piece.revision}")
             if row.verdict != piece.verdict:
