@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-WORKERS ?= 2
+WORKERS ?= 3
 
 export SQLMESH__DISABLE_ANONYMIZED_ANALYTICS := true
 export PYTHONDONTWRITEBYTECODE := 1

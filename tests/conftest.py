@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
@@ -21,6 +22,16 @@ from meshgate.postgres_server import FSYNC_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def packages() -> Iterator[None]:
+    """SQLMesh asks at each plan which packages are installed, for half a second: here they stay what they are."""
+    named = "importlib.metadata" if sys.version_info >= (3, 12) else "importlib_metadata"
+    installed = importlib.import_module(named)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(installed, "packages_distributions", functools.cache(installed.packages_distributions))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -347,10 +347,10 @@ class Oracle:
             raise Refused("lost")
         claim = self.piece(run, version, cells, ("begun",))
         if claim is None:
-            said = [row for row in table.rows() if row >= cells and table.facts[min(row)].run == run]
-            if not said:
+            said = [table.facts[c] for c in cells if c in table.facts and table.facts[c].run == run]
+            if len(said) < len(cells):
                 raise Refused("no claim")
-            return max(table.facts[min(row)].revision for row in said)
+            return max(fact.revision for fact in said)
         read = claim.read
         assert read is not None
         made = self.next()

@@ -279,7 +279,7 @@ class Scene:
 
         rows = self.database.rows(
             "sync_environment", environment=environment, plan_id="plan", projects=[project], models=json(models),
-            edges=json([]), settled=None, at=0, homes=[], others=json([]),
+            edges=json([]), settled=None, at=0, others=json([]),
         )  # fmt: skip
         return sorted(row["model"] for row in rows)
 

@@ -157,11 +157,8 @@ OF_COORDINATION = (
         "merge: dirty until the doubt ends",
         f"{L}the_dirty_span_of_a_merge_ends_with_its_doubt",
         (
-            (
-                "\n          AND NOT EXISTS (SELECT FROM meshgate.mark m WHERE m.version_id = p_version_id"
-                " AND m.kind IN ('failed', 'suspect'));"
-            ),
-            ";",
+            "IF NOT FOUND THEN\n            UPDATE meshgate.dirty_span",
+            "IF true THEN\n            UPDATE meshgate.dirty_span",
         ),
     ),
     sql(

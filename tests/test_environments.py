@@ -162,7 +162,7 @@ def test_what_was_built_in_dev_is_promoted_without_building_it_again(duck: DuckM
 def test_a_dev_environment_that_goes_back_changes_nothing_in_production(duck: DuckMesh, change: str) -> None:
     """It finds production's table, which production's own runs keep up; production's readers have nothing new to read.
 
-    Fails without `meshgate.lives_in`, and where the other environments are not settled.
+    Fails without `meshgate.lives_at_home`, and where the other environments are not settled.
     """
     more = (
         changed(SILVER_TEXT)

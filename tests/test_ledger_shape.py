@@ -77,6 +77,30 @@ def test_a_new_version_that_read_before_the_old_one_was_made_again_is_suspect(sc
     assert scene.marks(new) == {("suspect", 1)}
 
 
+@pytest.mark.parametrize(("home", "stands_in"), [("prod", False), ("dev", True), ("dev", False)])
+def test_only_where_its_own_project_keeps_it_up_a_version_is_in_no_doubt(
+    scene: Scene, home: str, stands_in: bool
+) -> None:
+    """It was built in dev, and production's was made again since: dev is nobody's home because something else is at home there.
+
+    Nor because a project was deployed there first, and stands in for where it has not been yet.
+    """
+    run, old, new = scene.run(), scene.version("p"), scene.version("p", version="2")
+    scene.promote({"p": "1"})
+    scene.record(run, old, span(0, 4))
+    scene.record(run, new, span(0, 4))
+    scene.promote({"p": "2"}, environment="dev")
+    for project, where in (("up", home), ("down", "dev")):
+        elsewhere = "dev" if where == "dev" and (project == "down" or stands_in) else None
+        scene.ledger.save_manifest(
+            project, {"environment": where}, sqlmesh="0", sqlglot="0", environment=elsewhere
+        )
+    scene.record(run, old, span(1, 2))
+    scene.promote({"p": "2"})
+    at_home = home == "dev" and not stands_in
+    assert scene.marks(new) == (set() if at_home else {("suspect", 1)})
+
+
 @pytest.mark.parametrize(
     ("kind", "carried"), [("requested", "requested"), ("lookback", "lookback"), ("failed", "suspect")]
 )

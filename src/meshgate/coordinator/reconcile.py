@@ -168,10 +168,7 @@ def _promote(ledger: Ledger, environment: str, plan: Promoted, graph: MeshGraph)
         at = ledger.revision()
         settled = after_promotion(ledger, environment, graph, plan.unbroken)
         others = {} if settled is None else settled_elsewhere(ledger, environment, graph)
-        homes = {str(m.get("environment", "prod")) for m in ledger.manifests().values()}
-        changed = ledger.sync_environment(
-            environment, plan.plan_id, graph, projects, settled, at, homes, others
-        )
+        changed = ledger.sync_environment(environment, plan.plan_id, graph, projects, settled, at, others)
         if changed is not None:
             return changed
     raise EvaluationError("the ledger changes faster than a promotion can be judged", hint="deploy again")

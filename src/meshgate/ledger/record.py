@@ -240,7 +240,6 @@ class RecordLedger:
         projects: Iterable[str],
         settled: Mapping[str, IntervalSet] | None = None,
         at: int = 0,
-        homes: Iterable[str] = (),
         others: Mapping[str, Mapping[str, IntervalSet]] | None = None,
     ) -> tuple[str, ...] | None:
         """Make the ledger's picture of an environment what SQLMesh promotes; the models whose version changed.
@@ -252,7 +251,6 @@ class RecordLedger:
             projects: Whose models this SQLMesh state holds; external tables belong to nobody and come along.
             settled: For a change of versions or windows: what is not stale by what is promoted now, by model.
             at: The revision by which that was found.
-            homes: The environments that the projects' own runs keep up.
             others: What is not stale in other environments, which a promotion here does not change.
 
         Returns:
@@ -282,7 +280,7 @@ class RecordLedger:
         rows = self.database.rows(
             "sync_environment", environment=environment, plan_id=plan_id, projects=sorted(held - {""}),
             models=json(models), edges=json(edges), settled=None if settled is None else _settled(settled, ids), at=at,
-            homes=list(homes), others=json([
+            others=json([
                 {"environment": name, "settled": _spans(kept, self.manifest(name).version_ids)}
                 for name, kept in (others or {}).items()
             ]),

@@ -103,7 +103,7 @@ SELECT meshgate.save_manifest(%(project)s, %(manifest)s, %(sqlmesh)s, %(sqlglot)
 
 -- name: sync_environment
 SELECT * FROM meshgate.sync_environment(%(environment)s, %(plan_id)s, %(projects)s, %(models)s, %(edges)s, %(settled)s, %(at)s,
-                                        %(homes)s, %(others)s) AS model;
+                                        %(others)s) AS model;
 
 -- name: set_fingerprint
 SELECT meshgate.set_fingerprint(%(environment)s, %(fingerprint)s);

@@ -1016,7 +1016,9 @@ BEGIN
             stamped := tstzrange(asked, upto);
         END IF;
     END IF;
-    kept := coalesce(meshgate.unspread(p_version_id, piece, held.read_revision, p_same) * tstzmultirange(p_span), '{}');
+    -- Asked for only where something was compared: it may have to read what all readers ever read.
+    kept := CASE WHEN p_same IS NULL THEN '{}'
+                 ELSE coalesce(meshgate.unspread(p_version_id, piece, held.read_revision, p_same) * tstzmultirange(p_span), '{}') END;
     WITH part AS MATERIALIZED (
         SELECT kept_span AS span, c.revision, c.committed_at, made AS touched_revision
         FROM meshgate.coverage c, unnest(tstzmultirange(c.span) * kept) AS kept_span
@@ -1059,9 +1061,11 @@ BEGIN
             PERFORM meshgate.carve_marks(p_version_id, p_span, held.read_revision, named)
             FROM unnest('{removed,requested,lookback}'::text[]) AS named;
         END IF;
-        UPDATE meshgate.dirty_span SET to_revision = made
-        WHERE version_id = p_version_id AND to_revision IS NULL
-          AND NOT EXISTS (SELECT FROM meshgate.mark m WHERE m.version_id = p_version_id AND m.kind IN ('failed', 'suspect'));
+        -- Asked by itself: of EXISTS the planner may think that the first rows of the table will do, and read all of them.
+        PERFORM FROM meshgate.mark m WHERE m.version_id = p_version_id AND m.kind IN ('failed', 'suspect');
+        IF NOT FOUND THEN
+            UPDATE meshgate.dirty_span SET to_revision = made WHERE version_id = p_version_id AND to_revision IS NULL;
+        END IF;
     ELSE
         PERFORM meshgate.carve_marks(p_version_id, p_span, held.read_revision);
     END IF;
@@ -1228,11 +1232,13 @@ BEGIN
     WHERE p.project_id = known;
 END $$;
 
--- Is a version promoted by another environment that its project's runs keep up? Then whatever was to be read again of it was
--- asked of it too, and an environment that goes back to it finds what production has.
-CREATE FUNCTION meshgate.lives_in(p_version_id bigint, p_but_for text, p_homes text[]) RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT EXISTS (SELECT FROM meshgate.promotion q
-                   WHERE q.version_id = p_version_id AND q.environment <> p_but_for AND q.environment = ANY (p_homes));
+-- Does its project's own environment, which its runs keep up, promote a version, other than the one that is asked about? Then
+-- whatever was to be read again of it was asked of it too, and who goes back to it finds what production has. What a project
+-- declared elsewhere stands in for its own environment until it is deployed there: that is none.
+CREATE FUNCTION meshgate.lives_at_home(p_version_id bigint, p_but_for text) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM meshgate.promotion q JOIN meshgate.model m USING (model_id) JOIN meshgate.project o USING (project_id)
+                   WHERE q.version_id = p_version_id AND q.environment <> p_but_for AND q.environment = o.manifest ->> 'environment'
+                     AND NOT coalesce(o.manifest -> 'environments', '{}') ? q.environment);
 $$;
 
 -- Makes the ledger's picture of one environment what SQLMesh promotes there. The models whose version changed.
@@ -1242,7 +1248,7 @@ $$;
 -- p_settled: what is not stale by what it promotes now, as in settle_models, by what the ledger held at revision p_at; null:
 -- nothing has changed about that. Where it holds more by now, the answer is one null, and nothing was done.
 CREATE FUNCTION meshgate.sync_environment(p_environment text, p_plan_id text, p_projects text[], p_models jsonb, p_edges jsonb,
-                                          p_settled jsonb, p_at bigint, p_homes text[] DEFAULT '{}', p_others jsonb DEFAULT '[]')
+                                          p_settled jsonb, p_at bigint, p_others jsonb DEFAULT '[]')
 RETURNS SETOF text LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     made bigint;
@@ -1273,14 +1279,14 @@ BEGIN
                   JOIN meshgate.coverage n ON n.version_id = i.version_id
                   JOIN meshgate.coverage o ON o.version_id = p.version_id AND o.span && n.span
                        AND greatest(o.revision, o.touched_revision) > n.read_revision
-                  WHERE p.version_id <> i.version_id AND NOT meshgate.lives_in(i.version_id, p_environment, p_homes)
+                  WHERE p.version_id <> i.version_id AND NOT meshgate.lives_at_home(i.version_id, p_environment)
                   UNION ALL
                   SELECT i.version_id, CASE WHEN m.kind IN ('requested', 'lookback') THEN m.kind ELSE 'suspect' END,
                          n.span * m.span
                   FROM incoming i JOIN meshgate.promotion p ON p.environment = p_environment AND p.model_id = i.model_id
                   JOIN meshgate.coverage n ON n.version_id = i.version_id
                   JOIN meshgate.mark m ON m.version_id = p.version_id AND m.span && n.span AND m.revision > n.read_revision
-                  WHERE p.version_id <> i.version_id AND NOT meshgate.lives_in(i.version_id, p_environment, p_homes)) older
+                  WHERE p.version_id <> i.version_id AND NOT meshgate.lives_at_home(i.version_id, p_environment)) older
             GROUP BY older.version_id, older.kind ORDER BY 1, 2, 3
         LOOP
             PERFORM meshgate.put_mark(doubt.version_id, doubt.span, doubt.kind, NULL, jsonb_build_object(
