@@ -115,7 +115,7 @@ OF_RESTATEMENT = (
         "early cut-off: the run goes on with what changed",
         f"{U}what_changed_spreads_and_nothing_else",
         "coordinator/run.py",
-        ("        if not compared or not left:\n            break\n", "        break\n"),
+        ("        if not todo.later:\n            break\n", "        break\n"),
     ),
     python(
         "early cut-off: readers are planned when that is done",

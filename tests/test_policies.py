@@ -8,7 +8,7 @@ from pathlib import Path
 from guarantee_mesh import BRONZE, GOLD, SILVER, node
 from meshgate.config import ModelConfig, ProjectConfig
 from meshgate.coordinator.allowance import allowance
-from meshgate.coordinator.policies import declared_policies, policies_of
+from meshgate.coordinator.policies import declared_settings, policies_of
 from meshgate.coordinator.staleness import Policy
 from meshgate.graph import MeshGraph
 
@@ -18,7 +18,7 @@ HOUR = timedelta(hours=1)
 
 
 def declared(**given: object) -> dict[str, object]:
-    return declared_policies(ProjectConfig("up", Path("/up"), **given))  # type: ignore[arg-type]
+    return declared_settings(ProjectConfig("up", Path("/up"), **given))  # type: ignore[arg-type]
 
 
 def test_what_is_not_given_for_a_model_is_its_projects() -> None:
@@ -33,7 +33,7 @@ def test_what_is_not_given_for_a_model_is_its_projects() -> None:
                 models={"silver": ModelConfig(stale="reprocess", stale_horizon=2 * HOUR)},
             )
         },
-    )
+    ).stale
     assert of(GRAPH[BRONZE]) == Policy(reprocess=False, throttle=HOUR, horizon=24 * HOUR)
     assert of(GRAPH[SILVER]) == Policy(reprocess=True, throttle=HOUR, horizon=2 * HOUR)
     assert of(GRAPH[GOLD]) == Policy()
@@ -41,7 +41,7 @@ def test_what_is_not_given_for_a_model_is_its_projects() -> None:
 
 def test_a_model_that_another_environment_lacks_is_passed_over() -> None:
     """The copy is of one environment; its names may be of more than this one promotes."""
-    of = policies_of(GRAPH, {"up": declared(models={"platinum": ModelConfig(stale="report")})})
+    of = policies_of(GRAPH, {"up": declared(models={"platinum": ModelConfig(stale="report")})}).stale
     assert of(GRAPH[SILVER]) == Policy()
 
 
@@ -57,5 +57,5 @@ def test_warnings_hold_single_models_or_all_but_some() -> None:
 
 def test_a_copy_from_before_there_were_such_policies_is_understood() -> None:
     """An older deploy wrote less."""
-    assert policies_of(GRAPH, {"up": {}})(GRAPH[BRONZE]) == Policy()
+    assert policies_of(GRAPH, {"up": {}}).stale(GRAPH[BRONZE]) == Policy()
     assert not allowance(GRAPH, {"up": {}}, "up").holding

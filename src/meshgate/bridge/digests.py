@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sqlglot import exp
 
-from meshgate.bridge.rows import DIGITS, digest_of, number
+from meshgate.bridge.rows import digest_of, sums
 from meshgate.bridge.translate import milliseconds
 from meshgate.interval import Interval, IntervalUnit
 
@@ -85,17 +85,7 @@ def digests_query(
             exp.GTE(this=time.copy(), expression=bounds[0]), exp.LT(this=time.copy(), expression=bounds[-1])
         )
     )
-    part, digest = exp.column("part", quoted=True), exp.column("digest", quoted=True)
-    return (
-        exp.select(
-            part,
-            exp.Count(this=exp.Star()).as_("found"),
-            exp.Sum(this=number(digest, 1)).as_("first"),
-            exp.Sum(this=number(digest, 1 + DIGITS)).as_("second"),
-        )
-        .from_(rows.subquery("rows"))
-        .group_by(part.copy())
-    )
+    return sums(rows, "part")
 
 
 def _parts(piece: Interval, unit: IntervalUnit) -> list[Interval]:

@@ -9,7 +9,7 @@ from sqlglot import exp
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-DIGITS = 8
+_DIGITS = 8
 """Of a digest's 32, how many one number is made of."""
 
 
@@ -19,10 +19,10 @@ def digest_of(first: str, columns: Iterable[str]) -> exp.Expression:
     return exp.MD5(this=exp.func("CONCAT", *texts))
 
 
-def number(digest: exp.Expression, first: int) -> exp.Expression:
+def _number(digest: exp.Expression, first: int) -> exp.Expression:
     """Some digits of a digest as a number: every engine knows the code of a character, each another way from hexadecimal."""
     total: exp.Expression | None = None
-    for place in range(DIGITS):
+    for place in range(_DIGITS):
         digit = exp.Substring(
             this=digest.copy(), start=exp.Literal.number(first + place), length=exp.Literal.number(1)
         )
@@ -30,6 +30,21 @@ def number(digest: exp.Expression, first: int) -> exp.Expression:
         part = exp.Mul(this=code, expression=exp.Literal.number(128**place))
         total = part if total is None else exp.Add(this=total, expression=part)
     return exp.cast(exp.paren(total), "decimal(38, 0)")
+
+
+def sums(rows: exp.Query, key: str) -> exp.Select:
+    """By `key`: how many `rows`, and two sums of what their columns called "digest" hold; in no engine's dialect."""
+    column, digest = exp.column(key, quoted=True), exp.column("digest", quoted=True)
+    return (
+        exp.select(
+            column,
+            exp.Count(this=exp.Star()).as_("found"),
+            exp.Sum(this=_number(digest, 1)).as_("first"),
+            exp.Sum(this=_number(digest, 1 + _DIGITS)).as_("second"),
+        )
+        .from_(rows.subquery("told"))
+        .group_by(column.copy())
+    )
 
 
 def _text(name: str) -> exp.Expression:

@@ -387,9 +387,12 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         self, snapshot: Snapshot, piece: Interval, ignored: Collection[str] | None
     ) -> dict[Interval, Digest]:
         """What the table holds of a piece, by parts of it."""
+        if ignored is None:
+            return {}
         try:
-            adapter = self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
-            return digests(adapter, snapshot, piece, ignored) if ignored is not None else {}
+            return digests(
+                self.snapshot_evaluator.get_adapter(snapshot.model_gateway), snapshot, piece, ignored
+            )
         except Exception as error:  # noqa: BLE001 - the data is as good as without; its readers read it again
             self._journal.uncompared(snapshot.name, first_line(error))
             return {}

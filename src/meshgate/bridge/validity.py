@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 from sqlglot import exp
 
-from meshgate.bridge.rows import DIGITS, digest_of, number
+from meshgate.bridge.rows import digest_of, sums
 from meshgate.interval import IntervalUnit
 
 if TYPE_CHECKING:
@@ -120,17 +120,7 @@ def changes_query(
             _column(until).is_(exp.null()).not_()
         )
         events = events.union(ended, distinct=False)
-    digest = exp.column("digest", quoted=True)
-    return (
-        exp.select(
-            exp.column("at", quoted=True),
-            exp.Count(this=exp.Star()).as_("found"),
-            exp.Sum(this=number(digest, 1)).as_("first"),
-            exp.Sum(this=number(digest, 1 + DIGITS)).as_("second"),
-        )
-        .from_(events.subquery("changes"))
-        .group_by(exp.column("at", quoted=True))
-    )
+    return sums(events, "at")
 
 
 def _events(table: str, second: exp.Expression, what: str, content: list[str], bucket_s: int) -> exp.Select:

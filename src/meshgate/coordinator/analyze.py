@@ -127,7 +127,7 @@ def _analyzed(
         manifest = ledger.manifest(target)
     except NotDeployedError:
         manifest = None
-    states = states_of(ledger, manifest, now, bench.staleness(manifest)) if manifest else {}
+    states = states_of(ledger, manifest, now, bench.policies(manifest).stale) if manifest else {}
     scene = look(bench, proposals, configured, target, now, states, manifest)
     changes = _changes(scene)
     order = _order(scene)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import evolve, field, frozen
 
-from meshgate.coordinator.plan import make_plan
-from meshgate.coordinator.staleness import rested_by, states_of
+from meshgate.coordinator.run import plan_of
+from meshgate.coordinator.staleness import states_of
 from meshgate.due import cron_floor, cron_next
 from meshgate.gate import ParentState, decide
 from meshgate.graph import Kind, name_parts, readers_of, window_of
@@ -160,18 +160,13 @@ class Scene:
     def __init__(self, bench: Workbench, environment: str, now: datetime | None) -> None:
         self.bench = bench
         self.environment = environment
-        self._patience = bench.patience(environment)
         self.now = bench.instant(now)
         self.manifest = bench.ledger.manifest(environment)
         self.graph = self.manifest.graph
-        policies = bench.staleness(self.manifest)
-        self._states = states_of(bench.ledger, self.manifest, self.now, policies)
-        self.plan = make_plan(
-            self.graph, self.manifest.version_ids, self._states, None,
-            environment=environment, now=self.now, patience=self._patience,
-            rested=rested_by(bench.ledger, self.manifest, self.now, policies),
-            budgets=bench.budgets(environment),
-        )  # fmt: skip
+        policies = bench.policies(self.manifest)
+        self._patience = policies.patience
+        self._states = states_of(bench.ledger, self.manifest, self.now, policies.stale)
+        self.plan = plan_of(bench, self.manifest, None, self.now, policies=policies, states=self._states)
         self._planned = {planned.name: planned for planned in self.plan.models}
         self.clock = bench.ledger.clock()
         self.live_runs = [run for run in bench.ledger.live_runs() if run.environment == environment]

@@ -49,7 +49,7 @@ class Consequences:
         self._changes = {c.model: c for c in sorted(changes, key=lambda c: c.how != "removed")}
         self._order = order
         self._graph = scene.after.graph
-        self._policies = policies_of(self._graph, scene.manifests)
+        self._policies = policies_of(self._graph, scene.manifests).stale
         ids = scene.manifest.version_ids if scene.manifest else {}
         paces = bench.ledger.paces(ids.values())
         self._paces = {name: paces[key] for name, key in ids.items() if key in paces}

@@ -11,7 +11,7 @@ from meshgate.coordinator.journal import RunJournal
 from meshgate.coordinator.leased import leased
 from meshgate.coordinator.manifest import declared_edges
 from meshgate.coordinator.outcome import Outcome
-from meshgate.coordinator.policies import declared_policies
+from meshgate.coordinator.policies import declared_settings
 from meshgate.coordinator.reconcile import Finding, graph_of, reconcile
 from meshgate.coordinator.run import RunReport, Workbench, _counts, _finish, _in_progress, _report
 from meshgate.coordinator.sources import check_sources
@@ -72,8 +72,9 @@ def deploy(
 
     def once() -> RunReport:
         with leased(
-            bench, project, target, "deploy", now, engine_in_process=opened.engine_in_process
-        ) as held:
+            bench, project, target, "deploy", now,
+            engine_in_process=opened.engine_in_process, warehouse=project.warehouse,
+        ) as held:  # fmt: skip
             if isinstance(held, Busy):
                 return RunReport(name, target, instant, "skipped", busy=held)
             lease, keeper = held
@@ -233,7 +234,5 @@ def _declared(project: ProjectConfig) -> dict[str, Any]:
     return {
         "edges": declared_edges(project),
         **declared_allowance(project),
-        "schedule": project.schedule,
-        "overlap": project.overlap,
-        **declared_policies(project),
+        **declared_settings(project),
     }

@@ -12,7 +12,7 @@ from meshgate.bridge.contract import TESTED_RANGE, check_hooks, check_version, i
 from meshgate.config import load
 from meshgate.coordinator.allowance import check_names, declared_allowance
 from meshgate.coordinator.manifest import declared_edges
-from meshgate.coordinator.policies import declared_policies
+from meshgate.coordinator.policies import declared_settings
 from meshgate.coordinator.reconcile import graph_of
 from meshgate.coordinator.windows import read_windows, told
 from meshgate.errors import MeshgateError, NotDeployedError
@@ -318,15 +318,6 @@ def manifest_differences(project: ProjectConfig, copy: Mapping[str, Any]) -> lis
             )
             found.append(f"the edge {pair[0]} reads {pair[1]} {how}")
     return found
-
-
-def declared_settings(project: ProjectConfig) -> dict[str, Any]:
-    """What else a deploy copies, as the ledger keeps it."""
-    return {
-        "schedule": project.schedule,
-        "overlap": project.overlap,
-        **declared_policies(project),
-    }
 
 
 def _value(key: str, value: Any) -> str:

@@ -421,11 +421,12 @@ class RunJournal:
                 changed_from=changed, past=told, same=same,
             )  # fmt: skip
         self._say(node, piece, "committed")
+        kept = self._ledger.touched(self._ids[name], made) if same else IntervalSet()
         with self._lock:
             self.outcome.committed[name] = self.outcome.committed.get(name, IntervalSet()) | IntervalSet(
                 [piece]
             )
-            if same and (kept := self._ledger.touched(self._ids[name], made)):
+            if kept:
                 self.outcome.unchanged[name] = self.outcome.unchanged.get(name, IntervalSet()) | kept
             if warned:
                 self.outcome.warned.append(Failure(name, node.project, piece, {"audits": warned}))

@@ -27,16 +27,20 @@ def leased(
     now: datetime | None,
     *,
     engine_in_process: bool,
+    warehouse: str,
     share: bool = False,
 ) -> Iterator[tuple[Lease, LeaseKeeper] | Busy]:
-    """A lease that is kept alive while the block runs, or the run that is in the way. The block finishes the run."""
+    """A lease that is kept alive while the block runs, or the run that is in the way. The block finishes the run.
+
+    `warehouse`: what its batches are counted against.
+    """
     settings = bench.config.ledger
     bench.bury_the_gone()
     asked_at = LeaseKeeper.now()
     answer = bench.ledger.acquire(
         project.name, environment, purpose, identify(engine_in_process=engine_in_process),
         ttl=timedelta(seconds=settings.lease_ttl_s), grace=timedelta(seconds=settings.grace_s), as_of=now,
-        share=share, warehouse=_warehouse(bench, project, environment, purpose), back_off=BackOff(project.retry_first, project.retry_longest),
+        share=share, warehouse=warehouse, back_off=BackOff(project.retry_first, project.retry_longest),
     )  # fmt: skip
     if isinstance(answer, Busy):
         yield answer
@@ -50,10 +54,3 @@ def leased(
     cut = bench.ledger.database.cut
     with LeaseKeeper(bench.ledger, answer, asked_at, on_expired=cut) as keeper, bench.stop.ending(end):
         yield answer, keeper
-
-
-def _warehouse(bench: Workbench, project: ProjectConfig, environment: str, purpose: str) -> str:
-    """What the batches are counted against: as it was deployed, or is being."""
-    if purpose == "deploy":
-        return project.warehouse
-    return str(bench.ledger.manifests(environment).get(project.name, {}).get("warehouse", project.warehouse))

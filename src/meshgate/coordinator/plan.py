@@ -92,12 +92,14 @@ class Plan:
         now: The instant that counts, UTC.
         models: One for each model of the asked projects.
         standings: What is known of every model of the mesh, by name.
+        later: What reads, directly or not, a model that is compared, and is planned when that is done.
     """
 
     environment: str
     now: datetime
     models: tuple[ModelPlan, ...]
     standings: Mapping[str, ParentState] = attrs.field(repr=False)
+    later: frozenset[str] = frozenset()
 
     @property
     def is_empty(self) -> bool:
@@ -147,14 +149,15 @@ def make_plan(
     restamped: dict[str, dict[str, IntervalSet]] = {}
     models: list[ModelPlan] = []
     compared: set[str] = set()
+    later: set[str] = set()
     for name in graph.order():
         node = graph[name]
         if name not in known or (projects is not None and node.project not in projects):
             continue
         if only is not None and name not in only:
             continue
-        if any(gate.parent in compared for gate in graph.gates(name)):
-            compared.add(name)
+        if any(gate.parent in compared or gate.parent in later for gate in graph.gates(name)):
+            later.add(name)
             continue
         # What a run produces counts for its own project's models only.
         made = produced.setdefault(node.project, {})
@@ -182,7 +185,7 @@ def make_plan(
             again[name] = _restamped(node, planned, state)
             if name in cut_off and again[name]:
                 compared.add(name)
-    return Plan(environment, now, tuple(models), known)
+    return Plan(environment, now, tuple(models), known, frozenset(later))
 
 
 def _beyond(node: ModelNode, redone: IntervalSet, budget: int | None) -> tuple[Blocked, ...]:

@@ -5,19 +5,52 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from meshgate.coordinator.allowance import resolved
+from attrs import frozen
+
+from meshgate.coordinator.allowance import cut_off, resolved
 from meshgate.coordinator.staleness import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from meshgate.config import ProjectConfig
     from meshgate.graph import MeshGraph, ModelNode
 
 
-def declared_policies(project: ProjectConfig) -> dict[str, Any]:
-    """A project's policies as plain data, for the ledger's copy of its manifest."""
+@frozen
+class Policies:
+    """What the projects of an environment declared when they were deployed, as far as a plan goes by it.
+
+    Attributes:
+        stale: What is done about a model's stale time.
+        patience: How long a model waits for unsettled parents; None for the default.
+        budgets: How much each project's runs compute again of a model at most; those without a limit are left out.
+        compared: The models of which it is compared whether computing them again has changed anything.
+    """
+
+    stale: Callable[[ModelNode], Policy]
+    patience: Callable[[ModelNode], timedelta | None]
+    budgets: Mapping[str, int]
+    compared: Collection[str]
+
+
+def policies_of(graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]]) -> Policies:
+    """What is declared by the manifests of an environment's projects."""
+    patience = {name: _duration(manifest.get("patience_s")) for name, manifest in manifests.items()}
+    budgets = {name: manifest.get("stale_budget") for name, manifest in manifests.items()}
+    return Policies(
+        _stale(graph, manifests),
+        lambda node: patience.get(node.project),
+        {name: budget for name, budget in budgets.items() if budget is not None},
+        cut_off(graph, manifests).keys(),
+    )
+
+
+def declared_settings(project: ProjectConfig) -> dict[str, Any]:
+    """What a deploy copies beside edges and limits, as plain data, for the ledger's copy of the manifest."""
     return {
+        "schedule": project.schedule,
+        "overlap": project.overlap,
         "patience_s": _seconds(project.patience),
         "stale": project.stale,
         "stale_throttle_s": _seconds(project.stale_throttle),
@@ -42,10 +75,7 @@ def declared_policies(project: ProjectConfig) -> dict[str, Any]:
     }
 
 
-def policies_of(
-    graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]]
-) -> Callable[[ModelNode], Policy]:
-    """What is done about each model's stale time, as its project deployed it."""
+def _stale(graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]]) -> Callable[[ModelNode], Policy]:
     by_project = {name: _policy(manifest) for name, manifest in manifests.items()}
     by_model = {
         model: _policy({**manifest, **given})

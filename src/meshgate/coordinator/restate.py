@@ -194,12 +194,12 @@ def _preview(
 ) -> Preview:
     graph = manifest.graph
     states = bench.ledger.states(manifest.version_ids.values())
-    policies = bench.staleness(manifest)
+    policies = bench.policies(manifest)
     found = expand(
         graph, name, interval,
         {model: _read(states[key]) for model, key in manifest.version_ids.items()},
         disabled=disabled_models(graph, bench.ledger.manifests(manifest.environment)), only_downstream=only_downstream, rebuild=rebuild,
-        left=lambda node: policies(node).leaves(node, now),
+        left=lambda node: policies.stale(node).leaves(node, now),
     )  # fmt: skip
     paces = bench.ledger.paces(manifest.version_id(step.name) for step in found.steps)
     pending = [r for r in bench.ledger.requests(manifest.environment) if r.state == "open"]

@@ -9,16 +9,16 @@ import attrs
 import structlog
 
 from meshgate.config import environment_name
-from meshgate.coordinator.allowance import allowance, cut_off
+from meshgate.coordinator.allowance import allowance
 from meshgate.coordinator.journal import RunJournal
 from meshgate.coordinator.leased import leased
 from meshgate.coordinator.observe import watch_before_planning
 from meshgate.coordinator.outcome import Failure, Outcome
 from meshgate.coordinator.plan import Plan, make_plan
-from meshgate.coordinator.policies import policies_of
+from meshgate.coordinator.policies import Policies, policies_of
 from meshgate.coordinator.progress import Planned
 from meshgate.coordinator.reconcile import Finding, reconcile, unchanged
-from meshgate.coordinator.staleness import Policy, rested_by, settle, states_of, tidy
+from meshgate.coordinator.staleness import rested_by, settle, states_of, tidy
 from meshgate.coordinator.waiting import until_free, until_ready
 from meshgate.errors import (
     ConfigError,
@@ -41,9 +41,8 @@ if TYPE_CHECKING:
     from meshgate.config import MeshConfig, ProjectConfig
     from meshgate.coordinator.progress import Progress
     from meshgate.gate import Blocked
-    from meshgate.graph import ModelNode
     from meshgate.lease import LeaseKeeper
-    from meshgate.ledger import Lease, Ledger, Manifest
+    from meshgate.ledger import Lease, Ledger, Manifest, VersionState
 
 log = structlog.get_logger("meshgate")
 
@@ -177,23 +176,9 @@ class Workbench:
                 log.warning("run.buried", run_id=run_id, pid=holder.get("pid"))
                 self.ledger.bury(run_id, engine_gone=bool(holder.get("engine_in_process")))
 
-    def staleness(self, manifest: Manifest) -> Callable[[ModelNode], Policy]:
-        """What is done about each model's stale time, as its project deployed it."""
+    def policies(self, manifest: Manifest) -> Policies:
+        """What the projects declared when they were deployed, as far as a plan goes by it."""
         return policies_of(manifest.graph, self.ledger.manifests(manifest.environment))
-
-    def budgets(self, environment: str) -> dict[str, int]:
-        """How much each project's runs compute again of a model at most; those without a limit are left out."""
-        known = self.ledger.manifests(environment)
-        return {name: m["stale_budget"] for name, m in known.items() if m.get("stale_budget") is not None}
-
-    def patience(self, environment: str) -> Callable[[ModelNode], timedelta | None]:
-        """How long each model waits for unsettled parents, as its project deployed it; None for the default."""
-        known = {
-            name: timedelta(seconds=manifest["patience_s"])
-            for name, manifest in self.ledger.manifests(environment).items()
-            if manifest.get("patience_s") is not None
-        }
-        return lambda node: known.get(node.project)
 
 
 def plan_of(
@@ -203,17 +188,32 @@ def plan_of(
     now: datetime,
     present: datetime | None = None,
     only: Collection[str] | None = None,
-    compared: Collection[str] = (),
+    *,
+    in_rounds: bool = False,
+    policies: Policies | None = None,
+    states: Mapping[int, VersionState] | None = None,
 ) -> Plan:
-    """What a run of these projects would do now, by the ledger alone. `present`, `only`, `compared`: as in `make_plan`."""
-    policies = bench.staleness(manifest)
-    states = states_of(bench.ledger, manifest, present or now, policies)
+    """What a run of these projects would do now, by the ledger alone.
+
+    Args:
+        bench: The ledger.
+        manifest: Of the environment.
+        projects: As in `make_plan`, like `now`, `present` and `only`.
+        now: The instant that counts, UTC.
+        present: By which it is judged what may be tried again, UTC.
+        only: The models that it is about.
+        in_rounds: Without what reads the models that are compared, see `make_plan`.
+        policies: Where the caller has read them.
+        states: What the ledger knows, where the caller has read it.
+    """
+    policies = policies or bench.policies(manifest)
+    if states is None:
+        states = states_of(bench.ledger, manifest, present or now, policies.stale)
     return make_plan(
         manifest.graph, manifest.version_ids, states, projects,
-        environment=manifest.environment, now=now, patience=bench.patience(manifest.environment), present=present,
-        rested=rested_by(bench.ledger, manifest, present or now, policies), only=only,
-        budgets=bench.budgets(manifest.environment),
-        cut_off=compared,
+        environment=manifest.environment, now=now, patience=policies.patience, present=present,
+        rested=rested_by(bench.ledger, manifest, present or now, policies.stale), only=only, budgets=policies.budgets,
+        cut_off=policies.compared if in_rounds else (),
     )  # fmt: skip
 
 
@@ -295,6 +295,7 @@ def _once(
     with leased(
         bench, project, target, "run", now,
         engine_in_process=bool(facts.get("engine_in_process")), share=policy == "share",
+        warehouse=str(facts.get("warehouse", project.warehouse)),
     ) as held:  # fmt: skip
         if isinstance(held, Busy):
             if policy == "fail":
@@ -343,15 +344,12 @@ def _work(
         if project.sources:
             opened = opened or bench.open_project(project, load=False)
             watch_before_planning(bench, project, opened, manifest, now)
-        compared = cut_off(manifest.graph, bench.ledger.manifests(target))
-        plan = plan_of(bench, manifest, {project.name}, now, present, only, compared)
+        plan = plan_of(bench, manifest, {project.name}, now, present, only, in_rounds=True)
         if plan.is_empty:
             state = "nothing_to_do"
         else:
             opened = opened or bench.open_project(project, load=False)
-            plan = _evaluate(
-                bench, opened, project, plan, manifest, lease, keeper, outcome, now, present, only, compared
-            )
+            plan = _evaluate(bench, opened, project, plan, manifest, lease, keeper, outcome, now, present)
             findings += reconcile(bench.ledger, opened, target, now, run_id=lease.run_id)
             state = "failed" if outcome.failed else "done"
             settle(bench.ledger, target, {project.name})
@@ -386,8 +384,6 @@ def _evaluate(
     outcome: Outcome,
     now: datetime,
     present: datetime,
-    only: Collection[str] | None,
-    compared: Collection[str],
 ) -> Plan:
     """Everything that is planned, and then what reads what was compared: the whole plan, as far as it came."""
     target, graph, todo = manifest.environment, manifest.graph, plan
@@ -398,14 +394,10 @@ def _evaluate(
             allow=lambda graph: allowance(graph, bench.ledger.manifests(target), project.name),
         )  # fmt: skip
         _execute(bench, opened, todo, manifest, journal, now)
-        left = {n for n in plan.standings if graph[n].project == project.name} - {m.name for m in plan.models}
-        left &= set(left if only is None else only)
-        if not compared or not left:
+        if not todo.later:
             break
-        todo = plan_of(bench, manifest, {project.name}, now, present, left, compared)
+        todo = plan_of(bench, manifest, {project.name}, now, present, todo.later, in_rounds=True)
         plan = attrs.evolve(plan, models=(*plan.models, *todo.models), standings=todo.standings)
-        if not todo.models:
-            break
     return plan
 
 
