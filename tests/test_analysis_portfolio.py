@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from attrs import evolve
 
 from analysis_cases import Case, told
 from diamond_mesh import edit, named, remove, write
+from meshgate.interval import Interval, IntervalSet
 from meshgate.mesh import Mesh
 
 if TYPE_CHECKING:
@@ -132,3 +133,39 @@ def test_models_ranges_projects_and_order(portfolio: tuple[Mesh, Path], case: Ca
     found = mesh.analyze(named(root, case.projects), now=NOW)
     assert told(found) == case.expected(separate=False)
     assert found.refused is not case.deploys
+
+
+def test_the_plan_of_one_checkout_is_that_of_all_and_the_analysis_says_the_same(
+    portfolio: tuple[Mesh, Path], tmp_path: Path
+) -> None:
+    """`docs/explanation/complete-version.md`: what SQLMesh's own plan changes and backfills, by both ways of loading it."""
+    from sqlmesh import Context
+
+    mesh, files = portfolio
+    root = tmp_path / "files"
+    shutil.copytree(files, root, ignore=shutil.ignore_patterns(".cache", "logs"))
+
+    def planned(*projects: str) -> tuple[dict[str, str], dict[str, IntervalSet]]:
+        context = Context(paths=[root / name for name in projects])
+        try:
+            plan = context.plan_builder("prod", execution_time=BUILT, skip_tests=True).build()
+            changes = {s.name: s.change_category.name.lower() for s in plan.modified_snapshots.values()}
+            missing = {
+                context.get_snapshot(m.snapshot_id.name, raise_if_missing=True).name: IntervalSet(
+                    Interval(epoch + start * ms, epoch + end * ms) for start, end in m.intervals
+                )
+                for m in plan.missing_intervals
+            }
+        finally:
+            context.close()
+        return changes, missing
+
+    epoch, ms = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
+    assert planned(*BOTH) == ({}, {})
+    edit(root, ORDERS, ("  ranked.status,", "  UPPER(ranked.status) AS status,"))
+    changes, missing = planned(*BOTH)
+    assert planned(*UP) == (changes, missing)
+    found = mesh.analyze(named(root, UP), now=BUILT)
+    assert {c.model: c.category for c in found.changes} == changes
+    assert {w.model: w.range for w in found.work} == missing
+    assert {w.project for w in found.work} == set(BOTH)
