@@ -453,7 +453,7 @@ def test_a_missing_file_tells_how_to_get_one(tmp_path: Path, monkeypatch: pytest
     for path in (tmp_path / "no.yaml", tmp_path, None):
         with pytest.raises(ConfigError, match="there is no ") as caught:
             load(path)
-        assert "README" in str(caught.value.hint)
+        assert "meshgate init" in str(caught.value.hint)
     (tmp_path / "meshgate.yml").touch()
     with pytest.raises(ConfigError) as caught:
         load(tmp_path)

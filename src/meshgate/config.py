@@ -237,7 +237,7 @@ def _how_to_get(folder: Path) -> str:
     for name in ("meshgate.yml", "meshgate.json", "meshgate.toml"):
         if (folder / name).is_file():
             return f"{name} is not read: it has to be YAML and to be called {FILE_NAME}"
-    return "the README shows one: a ledger's url, and the name of each SQLMesh project"
+    return "`meshgate init` writes one for the SQLMesh projects in a folder and below it"
 
 
 def _mesh(file: Path, source: YamlSource) -> MeshConfig:

@@ -12,6 +12,25 @@ from meshgate.errors import ProjectError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sqlmesh.core.config.root import Config
+
+
+@attrs.frozen
+class StatePlace:
+    """Where SQLMesh's state is: equal for projects that share one.
+
+    Attributes:
+        engine: Such as `postgres`.
+        database: Its host, port and name, or its file; without user and password.
+        schema: In which schema.
+        is_warehouse: Whether it is where the data are too, because no other place is configured.
+    """
+
+    engine: str
+    database: str
+    schema: str
+    is_warehouse: bool
+
 
 @attrs.frozen
 class ProjectSettings:
@@ -20,10 +39,27 @@ class ProjectSettings:
     Attributes:
         key: The `project:` key; empty if there is none.
         gateways: The names of the configured gateways, lower case; empty where the only one has no name.
+        state: Where its default gateway keeps SQLMesh's state.
     """
 
     key: str
     gateways: tuple[str, ...]
+    state: StatePlace | None = None
+
+
+@attrs.frozen
+class ProjectModels:
+    """What a project's own models are.
+
+    Attributes:
+        crons: Their crons, and the time zones of these.
+        names: Their full names.
+        reads: The full names of what they read.
+    """
+
+    crons: tuple[tuple[str, str], ...]
+    names: frozenset[str]
+    reads: frozenset[str]
 
 
 def read_settings(path: Path) -> ProjectSettings:
@@ -48,4 +84,49 @@ def read_settings(path: Path) -> ProjectSettings:
         facts = describe(error)
         said = facts.get("message") or facts
         raise ProjectError(f"the SQLMesh project in {path} has no usable configuration: {said}") from None
-    return ProjectSettings(str(config.project or ""), tuple(name for name in config.gateways if name))
+    names = tuple(name for name in config.gateways if name)
+    return ProjectSettings(str(config.project or ""), names, _state(config))
+
+
+def read_models(path: Path) -> ProjectModels | None:
+    """What a project's own models are; None where it cannot be loaded.
+
+    Needs its SQLMesh state, if there are other projects in it.
+    """
+    check_version()
+    from sqlmesh import Context
+    from sqlmesh.core.console import NoopConsole, get_console, set_console
+
+    before = get_console()
+    set_console(NoopConsole())
+    try:
+        context = Context(paths=[str(path)])
+        try:
+            key = next(iter(context.configs.values())).project
+            models = [m for m in context.models.values() if m.project == key and not m.kind.is_external]
+            return ProjectModels(
+                tuple((m.cron, str(m.cron_tz or "UTC")) for m in models if not m.kind.is_seed),
+                frozenset(m.fqn for m in models),
+                frozenset().union(*(m.depends_on for m in models)),
+            )
+        finally:
+            context.close()
+    except Exception:  # noqa: BLE001 - whatever its files, its state or its packages lack
+        return None
+    finally:
+        set_console(before)
+
+
+def _state(config: Config) -> StatePlace:
+    name = config.default_gateway_name
+    given = config.get_state_connection(name)
+    connection = given or config.get_connection(name)
+    facts = connection.dict()
+    host, port, database = (facts.get(key) for key in ("host", "port", "database"))
+    where = (f"{host}:{port}" if port else str(host)) if host else ""
+    return StatePlace(
+        str(connection.type_),
+        "/".join(str(part) for part in (where, database) if part) or "memory",
+        config.get_state_schema(name) or "sqlmesh",
+        given is None,
+    )

@@ -28,6 +28,7 @@ from meshgate.cli.call import (
     who,
 )
 from meshgate.cli.holds import accept, hold, release
+from meshgate.cli.init import init
 from meshgate.cli.restate import restate
 from meshgate.cli.verify import verify, watch
 from meshgate.errors import ConfigError, EvaluationError, MeshgateError, StoppedError
@@ -300,7 +301,7 @@ def _agreed(mesh: Mesh, run: LiveRun) -> bool:
     return click.confirm("break its lease?", err=True)
 
 
-for _command in (hold, release, accept, restate, verify, watch, analyze):
+for _command in (init, hold, release, accept, restate, verify, watch, analyze):
     cli.add_command(_command)
 
 
