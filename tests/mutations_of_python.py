@@ -218,4 +218,10 @@ OF_PYTHON = (
         "coordinator/staleness.py",
         ("taken = was.accepted | now_is.accepted", "taken = IntervalSet()"),
     ),
+    python(
+        "deploys: tables of which nothing is due yet",
+        "test_environments.py::test_models_of_which_nothing_is_due_yet_are_deployed_empty[prod]",
+        "bridge/scheduler.py",
+        ("return {s: [] for s in fresh} | result", "return result"),
+    ),
 )

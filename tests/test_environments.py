@@ -54,6 +54,39 @@ def done(mesh: Mesh, project: str, environment: str, now: float) -> dict[str, An
     return dict(mesh.run(project, environment=environment, now=at(now)).committed)
 
 
+@pytest.mark.parametrize("environment", ["prod", "dev"])
+def test_models_of_which_nothing_is_due_yet_are_deployed_empty(duck: DuckMesh, environment: str) -> None:
+    """A daily table on its first day, a table and a view of next month, beside work that is due; runs fill them when it is.
+
+    Fails where `_admitted` names only what misses something: SQLMesh makes no table for the others then, and no view on it.
+    """
+    daily, later = "cron '@daily', start '2026-01-05'", "cron '@daily', start '2026-02-01'"
+    duck.write("downstream", "gold", changed(GOLD_TEXT))
+    duck.write(
+        "downstream", "today", copied("lake.today", "lake.silver", cron="@daily", model="start '2026-01-05'")
+    )
+    duck.write(
+        "downstream", "full", f"MODEL (name lake.full, kind FULL, {daily});\nSELECT id, ts FROM lake.silver"
+    )
+    duck.write(
+        "downstream", "seen", f"MODEL (name lake.seen, kind VIEW, {later});\nSELECT id, ts FROM lake.today"
+    )
+    duck.write(
+        "downstream", "month", copied("lake.month", "lake.silver", cron="@daily", model="start '2026-02-01'")
+    )
+    schema = "lake" if environment == "prod" else "lake__dev"
+    with duck.mesh() as mesh:
+        assert mesh.deploy("downstream", environment=environment, now=at(65)).exit_code == 0
+        for name in ("today", "full", "seen", "month"):
+            assert duck.sql(f"SELECT * FROM {schema}.{name}") == [], name
+        mesh.run("upstream", now=at(24 * 60))
+        report = mesh.run("downstream", environment=environment, now=at(24 * 60))
+        assert (report.failed, report.blocked) == ((), ())
+        assert duck.sql(f"SELECT count(*) FROM {schema}.full") == [(300,)]
+        assert duck.sql(f"SELECT count(*) FROM {schema}.seen") == [(300,)]
+        assert mesh.verify().differences == ()
+
+
 def test_a_dev_environment_of_downstream_is_gated_by_what_it_promotes(duck: DuckMesh) -> None:
     """Its changed model reads production's silver there, and waits for it; upstream's production run opens its gate."""
     duck.write("downstream", "gold", changed(GOLD_TEXT))

@@ -252,12 +252,8 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         emptied = {s.name for s in bare if s.intervals}
         from sqlmesh.utils.date import now, to_datetime
 
-        plan = promoted(
-            list(self.snapshots.values()),
-            plan_id=None,
-            finalized=False,
-            now=to_datetime(kwargs.get("execution_time") or now()),
-        )
+        instant = to_datetime(kwargs.get("execution_time") or now())
+        plan = promoted(list(self.snapshots.values()), plan_id=None, finalized=False, now=instant)
         under = {s: ranges for s, ranges in merged.items() if gated(s, index)}
         wanted = {
             s.name: IntervalSet(interval(start, end) for start, end in ranges) for s, ranges in under.items()
@@ -266,7 +262,10 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         result = {s: ranges for s, ranges in merged.items() if s not in under}
         # Also what nothing is ready of: SQLMesh makes the tables of what stands here, and promotes views on them.
         result.update({s: pairs(admitted.get(s.name, ())) for s in under})
-        return result
+        # And of what nothing is due yet, which SQLMesh forgets where something else is.
+        chosen = (self.snapshots[key] for key in kwargs.get("selected_snapshot_ids") or ())
+        fresh = (s for s in chosen if s.is_model and not s.is_symbolic and not s.intervals)
+        return {s: [] for s in fresh} | result
 
     def evaluate(self, snapshot: Snapshot, start: Any, end: Any, *args: Any, **kwargs: Any) -> Any:
         """SQLMesh's hook: one batch."""
