@@ -285,7 +285,14 @@ def test_wrong_input_is_one_message_with_a_hint_and_exit_code_2(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["run"], ["status", "--nonsense"], ["run", "x", "--overlap", "waits"], ["why"]],
+    [
+        ["nonsense"],
+        ["run"],
+        ["status", "--nonsense"],
+        ["run", "x", "--overlap", "waits"],
+        ["why"],
+        ["run", "x", "--dry-run", "--wait", "5m"],
+    ],
     ids=str,
 )
 def test_wrong_usage_exits_with_2(arguments: Sequence[str], call: Any) -> None:

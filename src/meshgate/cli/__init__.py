@@ -152,6 +152,8 @@ def run(
     SIGTERM and Ctrl-C end it in order: the statement under way gets the project's stop_grace, what is done is
     recorded, and the next run goes on. A second one does not wait for the grace.
     """
+    if dry_run and wait:
+        raise click.UsageError("--dry-run decides now and waits for nothing: leave --wait away")
     with call.working(project) as mesh:
         report = mesh.run(
             project, environment=environment, now=now, dry_run=dry_run, overlap=overlap, wait=wait
