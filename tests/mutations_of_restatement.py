@@ -197,7 +197,42 @@ OF_RESTATEMENT = (
     sql(
         "G5 a dev environment that goes back to what production keeps up",
         "test_environments.py::test_a_dev_environment_that_goes_back_changes_nothing_in_production[breaking]",
-        ("AND q.environment = o.manifest ->> 'environment'\n", "AND false\n"),
+        (
+            "q.environment <> p_but_for AND q.environment = meshgate.home_of(m.project_id))",
+            "q.environment <> p_but_for AND false)",
+        ),
+    ),
+    sql(
+        "two states: what is external to its readers stays",
+        "test_two_states.py::test_a_model_that_is_tried_in_dev_leaves_production_as_it_is",
+        ("AND v.version_id = p.version_id AND v.kind <> 'external'", "AND v.version_id = p.version_id"),
+    ),
+    sql(
+        "two states: what is new under a name that others read is news",
+        "test_two_states.py::test_a_model_that_another_state_reads_is_taken_away_and_brought_back",
+        ("e.parent_id = i.model_id AND o.name <> ALL (p_projects))", "false)"),
+    ),
+    sql(
+        "two states: what is borrowed is not superseded",
+        "test_two_states.py::test_a_dev_environment_of_the_reader_is_gated_by_production[missing]",
+        ("AND (v = p_version_id OR NOT meshgate.is_borrowed(v, p_environment))", ""),
+    ),
+    sql(
+        "two states: a former environment keeps what was declared for it",
+        "test_two_states.py::test_an_environment_of_its_own_that_is_another_one_now",
+        ("               - coalesce(p_manifest ->> 'environment', '')\n", ""),
+    ),
+    python(
+        "two states: dev reads production's tables",
+        "test_two_states.py::test_a_dev_environment_of_the_reader_is_gated_by_production[held]",
+        "coordinator/reconcile.py",
+        ("dict.fromkeys((environment, *ledger.homes()))", "(environment,)"),
+    ),
+    python(
+        "two states: readers of another state stay settled",
+        "test_two_states.py::test_readers_of_another_state_stay_settled[a change that breaks nothing]",
+        "coordinator/staleness.py",
+        ("    if elsewhere:\n        whole", "    if False:\n        whole"),
     ),
     sql(
         "G5 a promotion elsewhere is no news here",

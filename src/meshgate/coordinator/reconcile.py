@@ -16,6 +16,7 @@ SQLMesh's record says what is recorded, never who recorded it or what it had rea
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -58,13 +59,18 @@ class Finding:
 
 
 def elsewhere(ledger: Ledger, environment: str, plan: Promoted) -> dict[str, ModelNode]:
-    """The models that the ledger knows in this environment and that this SQLMesh state does not own."""
-    try:
-        known = ledger.manifest(environment).graph.nodes
-    except NotDeployedError:
-        return {}
+    """The models that the ledger knows and that this SQLMesh state does not own: in this environment, else in their own.
+
+    From another state a name leads to what its project's own environment has, whoever asks.
+    """
     projects = {n.project for n in plan.nodes.values() if n.version}
-    return {name: node for name, node in known.items() if node.version and node.project not in projects}
+    found: dict[str, ModelNode] = {}
+    for place in dict.fromkeys((environment, *ledger.homes())):
+        with suppress(NotDeployedError):
+            for name, node in ledger.manifest(place).graph.nodes.items():
+                if node.version and node.project not in projects:
+                    found.setdefault(name, node)
+    return found
 
 
 def graph_of(
@@ -179,7 +185,8 @@ def _met(ledger: Ledger, environment: str, plan: Promoted) -> bool:
     if environment not in ledger.environments():
         return False
     projects = {n.project for n in plan.nodes.values() if n.project}
-    return any(n.project in projects for n in ledger.manifest(environment).graph.nodes.values())
+    known = ledger.manifest(environment)
+    return any(n.project in projects for name, n in known.graph.nodes.items() if name not in known.borrowed)
 
 
 def _again(node: ModelNode, added: IntervalSet, covered: IntervalSet) -> IntervalSet:

@@ -15,7 +15,7 @@ import attrs
 from attrs import frozen
 
 from meshgate.due import cron_floor, cron_next
-from meshgate.graph import Edge, Window, readers_of
+from meshgate.graph import Edge, MeshGraph, Window, readers_of
 from meshgate.interval import MIN_INSTANT, IntervalSet
 from meshgate.ledger import Stale
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping
     from datetime import datetime
 
-    from meshgate.graph import MeshGraph, ModelNode
+    from meshgate.graph import ModelNode
     from meshgate.ledger import Ledger, Manifest, VersionState
     from meshgate.ledger.record import Gate
 
@@ -287,13 +287,15 @@ def after_promotion(
     if environment not in ledger.environments():
         return None
     old = ledger.manifest(environment)
-    changed = {
-        n for n, node in graph.nodes.items() if n in old.version_ids and old.graph[n].version != node.version
-    }
+    held = old.version_ids.keys() - old.borrowed
+    changed = {n for n, node in graph.nodes.items() if n in held and old.graph[n].version != node.version}
+    # Readers of another state, who had something else under the name of what is new.
+    elsewhere = [n for n in old.graph.nodes if n in held and n not in graph]
+    fresh = {e.parent for n in elsewhere for e in old.graph.parents(n)} & (graph.nodes.keys() - held)
     others = {
         n for n in graph.nodes if n in old.version_ids and set(graph.gates(n)) != set(old.graph.gates(n))
     }
-    if not changed and not others:
+    if not changed and not others and not fresh:
         return None
     ids = {n: ledger.register_version(node) for n, node in graph.nodes.items() if node.kind.recorded}
     before = find(ledger, environment, old.graph, old.version_ids)
@@ -309,15 +311,37 @@ def after_promotion(
         taken = was.accepted | now_is.accepted
         kept[name] = (was.covered & now_is.covered) - IntervalSet(wrong) - taken if same else IntervalSet()
     found: dict[str, IntervalSet] = {}
-    for name, key in ids.items():
-        if name in changed or name not in old.version_ids:
+    for name in ids:
+        if name in changed or name not in held:
             found[name] = IntervalSet.everything() - IntervalSet(s.interval for s in now.get(name, ()))
         elif name not in others:
-            stale = IntervalSet(s.interval for s in before.get(name, ()))
-            for gate in graph.gates(name):
-                if gate.parent in kept:
-                    parent = graph[gate.parent]
-                    other = IntervalSet([parent.life]) - kept[gate.parent]
-                    stale |= readers_of(graph[name], parent, gate.window, other, states[key].covered)
-            found[name] = IntervalSet.everything() - stale
+            found[name] = _still(graph, name, before, kept, states[ids[name]].covered)
+    if elsewhere:
+        whole = MeshGraph(
+            {**old.graph.nodes, **graph.nodes},
+            [e for n in elsewhere for e in old.graph.parents(n)]
+            + [e for n in graph.nodes for e in graph.parents(n)],
+        )
+        kept |= dict.fromkeys(fresh, IntervalSet())
+        for name in elsewhere:
+            if whole[name].kind.recorded:
+                covered = states[old.version_ids[name]].covered
+                found[name] = _still(whole, name, before, kept, covered)
     return found
+
+
+def _still(
+    graph: MeshGraph,
+    name: str,
+    before: Mapping[str, tuple[Stale, ...]],
+    kept: Mapping[str, IntervalSet],
+    covered: IntervalSet,
+) -> IntervalSet:
+    """What of a model is not stale: not before, and not by what its parents do not hold as before."""
+    stale = IntervalSet(s.interval for s in before.get(name, ()))
+    for gate in graph.gates(name):
+        if gate.parent in kept:
+            parent = graph[gate.parent]
+            other = IntervalSet([parent.life]) - kept[gate.parent]
+            stale |= readers_of(graph[name], parent, gate.window, other, covered)
+    return IntervalSet.everything() - stale

@@ -125,13 +125,18 @@ class VersionState:
 
 @attrs.frozen
 class Manifest:
-    """What one environment promotes, as the ledger knows it: enough to decide without SQLMesh."""
+    """What one environment promotes, as the ledger knows it: enough to decide without SQLMesh.
+
+    `borrowed`: models that are read there and that no deploy brought there. They are of projects with a SQLMesh state of their
+    own, and as these have them in their own environment, which is where a name leads from another state.
+    """
 
     environment: str
     plan_id: str | None
     fingerprint: str | None
     graph: MeshGraph
     version_ids: Mapping[str, int]
+    borrowed: frozenset[str] = frozenset()
 
     def version_id(self, name: str) -> int:
         """The ledger's key of the version that the environment promotes."""
@@ -155,6 +160,21 @@ class CoverageRow:
     """Of the verdict `accepted`: `by` whom, for which `reason`, and what it `was`: `missing`, `failed`, ..."""
     merged: int = 1
     """How many commits the row stands for; the numbers and times of several are those of the last, counts are sums."""
+
+
+def _node(row: Mapping[str, Any]) -> ModelNode:
+    return ModelNode(
+        name=row["name"], project=row["project"], version=row["version"], kind=Kind(row["kind"]),
+        unit=IntervalUnit(row["unit"]), cron=row["cron"], cron_tz=row["cron_tz"],
+        start=to_utc(row["start_at"]) if row["start_at"] else None,
+        end=to_utc(row["end_at"]) if row["end_at"] else None,
+        lookback=row["lookback"], batch_size=row["batch_size"],
+        depends_on_past=row["depends_on_past"], allow_partials=row["allow_partials"],
+    )  # fmt: skip
+
+
+def _edge(row: Mapping[str, Any]) -> Edge:
+    return Edge(row["child"], row["parent"], Window(row["mode"], row["from_offset"], row["to_offset"]))
 
 
 def _settled(settled: Mapping[str, IntervalSet], ids: Mapping[str, int]) -> Any:
@@ -259,6 +279,9 @@ class RecordLedger:
         held = {*projects, ""}
         nodes = [n for n in graph.nodes.values() if n.project in held]
         ids = {node.name: self.register_version(node) for node in nodes}
+        known = (
+            self.manifest(environment).version_ids if settled and environment in self.environments() else {}
+        )
         models = [
             {
                 "name": n.name, "version": n.version, "unit": n.unit.value, "cron": n.cron, "cron_tz": n.cron_tz,
@@ -279,7 +302,7 @@ class RecordLedger:
         ]  # fmt: skip
         rows = self.database.rows(
             "sync_environment", environment=environment, plan_id=plan_id, projects=sorted(held - {""}),
-            models=json(models), edges=json(edges), settled=None if settled is None else _settled(settled, ids), at=at,
+            models=json(models), edges=json(edges), settled=None if settled is None else _settled(settled, {**known, **ids}), at=at,
             others=json([
                 {"environment": name, "settled": _spans(kept, self.manifest(name).version_ids)}
                 for name, kept in (others or {}).items()
@@ -304,29 +327,32 @@ class RecordLedger:
                 hint=f"run `meshgate deploy PROJECT --environment {environment}`",
                 environment=environment,
             )
-        nodes: dict[str, ModelNode] = {}
-        ids: dict[str, int] = {}
-        for row in self.database.rows("promotions", environment=environment, again=True):
-            ids[row["name"]] = row["version_id"]
-            nodes[row["name"]] = ModelNode(
-                name=row["name"], project=row["project"], version=row["version"], kind=Kind(row["kind"]),
-                unit=IntervalUnit(row["unit"]), cron=row["cron"], cron_tz=row["cron_tz"],
-                start=to_utc(row["start_at"]) if row["start_at"] else None,
-                end=to_utc(row["end_at"]) if row["end_at"] else None,
-                lookback=row["lookback"], batch_size=row["batch_size"],
-                depends_on_past=row["depends_on_past"], allow_partials=row["allow_partials"],
-            )  # fmt: skip
-        edges = [
-            Edge(row["child"], row["parent"], Window(row["mode"], row["from_offset"], row["to_offset"]))
-            for row in self.database.rows("edges", environment=environment, again=True)
-        ]
+        promoted = self.database.rows("promotions", environment=environment, again=True)
+        ids = {row["name"]: row["version_id"] for row in promoted}
+        nodes = {row["name"]: _node(row) for row in promoted}
+        edges = [_edge(row) for row in self.database.rows("edges", environment=environment, again=True)]
+        borrowed: set[str] = set()
+        while missing := {edge.parent for edge in edges} - nodes.keys():
+            for row in self.database.rows("borrowed", names=sorted(missing), again=True):
+                ids[row["name"]], nodes[row["name"]] = row["version_id"], _node(row)
+            borrowed |= missing
+            through = [name for name in missing if nodes[name].kind.transparent]
+            if through:
+                edges += [
+                    _edge(row) for row in self.database.rows("borrowed_edges", names=through, again=True)
+                ]
         return Manifest(
-            environment,
-            found[0]["plan_id"],
-            found[0]["fingerprint"],
-            MeshGraph(nodes, edges),
-            ids,
-        )
+            environment, found[0]["plan_id"], found[0]["fingerprint"], MeshGraph(nodes, edges), ids, frozenset(borrowed)
+        )  # fmt: skip
+
+    def homes(self) -> tuple[str, ...]:
+        """The environments that are some project's own, once it was deployed there."""
+        own = {
+            declared.get("environment")
+            for row in self.projects().values()
+            if (declared := row["manifest"] or {}).get("environment") not in declared.get("environments", {})
+        }
+        return tuple(sorted(name for name in own if name))
 
     # Reading
 

@@ -129,6 +129,28 @@ JOIN meshgate.model m USING (model_id) JOIN meshgate.project p USING (project_id
 WHERE q.environment = %(environment)s
 ORDER BY m.name;
 
+-- name: borrowed
+-- Models that are read in an environment to which no deploy brought them: they are another SQLMesh state's, and what is read
+-- of them is what their project's own environment has. External where nobody has them any more.
+SELECT m.name, CASE WHEN q.model_id IS NULL THEN '' ELSE p.name END AS project, v.version_id,
+       CASE WHEN q.model_id IS NULL THEN '' ELSE v.version END AS version,
+       CASE WHEN q.model_id IS NULL THEN 'external' ELSE v.kind END AS kind,
+       coalesce(q.unit, 'day') AS unit, coalesce(q.cron, '@daily') AS cron, coalesce(q.cron_tz, 'UTC') AS cron_tz,
+       q.start_at, q.end_at, coalesce(q.lookback, 0) AS lookback, q.batch_size, coalesce(q.depends_on_past, false) AS depends_on_past,
+       coalesce(q.allow_partials, false) AS allow_partials
+FROM meshgate.model m JOIN meshgate.project p USING (project_id)
+LEFT JOIN meshgate.promotion q ON q.model_id = m.model_id AND q.environment = meshgate.home_of(p.project_id)
+CROSS JOIN LATERAL (SELECT x.* FROM meshgate.version x WHERE x.model_id = m.model_id AND x.version_id = coalesce(q.version_id, x.version_id)
+                    ORDER BY x.version_id DESC LIMIT 1) v
+WHERE m.name = ANY (%(names)s)
+ORDER BY m.name;
+
+-- name: borrowed_edges
+SELECT c.name AS child, p.name AS parent, e.mode, e.from_offset, e.to_offset
+FROM meshgate.edge e JOIN meshgate.model c ON c.model_id = e.child_id JOIN meshgate.model p ON p.model_id = e.parent_id
+WHERE c.name = ANY (%(names)s) AND e.environment = meshgate.home_of(c.project_id)
+ORDER BY c.name, p.name;
+
 -- name: edges
 SELECT c.name AS child, p.name AS parent, e.mode, e.from_offset, e.to_offset
 FROM meshgate.edge e JOIN meshgate.model c ON c.model_id = e.child_id JOIN meshgate.model p ON p.model_id = e.parent_id

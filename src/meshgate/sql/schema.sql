@@ -842,7 +842,8 @@ BEGIN
         INTO refused
         FROM unnest(p_version_id || p_parents || p_loaded) AS v
         WHERE NOT EXISTS (SELECT FROM meshgate.promotion p
-                          WHERE p.environment = p_environment AND p.version_id = v);
+                          WHERE p.environment = p_environment AND p.version_id = v)
+          AND (v = p_version_id OR NOT meshgate.is_borrowed(v, p_environment));
         IF refused IS NOT NULL THEN
             RETURN jsonb_build_object('refused', refused);
         END IF;
@@ -1224,6 +1225,12 @@ BEGIN
     SELECT coalesce(p.manifest -> 'environments', '{}') INTO others FROM meshgate.project p WHERE p.project_id = known;
     IF p_environment IS NOT NULL THEN
         others := others || jsonb_build_object(p_environment, p_manifest);
+    ELSE
+        -- An environment of its own that is another one now keeps what was declared for it.
+        SELECT (others || CASE WHEN others ? (p.manifest ->> 'environment') OR p.manifest ->> 'environment' IS NULL THEN '{}'
+                               ELSE jsonb_build_object(p.manifest ->> 'environment', p.manifest - 'environments') END)
+               - coalesce(p_manifest ->> 'environment', '')
+        INTO others FROM meshgate.project p WHERE p.project_id = known;
     END IF;
     UPDATE meshgate.project p SET deployed_at = meshgate.clock(), sqlmesh_version = p_sqlmesh, sqlglot_version = p_sqlglot,
         -- Until it is deployed in its own environment, what it declares elsewhere stands in.
@@ -1232,13 +1239,26 @@ BEGIN
     WHERE p.project_id = known;
 END $$;
 
+-- A project's own environment; null where it was not deployed there yet.
+CREATE FUNCTION meshgate.home_of(p_project_id integer) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT o.manifest ->> 'environment' FROM meshgate.project o
+    WHERE o.project_id = p_project_id AND NOT coalesce(o.manifest -> 'environments', '{}') ? (o.manifest ->> 'environment');
+$$;
+
+-- Is a version what another SQLMesh state's reader finds under its name in an environment to which no deploy brought the model?
+CREATE FUNCTION meshgate.is_borrowed(p_version_id bigint, p_environment text) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM meshgate.promotion q JOIN meshgate.model m USING (model_id)
+                   WHERE q.version_id = p_version_id AND q.environment = meshgate.home_of(m.project_id)
+                     AND NOT EXISTS (SELECT FROM meshgate.promotion p
+                                     WHERE p.environment = p_environment AND p.model_id = m.model_id));
+$$;
+
 -- Does its project's own environment, which its runs keep up, promote a version, other than the one that is asked about? Then
 -- whatever was to be read again of it was asked of it too, and who goes back to it finds what production has. What a project
 -- declared elsewhere stands in for its own environment until it is deployed there: that is none.
 CREATE FUNCTION meshgate.lives_at_home(p_version_id bigint, p_but_for text) RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT EXISTS (SELECT FROM meshgate.promotion q JOIN meshgate.model m USING (model_id) JOIN meshgate.project o USING (project_id)
-                   WHERE q.version_id = p_version_id AND q.environment <> p_but_for AND q.environment = o.manifest ->> 'environment'
-                     AND NOT coalesce(o.manifest -> 'environments', '{}') ? q.environment);
+    SELECT EXISTS (SELECT FROM meshgate.promotion q JOIN meshgate.model m USING (model_id)
+                   WHERE q.version_id = p_version_id AND q.environment <> p_but_for AND q.environment = meshgate.home_of(m.project_id));
 $$;
 
 -- Makes the ledger's picture of one environment what SQLMesh promotes there. The models whose version changed.
@@ -1271,6 +1291,12 @@ BEGIN
     SELECT array_agg(i.version_id) INTO changed
     FROM incoming i JOIN meshgate.promotion p ON p.environment = p_environment AND p.model_id = i.model_id
     WHERE p.version_id <> i.version_id;
+    -- Who is of another state, and reads it by its name, had something else under that name before.
+    SELECT changed || array_agg(i.version_id) INTO changed
+    FROM incoming i
+    WHERE NOT EXISTS (SELECT FROM meshgate.promotion p WHERE p.environment = p_environment AND p.model_id = i.model_id)
+      AND EXISTS (SELECT FROM meshgate.edge e JOIN meshgate.model c ON c.model_id = e.child_id JOIN meshgate.project o USING (project_id)
+                  WHERE e.environment = p_environment AND e.parent_id = i.model_id AND o.name <> ALL (p_projects));
     IF changed IS NOT NULL THEN
         FOR doubt IN
             SELECT older.version_id, older.kind, unnest(range_agg(older.span)) AS span
@@ -1298,9 +1324,11 @@ BEGIN
         SELECT revision INTO made FROM meshgate.ledger;
     END IF;
     WITH removed AS (
-        DELETE FROM meshgate.promotion p USING meshgate.model m, meshgate.project o
+        -- Not what is external to those who read it, though elsewhere somebody makes a table of that name.
+        DELETE FROM meshgate.promotion p USING meshgate.model m, meshgate.project o, meshgate.version v
         WHERE p.environment = p_environment AND p.model_id NOT IN (SELECT model_id FROM incoming)
           AND m.model_id = p.model_id AND o.project_id = m.project_id AND o.name = ANY (p_projects)
+          AND v.version_id = p.version_id AND v.kind <> 'external'
         RETURNING p.version_id)
     SELECT array_agg(version_id) INTO gone FROM removed;
     INSERT INTO meshgate.promotion (environment, model_id, version_id, revision, promoted_at, unit, cron, cron_tz, start_at,
