@@ -203,13 +203,8 @@ OF_RESTATEMENT = (
         ),
     ),
     sql(
-        "two states: what is external to its readers stays",
-        "test_two_states.py::test_a_model_that_is_tried_in_dev_leaves_production_as_it_is",
-        ("AND v.version_id = p.version_id AND v.kind <> 'external'", "AND v.version_id = p.version_id"),
-    ),
-    sql(
         "two states: what is new under a name that others read is news",
-        "test_two_states.py::test_a_model_that_another_state_reads_is_taken_away_and_brought_back",
+        "test_two_states.py::test_a_model_that_another_state_reads_is_taken_away_and_brought_back[False]",
         ("e.parent_id = i.model_id AND o.name <> ALL (p_projects))", "false)"),
     ),
     sql(

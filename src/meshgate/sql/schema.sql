@@ -1324,11 +1324,9 @@ BEGIN
         SELECT revision INTO made FROM meshgate.ledger;
     END IF;
     WITH removed AS (
-        -- Not what is external to those who read it, though elsewhere somebody makes a table of that name.
-        DELETE FROM meshgate.promotion p USING meshgate.model m, meshgate.project o, meshgate.version v
+        DELETE FROM meshgate.promotion p USING meshgate.model m, meshgate.project o
         WHERE p.environment = p_environment AND p.model_id NOT IN (SELECT model_id FROM incoming)
           AND m.model_id = p.model_id AND o.project_id = m.project_id AND o.name = ANY (p_projects)
-          AND v.version_id = p.version_id AND v.kind <> 'external'
         RETURNING p.version_id)
     SELECT array_agg(version_id) INTO gone FROM removed;
     INSERT INTO meshgate.promotion (environment, model_id, version_id, revision, promoted_at, unit, cron, cron_tz, start_at,
