@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 import typing
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Final
 
 import attrs
@@ -54,10 +55,15 @@ class _WrongError(Exception):
     """A value is not what its place asks for; the message names the place."""
 
 
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _record(kind: Any, value: Any, place: str) -> Any:
     if not isinstance(value, dict):
         raise _WrongError(f"{place} holds no keys")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     facts: dict[str, Any] = {}
     for attribute in attrs.fields(kind):
         name, hint = attribute.name, hints[attribute.name]
