@@ -36,9 +36,11 @@ from meshgate.bridge.scheduler import AskingState
 from meshgate.coordinator.journal import RunJournal
 from meshgate.ledger import Ledger
 
-def dying(owner, method, *, after):
+def dying(owner, method, *, after, project=None):
     plain = getattr(owner, method)
     def call(*args, **kwargs):
+        if project not in (None, *args):
+            return plain(*args, **kwargs)
         answer = plain(*args, **kwargs) if after else None
         os.kill(os.getpid(), signal.SIGKILL)
         return answer
@@ -48,7 +50,8 @@ def dying(owner, method, *, after):
 POINTS = (
     "dying(RunJournal, 'commit', after=True)",  # the ledger has a first interval, and SQLMesh not
     "dying(AskingState, 'promote', after=True)",  # SQLMesh's environment is half changed
-    "dying(Ledger, 'save_manifest', after=False)",  # SQLMesh is through, and the ledger does not know all of it
+    # One project is done; of the second, SQLMesh is through, and the ledger does not know all of it.
+    "dying(Ledger, 'save_manifest', after=False, project='finance')",
 )
 
 
@@ -102,13 +105,13 @@ def test_killed_anywhere_the_same_call_goes_on(whole: DiamondMesh, tmp_path: Pat
     follow = ("deploy", "--from-analysis", str(file), "--now", INSTANT)
     for point in POINTS:
         assert twin.cli(*follow, python=DIES + point, check=False).returncode == -9
-    done = twin.cli(*follow, "--json")
-    found = json.loads(done.stdout)
+    done = twin.cli(*follow)
+    assert "sales: deployed before, as analysed" in done.stderr
+    assert "crm (2 of 2): deploying\n" in done.stderr
+    assert done.stdout.splitlines()[-1] == "  crm: deployed"
+    found = json.loads(twin.cli(*follow, "--json").stdout)
     assert (found["schema"], found["done"]) == ("meshgate.deploys", True)
-    assert [one["project"] for one in found["projects"]] == list(ORDER)
-    assert [one["what"] for one in json.loads(twin.cli(*follow, "--json").stdout)["projects"]] == [
-        "there"
-    ] * 3
+    assert [(one["project"], one["what"]) for one in found["projects"]] == [(name, "there") for name in ORDER]
     with twin.mesh() as mesh:
         assert mesh.analyze(checkouts, now=at(NOW)).changes == ()
         assert not mesh.verify().differences
@@ -145,6 +148,32 @@ def test_a_world_that_has_moved_is_refused_by_name(whole: DiamondMesh, tmp_path:
         assert [c.model for c in changes if c.how == "direct"] == ['"lake"."crm"."customers"']
 
 
+def test_a_project_with_a_state_of_its_own_counts_by_its_versions(
+    tmp_path: Path, postgres: LocalPostgres, extensions: None
+) -> None:
+    """Nobody looked at its state; the ledger tells that it promotes something else by now. Its seed's readers are asked for."""
+    twin = DiamondMesh(tmp_path / "mesh", postgres, separate=True).build()
+    edit(twin.folder, "crm/seeds/countries.csv", ("DE,19", "DE,16"))
+    rates = '"lake"."finance"."rates"'
+    with twin.mesh() as mesh:
+        found = written(mesh.analyze({"crm": None}, now=at(NOW)))
+        text = (twin.folder / "finance/models/rates.sql").read_text()
+        edit(twin.folder, "finance/models/rates.sql", ("vat::INT AS", "(vat + 0)::INT AS"))
+        mesh.deploy("finance", now=at(NOW))
+        moved = r"since the analysis: lake.finance.rates of finance is another one"
+        with pytest.raises(OutdatedError, match=moved):
+            mesh.deploy_analysed(found, now=at(NOW))
+        with pytest.raises(OutdatedError, match=moved):
+            mesh.leftovers(found)
+        (twin.folder / "finance/models/rates.sql").write_text(text)
+        mesh.deploy("finance", now=at(NOW))
+        assert mesh.deploy_analysed(found, now=at(NOW)).left == 1
+        asked = mesh.leftovers(found, apply=True)
+        assert [(r.model, r.request_id) for r in mesh.requests()] == [(rates, *asked.made)]
+        mesh.run("finance", now=at(NOW))
+        assert dict(twin.table("finance.rates")) == {"AT": 20, "DE": 16}
+
+
 def test_what_is_left_is_asked_for_once_and_after_the_deploys(whole: DiamondMesh, tmp_path: Path) -> None:
     """Shown at once; asked for when it is deployed; a second time the request is named that is there."""
     twin, checkouts = changed(whole, "forward-only", tmp_path)
@@ -166,6 +195,10 @@ def test_what_is_left_is_asked_for_once_and_after_the_deploys(whole: DiamondMesh
         again = mesh.leftovers(found, apply=True, by="somebody else")
         assert (again.made, again.models[0].request) == ((), request.request_id)
         assert len(mesh.requests()) == 1
+        edit(twin.folder, ORDERS, ("owner bert", "owner dora"))
+        mesh.deploy("sales", now=at(190))
+        with pytest.raises(OutdatedError, match="project sales was deployed with other files"):
+            mesh.leftovers(found)
 
 
 def test_the_commands(whole: DiamondMesh, tmp_path: Path) -> None:

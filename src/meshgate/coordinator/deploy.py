@@ -174,7 +174,7 @@ def _apply(
         manifest = {
             **declared,
             "environment": target,
-            DEFINITION: project_digest(opened.definitions()),
+            DEFINITION: _defined(opened, target),
             **_state_facts(bench, opened, target),
             **_kept(opened.promoted(target, now), project),
         }
@@ -256,6 +256,12 @@ def _state_facts(bench: Workbench, opened: SqlmeshProject, target: str) -> dict[
         "engine_in_process": opened.engine_in_process,
         "state_schema": opened.state_schema if here else None,
     }
+
+
+def _defined(opened: SqlmeshProject, target: str) -> str:
+    """What the environment promotes of the project's files: the next deploys, and whoever asks for what they leave, go by it."""
+    _, promoted = opened.promoted_definitions(target)
+    return project_digest({name: said for name, (owner, said) in promoted.items() if owner == opened.project})
 
 
 def _kept(promoted: Promoted | None, project: ProjectConfig) -> dict[str, Any]:
