@@ -5,6 +5,7 @@ That every table is a recomputation's afterwards is shown for each change in `te
 
 from __future__ import annotations
 
+import io
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,15 @@ from diamond_mesh import DiamondMesh, edit, named, write
 from meshgate.analysis import parse
 from meshgate.errors import ConfigError, OutdatedError, ProjectError
 from meshgate.report import data
+from meshgate.report.deploys import leftovers
+from meshgate.report.text import console
 from tiny_mesh import at
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from meshgate.analysis import Analysis
+    from meshgate.coordinator.leftovers import Leftovers
     from meshgate.coordinator.progress import Progress
     from meshgate.local_postgres import LocalPostgres
 
@@ -73,6 +77,13 @@ def changed(whole: DiamondMesh, case: str, folder: Path) -> tuple[DiamondMesh, d
 def written(found: Analysis) -> Analysis:
     """The analysis as it comes back from its file."""
     return parse(json.loads(data.dumped(data.analyze(found))), "FILE")
+
+
+def shown(found: Leftovers) -> list[str]:
+    """What a person reads."""
+    out = io.StringIO()
+    leftovers(console(out), found)
+    return out.getvalue().splitlines()
 
 
 def test_the_order_is_followed_and_told_and_a_second_call_finds_it_done(
@@ -182,6 +193,11 @@ def test_what_is_left_is_asked_for_once_and_after_the_deploys(whole: DiamondMesh
         found = written(mesh.analyze(checkouts, now=at(NOW)))
         before = mesh.leftovers(found)
         assert ([one.left.model for one in before.models], before.waiting) == ([history], ("sales",))
+        assert (
+            shown(before)[0]
+            == "restate what the change leaves as it was made: preview, nothing is asked for yet"
+        )
+        assert shown(before)[-1] == "→ sales must be deployed first: `meshgate deploy --from-analysis FILE`"
         with pytest.raises(ConfigError, match="sales must be deployed first"):
             mesh.leftovers(found, apply=True)
         # The hour that is computed between the analysis and the deploy is computed by the old query.
@@ -192,7 +208,11 @@ def test_what_is_left_is_asked_for_once_and_after_the_deploys(whole: DiamondMesh
         (request,) = mesh.requests()
         assert (asked.made, request.made_by, request.reason) == ((request.request_id,), "test", "why")
         assert (request.model, request.interval.start, request.interval.end) == (history, at(0), at(180))
+        assert shown(asked)[-1].startswith("→ the next `meshgate run sales`, `meshgate run finance` does it")
+        assert data.leftovers(asked)["made"] == [request.request_id]
         again = mesh.leftovers(found, apply=True, by="somebody else")
+        assert f"      asked for already: request {request.request_id}" in shown(again)
+        assert shown(again)[-1] == "→ there is nothing more to ask for"
         assert (again.made, again.models[0].request) == ((), request.request_id)
         assert len(mesh.requests()) == 1
         edit(twin.folder, ORDERS, ("owner bert", "owner dora"))
