@@ -261,6 +261,10 @@ def test_a_deploy_refuses_what_its_analysis_refuses(whole: DiamondMesh, tmp_path
             mesh.deploy("sales", environment="dev", now=at(NOW))
         assert refused.value.message == "; ".join(r.message for r in found.refusals)
         assert "--allow-dropping" in str(refused.value)
+        both = mesh.analyze({"sales": None, "finance": None}, environment="dev", now=at(NOW))
+        assert not both.refusals
+        with pytest.raises(ConfigError, match="a deploy of sales takes back what was analysed of finance"):
+            mesh.deploy_analysed(both, now=at(NOW))
         before: Any = mesh.ledger.manifest("dev").graph.nodes
         assert '"lake"."finance"."extra"' in before
         mesh.deploy("sales", environment="dev", now=at(NOW), dropping=True)

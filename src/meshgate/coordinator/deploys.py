@@ -21,6 +21,7 @@ from meshgate.coordinator.world import (
     DEFINITION,
     check_files,
     check_ledger,
+    check_production,
     check_state,
     deployed_digests,
     manifest_of,
@@ -185,6 +186,7 @@ def _look_at_all(bench: Workbench, found: Analysis, names: Sequence[str], steps:
             steps[name] = Deployed(name, "there")
             bench.tell(Deploying(name, 0, 0, "there"))
         else:
+            check_production(found, name, opened)
             check_files(found, name, bench.open_project(project, load=True))
 
 

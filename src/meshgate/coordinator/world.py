@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from meshgate.analysis import Base, Definition, movement
-from meshgate.errors import NotDeployedError, OutdatedError
+from meshgate.errors import ConfigError, NotDeployedError, OutdatedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFINITION = "definition"
 """The key of a project's manifest in the ledger under which its last deploy left a digest of its files' models."""
+_PRODUCTION = "prod"
 _SHOWN = 3
 _SAID = {
     "changed": "{model} of {project} is another one",
@@ -94,6 +95,27 @@ def check_state(found: Analysis, project: str, opened: SqlmeshProject, environme
     stands = movement([d for d in found.base.definitions if d.state == state], promoted, found.projects)
     _refuse(stands)
     return project in stands.there or not _definitions(found, project), whole
+
+
+def check_production(found: Analysis, project: str, opened: SqlmeshProject) -> None:
+    """Compare production with what was analysed, for a deploy to another environment: SQLMesh takes the others' models from there.
+
+    Raises:
+        ConfigError: The deploy would take back what is analysed of another project.
+    """
+    if found.environment == _PRODUCTION:
+        return
+    names = next(names for names in found.base.states if project in names)
+    _, production = opened.promoted_definitions(_PRODUCTION)
+    for other in names:
+        told = _definitions(found, other)
+        if other != project and any(d.after != production.get(d.model, ("", None))[1] for d in told):
+            raise ConfigError(
+                f"in environment {found.environment!r} a deploy of {project} takes back what was analysed of {other}: SQLMesh "
+                "takes the models of other projects from prod",
+                hint=f"deploy what was analysed of {other} to prod first, or analyse and deploy {project} alone",
+                project=project,
+            )
 
 
 def check_ledger(found: Analysis, ledger: Ledger, manifest: Manifest | None) -> None:
