@@ -9,6 +9,7 @@ P = "test_restatement.py::test_"
 C = "test_restatement_cascade.py::test_"
 U = "test_early_cut_off.py::test_"
 B = "test_rebuild.py::test_"
+M = "test_analysis_movement.py::test_"
 F = "test_foreign_writes.py::test_"
 
 OF_RESTATEMENT = (
@@ -24,6 +25,28 @@ OF_RESTATEMENT = (
         "restatement: a request goes over to versions that are promoted later",
         f"{R}a_request_reaches_a_version_that_has_more_than_the_one_it_marked",
         ("    PERFORM meshgate.mark_requests();\n", ""),
+    ),
+    sql(
+        "restatement: an analysis asks for a model once",
+        f"{R}an_origin_asks_for_a_model_once_however_many_come_with_it",
+        ("AND r.origin = p_origin AND r.cancelled_at IS NULL),", "AND false),"),
+    ),
+    sql(
+        "restatement: who cancelled what an analysis asked for may ask anew",
+        f"{R}an_origin_asks_for_a_model_once_however_many_come_with_it",
+        ("AND r.origin = p_origin AND r.cancelled_at IS NULL),", "AND r.origin = p_origin),"),
+    ),
+    python(
+        "analysis: what is neither as it was nor as analysed has moved",
+        f"{M}whatever_else_is_done_is_named",
+        "analysis/movement.py",
+        ("not in (one.before, one.after)]", "not in (one.before, one.after, 'stranger', None)]"),
+    ),
+    python(
+        "analysis: half a deploy is no deploy",
+        f"{M}half_a_deploy_is_nobodys_deploy",
+        "analysis/movement.py",
+        ("if not strange and project in analysed:", "if False:"),
     ),
     sql(
         "restatement: a mark that is there is not made anew",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -136,6 +137,24 @@ def test_a_request_for_a_table_that_merges_is_for_all_of_it(scene: Scene, kind: 
     key = ask(scene, span(3, 5))
     assert requested(scene, version) == set(range(6))
     assert progress(scene, key) == ("open", set(), set(range(6)))
+
+
+def test_an_origin_asks_for_a_model_once_however_many_come_with_it(scene: Scene) -> None:
+    """At the same time too, and over whichever range; another one asks for itself; who cancelled it may ask anew."""
+    promoted(scene)
+
+    def by(origin: str, upto: int = 4) -> int:
+        (key,) = scene.ledger.request([("p", span(0, upto))], reason="left", by="ann", origin=origin)
+        return key
+
+    with ThreadPoolExecutor(4) as pool:
+        (first,) = set(pool.map(lambda upto: by("an analysis", upto), range(1, 5)))
+    assert scene.ledger.requests_of("an analysis") == {"p": first}
+    assert {by("another"), ask(scene, span(0, 4))}.isdisjoint({first})
+    assert len(scene.ledger.requests("prod")) == 3
+    scene.ledger.cancel_request(first, "ann")
+    assert scene.ledger.requests_of("an analysis") == {}
+    assert by("an analysis") > first
 
 
 # Progress

@@ -84,6 +84,12 @@ class ProjectError(MeshgateError):
     exit_code = 2
 
 
+class OutdatedError(MeshgateError):
+    """The world is another one than the one that an analysis looked at."""
+
+    exit_code = 2
+
+
 class EvaluationError(MeshgateError):
     """SQLMesh could not carry out what it was handed, for a reason that is not one interval's own."""
 

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from meshgate.analysis import Analysis
     from meshgate.bridge.project import SqlmeshProject
     from meshgate.config import MeshConfig, ProjectConfig
+    from meshgate.coordinator.deploys import Deploys
     from meshgate.coordinator.doctor import Diagnosis
     from meshgate.coordinator.explain import GateAnswer, Why
+    from meshgate.coordinator.leftovers import Leftovers
     from meshgate.coordinator.observe import Look
     from meshgate.coordinator.progress import Progress
     from meshgate.coordinator.restate import Preview, RequestStanding
@@ -157,9 +159,25 @@ class Mesh:
         environment: str | None = None,
         now: datetime | None = None,
         restating: Mapping[str, Interval] | None = None,
+        dropping: bool = False,
     ) -> RunReport:
         """Apply SQLMesh's plan of a project under lease, gate and ledger. See `coordinator.deploy`."""
-        return coordinator.deploy(self._bench, project, environment=environment, now=now, restating=restating)
+        return coordinator.deploy(
+            self._bench, project, environment=environment, now=now, restating=restating, dropping=dropping
+        )
+
+    def deploy_analysed(
+        self,
+        analysis: Analysis,
+        checkouts: Mapping[str, Path | None] | None = None,
+        *,
+        now: datetime | None = None,
+        dropping: bool = False,
+    ) -> Deploys:
+        """Deploy what was analysed, in its order, if the mesh is as it was. See `coordinator.deploys.deploy_analysed`."""
+        from meshgate.coordinator.deploys import deploy_analysed
+
+        return deploy_analysed(self._bench, analysis, checkouts, now=now, dropping=dropping)
 
     def run(
         self,
@@ -332,6 +350,21 @@ class Mesh:
         from meshgate.coordinator.analyze import analyze
 
         return analyze(self._bench, checkouts, environment=environment, now=now)
+
+    def leftovers(
+        self,
+        analysis: Analysis,
+        model: str | None = None,
+        *,
+        reason: str | None = None,
+        by: str | None = None,
+        apply: bool = False,
+    ) -> Leftovers:
+        """What an analysis leaves as it was made; with `apply` it is asked for. See `coordinator.leftovers`."""
+        from meshgate.coordinator.leftovers import ask, leftovers
+
+        found = leftovers(self._bench, analysis, model)
+        return ask(self._bench, found, reason=reason, by=by) if apply else found
 
     def requests(self, *, environment: str | None = None) -> tuple[Request, ...]:
         """The newest requests for restatement, newest first, each with its progress."""

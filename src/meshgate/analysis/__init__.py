@@ -4,7 +4,9 @@ Pure: SQLMesh's plan, the ledger's knowledge and the gate's decisions are handed
 
 * `document`: what an analysis says;
 * `order`: in which order projects must be deployed, and whether any order is safe;
-* `timing`: when each part of the work can be done at the earliest.
+* `timing`: when each part of the work can be done at the earliest;
+* `parse`: the document read back;
+* `movement`: whether the world is still the one that was analysed.
 """
 
 from meshgate.analysis.document import (
@@ -14,6 +16,7 @@ from meshgate.analysis.document import (
     Boundary,
     Change,
     Collision,
+    Definition,
     Difference,
     Hindrance,
     Left,
@@ -23,7 +26,9 @@ from meshgate.analysis.document import (
     Refusal,
     Work,
 )
+from meshgate.analysis.movement import Moved, Movement, movement
 from meshgate.analysis.order import Reading, arrange, precedences, reasons_of
+from meshgate.analysis.parse import parse
 from meshgate.analysis.timing import Task, earliest
 
 __all__ = [
@@ -33,9 +38,12 @@ __all__ = [
     "Boundary",
     "Change",
     "Collision",
+    "Definition",
     "Difference",
     "Hindrance",
     "Left",
+    "Moved",
+    "Movement",
     "Order",
     "Precedence",
     "Reading",
@@ -45,6 +53,8 @@ __all__ = [
     "Work",
     "arrange",
     "earliest",
+    "movement",
+    "parse",
     "precedences",
     "reasons_of",
 ]

@@ -283,6 +283,26 @@ class Refusal:
 
 
 @frozen
+class Definition:
+    """What the files say of one model, or standalone audit, itself: not of what it reads.
+
+    Attributes:
+        model: The model.
+        project: Whose.
+        state: Which SQLMesh state promotes it: its place in `Base.states`. None: one that nobody looked at; then the ledger's
+            word for its version stands for its definition.
+        before: A digest of what is promoted; None where it is not there.
+        after: A digest of what would be; the same.
+    """
+
+    model: str
+    project: str
+    state: int | None
+    before: str | None
+    after: str | None
+
+
+@frozen
 class Base:
     """The world that an analysis looked at: where it differs, the analysis is old.
 
@@ -291,12 +311,16 @@ class Base:
         promoted: A digest of every model's promoted version.
         revision: The ledger's revision.
         proposed: A digest of every model's version as it would be.
+        states: By SQLMesh state: the projects whose files were looked at.
+        definitions: Every model of the mesh, so far and then.
     """
 
     plans: tuple[str | None, ...]
     promoted: str
     revision: int
     proposed: str
+    states: tuple[tuple[str, ...], ...]
+    definitions: tuple[Definition, ...]
 
 
 @frozen

@@ -31,12 +31,13 @@ from meshgate.errors import MeshgateError, ProjectError
 from meshgate.graph import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from datetime import datetime
 
     from sqlmesh.core.plan.definition import EvaluatablePlan
     from sqlmesh.core.snapshot import Snapshot
 
+    from meshgate.bridge.dropped import Dropped
     from meshgate.bridge.scheduler import Journal
     from meshgate.interval import Interval
 
@@ -227,7 +228,14 @@ class EnforcedProject(SqlmeshProject):
         self._state.refresh_snapshot_intervals(found)
         return found
 
-    def deploy(self, environment: str, journal: Journal, *, now: datetime) -> bool:
+    def deploy(
+        self,
+        environment: str,
+        journal: Journal,
+        *,
+        now: datetime,
+        judge: Callable[[Collection[Dropped]], None] = lambda _: None,  # noqa: ARG002 - SQLMesh has shown it
+    ) -> bool:
         """Apply the plan under the journal. SQLMesh's own errors pass."""
         assert self._plan is not None  # noqa: S101 - only plans are deployed
         assert environment == self._plan.environment.name  # noqa: S101 - the authority hands on what it was given

@@ -26,6 +26,8 @@ from sqlmesh.core.snapshot import (  # noqa: E402
 from sqlmesh.utils.concurrency import NodeExecutionFailedError  # noqa: E402
 from sqlmesh.utils.errors import SignalEvalError  # noqa: E402
 
+from meshgate.bridge.definitions import definitions  # noqa: E402
+from meshgate.bridge.dropped import Dropped, dropped  # noqa: E402
 from meshgate.bridge.engine import interrupt  # noqa: E402
 from meshgate.bridge.failures import describe  # noqa: E402
 from meshgate.bridge.queries import Rendered, rendered  # noqa: E402
@@ -36,11 +38,12 @@ from meshgate.bridge.translate import Promoted, milliseconds, pairs, promoted  #
 from meshgate.db import redact  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from datetime import datetime
     from pathlib import Path
 
     from sqlmesh.core.context import Context
+    from sqlmesh.core.plan import Plan
     from sqlmesh.core.snapshot import Snapshot
 
     from meshgate.bridge.queries import Bounds
@@ -178,6 +181,23 @@ class SqlmeshProject:
             for name, model in self._context.models.items()
             if model.project == self.project and not model.kind.is_external
         )
+
+    def definitions(self) -> dict[str, str]:
+        """What the project's own files say of each of its models, as a digest (needs `load`)."""
+        nodes = [*self._context.models.values(), *self._context.standalone_audits.values()]
+        return {n: said for n, (p, said) in definitions(nodes).items() if p == self.project}
+
+    def promoted_definitions(self, environment: str) -> tuple[bool, dict[str, tuple[str, str]]]:
+        """Project and definition of all that an environment promotes; a new one begins as production is.
+
+        Returns:
+            Whether there is such an environment, and its last plan was carried through; and the definitions, read now.
+        """
+        found = self._environment(environment)
+        begun = found or self._environment(c.PROD)
+        with self._named("has a state that cannot be read"):
+            held = self._state.get_snapshots(begun.snapshots).values() if begun is not None else ()
+            return bool(found and found.finalized_ts), definitions(s.node for s in held)
 
     def loaded(self, now: datetime) -> Promoted:
         """What the project's files say now, with the other projects' models as SQLMesh's state has them (needs `load`).
@@ -343,10 +363,23 @@ class SqlmeshProject:
         finally:
             self._context.journal = None
 
-    def deploy(self, environment: str, journal: Journal, *, now: datetime) -> bool:
+    def deploy(
+        self,
+        environment: str,
+        journal: Journal,
+        *,
+        now: datetime,
+        judge: Callable[[Collection[Dropped]], None] = lambda _: None,
+    ) -> bool:
         """Plan the project's files against the environment and apply the plan under the journal.
 
         A change that SQLMesh cannot categorise is taken for a breaking one: it computes more, never too little.
+
+        Args:
+            environment: SQLMesh's environment.
+            journal: Is asked before and told after each batch.
+            now: SQLMesh's execution time, UTC.
+            judge: Is told what the plan takes away of other projects, before anything is changed; raises to stop it.
 
         Returns:
             Whether the plan had anything to do.
@@ -363,7 +396,9 @@ class SqlmeshProject:
                     builder.set_choice(snapshot, SnapshotChangeCategory.BREAKING)
                 plan = builder.build()
                 held = promoted(list(plan.snapshots.values()), plan_id=plan.plan_id, finalized=False, now=now)
+                taken = self._taken(plan)
             journal.foresee(held)
+            judge(taken)
             if not plan.context_diff.has_changes and not plan.requires_backfill:
                 return False
             self._console.failures = []
@@ -384,6 +419,14 @@ class SqlmeshProject:
                     f"the plan of {self.project!r} for {environment!r} was not applied: {said}", hint=hint
                 ) from error
         return True
+
+    def _taken(self, plan: Plan) -> tuple[Dropped, ...]:
+        """What a plan takes away of other projects."""
+        diff = plan.context_diff
+        gone = self._state.get_snapshots(diff.removed_snapshots).values() if diff.removed_snapshots else ()
+        found = {s.node.project for s in (*plan.snapshots.values(), *gone) if s.node.project}
+        ours = (self.project,)
+        return dropped(plan, ours, gone, found - set(ours), exists=not diff.is_new_environment)
 
     def interrupt(self) -> None:
         """Interrupt the statements under way, where the driver can; from another thread than theirs."""

@@ -15,6 +15,7 @@ from meshgate.bridge.contract import check_version
 
 check_version()  # before the import, which may fail in ways that name neither the cause nor the cure
 
+from sqlmesh.core import constants as c  # noqa: E402
 from sqlmesh.core.console import get_console, set_console  # noqa: E402
 from sqlmesh.core.environment import Environment  # noqa: E402
 from sqlmesh.core.plan.builder import PlanBuilder  # noqa: E402
@@ -23,13 +24,15 @@ from sqlmesh.core.state_sync.base import DelegatingStateSync, StateReader, State
 from sqlmesh.core.state_sync.cache import CachingStateSync  # noqa: E402
 
 from meshgate.bridge.columns import Difference, columns_of, differences, reads  # noqa: E402
+from meshgate.bridge.definitions import definitions  # noqa: E402
+from meshgate.bridge.dropped import Dropped, dropped  # noqa: E402
 from meshgate.bridge.project import SqlmeshProject, _line, _QuietConsole  # noqa: E402
 from meshgate.bridge.scheduler import GatedContext  # noqa: E402
 from meshgate.bridge.translate import Promoted, interval_set, promoted  # noqa: E402
 from meshgate.errors import MeshgateError, ProjectError  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -76,21 +79,6 @@ class Altered:
 
 
 @attrs.frozen
-class Dropped:
-    """Something of a project whose files are not there, that the plan would take away.
-
-    Attributes:
-        what: `model`, `statements` or `requirement`.
-        name: Of the model, or the requirement; empty for statements.
-        project: Whose; empty where nobody can tell.
-    """
-
-    what: str
-    name: str
-    project: str
-
-
-@attrs.frozen
 class Proposal:
     """A plan over some checkouts.
 
@@ -106,6 +94,7 @@ class Proposal:
         columns: Columns and types that are promoted so far, and that would be, by model.
         reads: The columns that each model reads of each parent, so far, and would.
         identities: Name and identifier of every model, promoted so far and as it would be.
+        definitions: Project and definition of every model, so far and then; a new environment begins as production is.
         owners: Who owns each model, where it says so.
         warnings: What SQLMesh warned of.
     """
@@ -121,6 +110,7 @@ class Proposal:
     columns: tuple[Mapping[str, Mapping[str, str]], Mapping[str, Mapping[str, str]]]
     reads: tuple[Mapping[str, Mapping[str, frozenset[str]]], Mapping[str, Mapping[str, frozenset[str]]]]
     identities: tuple[tuple[str, ...], tuple[str, ...]]
+    definitions: tuple[Mapping[str, tuple[str, str]], Mapping[str, tuple[str, str]]]
     owners: Mapping[str, str] = attrs.field(factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -270,12 +260,11 @@ def _planned(
         builder.set_choice(snapshot, SnapshotChangeCategory.BREAKING)  # as a deploy does
     plan = builder.build()
     found = context.state_sync.get_environment(Environment.sanitize_name(environment))
-    old: list[Snapshot] = []
-    if found is not None:
-        old = list(context.state_sync.get_snapshots(found.snapshots).values())
-        context.state_sync.refresh_snapshot_intervals(old)
+    old = _promoted(context, environment)
+    context.state_sync.refresh_snapshot_intervals(old)
     new = list(plan.snapshots.values())
     models = [[s for s in side if s.is_model] for side in (old, new)]
+    others = {s.node.project for s in old if s.node.project} - set(names)
     return Proposal(
         projects=names,
         state=state,
@@ -286,13 +275,23 @@ def _planned(
         after=promoted(new, plan_id=None, finalized=False, now=now),
         altered=_altered(plan, names, {s.name: s for s in old}),
         wanted={i.snapshot_id.name: interval_set(i.merged_intervals) for i in plan.missing_intervals},
-        dropped=_dropped(plan, names, {s.name: s for s in old}, found is not None),
+        dropped=dropped(plan, names, old, others, exists=found is not None),
         columns=tuple({s.name: columns_of(s.model) for s in side} for side in models),  # type: ignore[arg-type]
         reads=tuple({s.name: reads(s.model) for s in side} for side in models),  # type: ignore[arg-type]
         identities=tuple(tuple(sorted(f"{s.name} {s.identifier}" for s in side)) for side in (old, new)),  # type: ignore[arg-type]
+        definitions=(
+            definitions(s.node for s in (old if found is not None else _promoted(context, c.PROD))),
+            definitions(s.node for s in new),
+        ),
         owners={s.name: s.node.owner for side in (old, new) for s in side if s.node.owner},
         warnings=tuple(dict.fromkeys(console.warnings)),
     )
+
+
+def _promoted(context: ReadingContext, environment: str) -> list[Snapshot]:
+    """What an environment promotes; nothing where it does not exist."""
+    found = context.state_sync.get_environment(Environment.sanitize_name(environment))
+    return list(context.state_sync.get_snapshots(found.snapshots).values()) if found is not None else []
 
 
 def _altered(plan: Plan, names: Collection[str], old: Mapping[str, Snapshot]) -> tuple[Altered, ...]:
@@ -334,33 +333,3 @@ def _one(
         new.name, new.node.project or "", how, category.name.lower() if category else None, bool(new.is_forward_only),
         because, told, old.version or "" if old is not None else "", new.version or "",
     )  # fmt: skip
-
-
-def _dropped(
-    plan: Plan,
-    names: Iterable[str],
-    old: Mapping[str, Snapshot],
-    exists: bool,
-) -> tuple[Dropped, ...]:
-    diff, ours = plan.context_diff, set(names)
-    found = [
-        Dropped("model", s_id.name, old[s_id.name].node.project or "")
-        for s_id in sorted(diff.removed_snapshots)
-        if s_id.name in old and old[s_id.name].node.project not in ours
-    ]
-    if not exists:
-        return tuple(found)
-    kept = {s.project for s in diff.environment_statements}
-    found += [
-        Dropped("statements", "", str(s.project))
-        for s in diff.previous_environment_statements
-        if (s.before_all or s.after_all) and s.project and s.project not in ours | kept
-    ]
-    others = {s.node.project for s in old.values() if s.node.project} - ours
-    if others:
-        # A lock file is its project's, but the environment remembers one list: nobody can tell whose entry it was.
-        found += [
-            Dropped("requirement", name, "")
-            for name in sorted(set(diff.previous_requirements) - set(diff.requirements))
-        ]
-    return tuple(found)

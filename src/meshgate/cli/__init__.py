@@ -17,6 +17,7 @@ import click
 from meshgate import __version__
 from meshgate.cli.analyze import analyze
 from meshgate.cli.call import (
+    SIGNALLED,
     Call,
     environment_option,
     json_option,
@@ -27,6 +28,7 @@ from meshgate.cli.call import (
     read_wait,
     who,
 )
+from meshgate.cli.deploy import deploy
 from meshgate.cli.holds import accept, hold, release
 from meshgate.cli.init import init
 from meshgate.cli.restate import restate
@@ -37,15 +39,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime, timedelta
 
-    from meshgate.coordinator.run import RunReport
-    from meshgate.coordinator.status import Wait
     from meshgate.interval import Interval
     from meshgate.ledger import LiveRun
     from meshgate.mesh import Mesh
 
 _DEBUG = "MESHGATE_DEBUG"
 _RAISED_BY_JOBS = (1, 2, 5)
-_SIGNALLED = 128  # as shells count a command that a signal ended
 _INTERRUPTED = 130
 
 
@@ -105,19 +104,6 @@ def doctor(call: Call) -> int:
 @click.argument("project")
 @environment_option
 @now_option
-@json_option
-@pass_call
-def deploy(call: Call, project: str, environment: str | None, now: datetime | None) -> int:
-    """Apply SQLMesh's plan of PROJECT under lease, gate and ledger."""
-    with call.working(project) as mesh:
-        report = mesh.deploy(project, environment=environment, now=now)
-        return _report_run(call, mesh, report, "deploy", report.exit_code)
-
-
-@cli.command()
-@click.argument("project")
-@environment_option
-@now_option
 @click.option("--dry-run", is_flag=True, help="Decide and print; do nothing.")
 @click.option(
     "--overlap",
@@ -161,31 +147,7 @@ def run(
         waits = bool(wait) or (overlap or mesh.config.project(project).overlap) == "wait"
         exit_code = report.exit_code or (3 if require_ready and report.blocked else 0)
         cut = mesh.stop.requested and waits and bool(report.busy or report.blocked)
-        return _report_run(call, mesh, report, "run", exit_code, cut=cut)
-
-
-def _report_run(
-    call: Call, mesh: Mesh, report: RunReport, verb: str, exit_code: int, *, cut: bool = False
-) -> int:
-    """Print what was done; `cut`: a signal ended the waiting."""
-    from attrs import evolve
-
-    from meshgate.report import wording
-
-    waits: tuple[Wait, ...] = ()
-    if report.blocked or report.failed:
-        # The roots by the ledger as it is now. What the run did is told even if that cannot be.
-        with contextlib.suppress(MeshgateError):
-            waits = mesh.waits(report.project, environment=report.environment, now=report.now)
-    if report.state == "stopped" or cut:
-        waiting = cut and report.state != "stopped"
-        said = wording.stopped(report, mesh.stop.reason, verb, waiting=waiting)
-        report = evolve(report, state="stopped", error=said)
-        exit_code = _SIGNALLED + mesh.stop.signum if mesh.stop.signum else report.exit_code
-    what = report.error or f"{len(report.failed)} intervals failed"
-    call.failure = f"{verb} {report.run_id} of {report.project!r} ended as {report.state}: {what}"
-    call.show("run", report, waits, verb, exit_code=exit_code)
-    return exit_code
+        return call.report_run(mesh, report, "run", exit_code, cut=cut)
 
 
 @cli.command()
@@ -303,7 +265,7 @@ def _agreed(mesh: Mesh, run: LiveRun) -> bool:
     return click.confirm("break its lease?", err=True)
 
 
-for _command in (init, hold, release, accept, restate, verify, watch, analyze):
+for _command in (init, deploy, hold, release, accept, restate, verify, watch, analyze):
     cli.add_command(_command)
 
 
@@ -339,7 +301,7 @@ def execute(arguments: Sequence[str]) -> int:
         return error.exit_code
     except MeshgateError as error:
         _tell(call, error)
-        return _SIGNALLED + call.signum if call.signum else error.exit_code
+        return SIGNALLED + call.signum if call.signum else error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return _INTERRUPTED
@@ -358,7 +320,7 @@ def execute(arguments: Sequence[str]) -> int:
             said = redact(str(error).strip()).split("\n")[0]
             click.echo(f"internal error: {type(error).__name__}: {said}", err=True)
             click.echo(f"  → set {_DEBUG}=1 to see the traceback, and report it", err=True)
-        return _SIGNALLED + call.signum if call.signum else 1
+        return SIGNALLED + call.signum if call.signum else 1
 
 
 def main() -> NoReturn:
@@ -386,7 +348,7 @@ def job() -> None:
             raise
         _tell(call, error)
         return
-    if code > _SIGNALLED:
+    if code > SIGNALLED:
         raise StoppedError(call.failure)
     if code in _RAISED_BY_JOBS:
         raise (ConfigError if code == 2 else EvaluationError)(call.failure)

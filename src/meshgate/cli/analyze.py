@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meshgate.cli.call import Call, environment_option, json_option, now_option, pass_call
+from meshgate.cli.call import Call, checkouts_of, environment_option, json_option, now_option, pass_call
 from meshgate.errors import ConfigError
 
 if TYPE_CHECKING:
     from datetime import datetime
-    from pathlib import Path
 
 _FLAGS = ("breaking", "cross-project", "restatement", "collision")
 
@@ -51,7 +50,7 @@ def analyze(
     """  # noqa: D301 - click reads the \b
     if markdown and call.json:
         raise ConfigError("--json and --markdown are both given", hint="keep one of them")
-    wanted = _checkouts(checkouts)
+    wanted = checkouts_of(checkouts)
     with call.open() as mesh:
         found = mesh.analyze(wanted, environment=environment, now=now)
     if markdown:
@@ -69,26 +68,3 @@ def analyze(
         click.echo(f"failed on: {', '.join(met)}", err=True)
         return 1
     return 0
-
-
-def _checkouts(given: tuple[str, ...]) -> dict[str, Path | None]:
-    """Folders by project.
-
-    Raises:
-        ConfigError: A project is named twice, or something is no name.
-    """
-    from pathlib import Path
-
-    found: dict[str, Path | None] = {}
-    for word in given:
-        name, separator, path = word.partition("=")
-        if not name or (separator and not path):
-            raise ConfigError(
-                f"{word!r} is no checkout", hint="write PROJECT=PATH, such as upstream=../upstream"
-            )
-        if name in found:
-            raise ConfigError(
-                f"project {name!r} is named twice", hint="one checkout of each project is analysed"
-            )
-        found[name] = Path(path) if separator else None
-    return found

@@ -9,15 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meshgate.errors import ConfigError
+from meshgate.errors import ConfigError, MeshgateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime, timedelta
+    from pathlib import Path
 
+    from meshgate.analysis import Analysis
+    from meshgate.coordinator.run import RunReport
+    from meshgate.coordinator.status import Wait
     from meshgate.interval import Interval
     from meshgate.mesh import Mesh
     from meshgate.report.progress import Narrator
+
+SIGNALLED = 128  # as shells count a command that a signal ended
 
 
 class Call:
@@ -41,8 +47,8 @@ class Call:
         return Mesh.open(self.config, check=check)
 
     @contextlib.contextmanager
-    def working(self, project: str) -> Iterator[Mesh]:
-        """The mesh, to work on a project: what happens is told on stderr, and a signal ends it in order."""
+    def working(self, *projects: str) -> Iterator[Mesh]:
+        """The mesh, to work on projects: what happens is told on stderr, and a signal ends it in order."""
         from datetime import timedelta
 
         from meshgate.mesh import Mesh
@@ -53,7 +59,8 @@ class Call:
         with Narrator(sys.stderr, verbose=self.verbose, silent=self.json) as self._narrator:
             said = self._narrator
             with Mesh.open(self.config, tell=said.tell) as mesh:
-                grace = next((p.stop_grace for p in mesh.config.projects if p.name == project), timedelta(0))
+                graces = [p.stop_grace for p in mesh.config.projects if p.name in projects]
+                grace = max(graces, default=timedelta(0))
                 try:
                     with on_signals(mesh.stop, lambda: grace, mesh.interrupt, said.say):
                         yield mesh
@@ -74,6 +81,34 @@ class Call:
             from meshgate.report.text import console
 
             getattr(import_module(f"meshgate.report.{page}"), name)(console(sys.stdout), *found)
+
+    def report_run(
+        self, mesh: Mesh, report: RunReport, verb: str, exit_code: int, *, cut: bool = False
+    ) -> int:
+        """Print what was done; `cut`: a signal ended the waiting."""
+        from attrs import evolve
+
+        from meshgate.report import wording
+
+        waits = waits_of(mesh, report)
+        if report.state == "stopped" or cut:
+            waiting = cut and report.state != "stopped"
+            said = wording.stopped(report, mesh.stop.reason, verb, waiting=waiting)
+            report = evolve(report, state="stopped", error=said)
+            exit_code = SIGNALLED + mesh.stop.signum if mesh.stop.signum else report.exit_code
+        what = report.error or f"{len(report.failed)} intervals failed"
+        self.failure = f"{verb} {report.run_id} of {report.project!r} ended as {report.state}: {what}"
+        self.show("run", report, waits, verb, exit_code=exit_code)
+        return exit_code
+
+
+def waits_of(mesh: Mesh, report: RunReport) -> tuple[Wait, ...]:
+    """The roots of what a run did not get done, by the ledger as it is now."""
+    if report.blocked or report.failed:
+        # What the run did is told even if that cannot be.
+        with contextlib.suppress(MeshgateError):
+            return mesh.waits(report.project, environment=report.environment, now=report.now)
+    return ()
 
 
 class _Stderr:
@@ -155,6 +190,77 @@ def read_wait(_: click.Context, __: click.Parameter, value: str | None) -> timed
             f"--wait {value} is negative", hint="give how long to wait, such as 90s, 5m or 1h30m"
         )
     return found
+
+
+def read_analysis(_: click.Context, __: click.Parameter, value: str | None) -> Analysis | None:
+    """What `meshgate analyze --json` wrote into a file; `-` is stdin."""
+    import json
+    from pathlib import Path
+
+    from meshgate.analysis import parse
+
+    if value is None:
+        return None
+    try:
+        text = sys.stdin.read() if value == "-" else Path(value).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{value} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}",
+            hint="give the file that `meshgate analyze --json` wrote",
+        ) from None
+    try:
+        document = json.loads(text)
+    except ValueError:
+        raise ConfigError(
+            f"{value} is not an analysis: it is no JSON",
+            hint="write it with `meshgate analyze --json > FILE`",
+        ) from None
+    return parse(document, value)
+
+
+def checkouts_of(given: tuple[str, ...]) -> dict[str, Path | None]:
+    """Folders by project.
+
+    Raises:
+        ConfigError: A project is named twice, or something is no name.
+    """
+    from pathlib import Path
+
+    found: dict[str, Path | None] = {}
+    for word in given:
+        name, separator, path = word.partition("=")
+        if not name or (separator and not path):
+            raise ConfigError(
+                f"{word!r} is no checkout", hint="write PROJECT=PATH, such as upstream=../upstream"
+            )
+        if name in found:
+            raise ConfigError(
+                f"project {name!r} is named twice", hint="one checkout of each project is looked at"
+            )
+        found[name] = Path(path) if separator else None
+    return found
+
+
+def same_environment(analysis: Analysis, environment: str | None) -> None:
+    """Refuse an environment that the analysis is not about.
+
+    Raises:
+        ConfigError: It is another one.
+    """
+    if environment not in (None, analysis.environment):
+        raise ConfigError(
+            f"the analysis is about environment {analysis.environment!r}, and --environment {environment} is given",
+            hint="leave --environment away, or analyse that one",
+        )
+
+
+analysis_option = click.option(
+    "--from-analysis",
+    "analysis",
+    metavar="FILE",
+    callback=read_analysis,
+    help="What `meshgate analyze --json` wrote.",
+)
 
 
 def json_option(command: Callable[..., int]) -> Callable[..., int]:

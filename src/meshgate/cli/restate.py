@@ -6,12 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meshgate.cli.call import Call, environment_option, json_option, pass_call, read_instant, who
+from meshgate.cli.call import (
+    Call,
+    analysis_option,
+    environment_option,
+    json_option,
+    pass_call,
+    read_instant,
+    same_environment,
+    who,
+)
 from meshgate.errors import ConfigError
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from meshgate.analysis import Analysis
+    from meshgate.coordinator.leftovers import Leftovers
     from meshgate.coordinator.restate import Preview
     from meshgate.interval import Interval
 
@@ -30,6 +41,7 @@ _VERBS = ("list", "show", "cancel")
     metavar="TABLE",
     help="Instead of MODEL: whatever reads this table, which no model of the mesh makes.",
 )
+@analysis_option
 @click.option("--reason", metavar="TEXT", help="Why; kept with the request.")
 @click.option(
     "--only-downstream",
@@ -55,6 +67,7 @@ def restate(
     start: datetime | None,
     end: datetime | None,
     source: str | None,
+    analysis: Analysis | None,
     reason: str | None,
     environment: str | None,
     *,
@@ -72,10 +85,21 @@ def restate(
     \b
     meshgate restate MODEL --from INSTANT --to INSTANT [--apply [--now]]
     meshgate restate --source TABLE --from INSTANT --to INSTANT [--apply [--now]]
+    meshgate restate --from-analysis FILE [MODEL] [--apply [--now]]
+                                      what a change leaves as it was made, when it is deployed
     meshgate restate list             the newest requests and how far they are
     meshgate restate show REQUEST     one of them: what is in its way, what follows
     meshgate restate cancel REQUEST   take back what of it is not done
     """  # noqa: D301 - click reads the \b
+    if analysis is not None:
+        given = [number, start, end, source, only_downstream or None, rebuild or None]
+        if any(value is not None for value in given) or what in _VERBS:
+            raise ConfigError(
+                "--from-analysis says itself what is asked for, over which range",
+                hint="give it with a MODEL, --reason, --apply and --now at most",
+            )
+        _refuse_to_run(apply=apply, now=now)
+        return _leftovers(call, analysis, what, reason, environment, apply=apply, now=now)
     if (what is None) == (source is None):
         raise ConfigError(
             "which model is to be computed again?"
@@ -96,10 +120,7 @@ def restate(
             f"`meshgate restate {what}` takes no number of a request",
             hint=f"did you mean `meshgate restate show {number}` ?",
         )
-    if now and not apply:
-        raise ConfigError(
-            "--now runs what was asked for, and nothing is", hint="add --apply, or leave --now away"
-        )
+    _refuse_to_run(apply=apply, now=now)
     asked = what or source or ""
     interval = _range(asked, start, end)
     with call.open() as mesh:
@@ -115,7 +136,36 @@ def restate(
     return _run(call, found)[0] if now else 0
 
 
-def _run(call: Call, found: Preview) -> tuple[int, list[dict[str, Any]]]:
+def _refuse_to_run(*, apply: bool, now: bool) -> None:
+    if now and not apply:
+        raise ConfigError(
+            "--now runs what was asked for, and nothing is", hint="add --apply, or leave --now away"
+        )
+
+
+def _leftovers(
+    call: Call,
+    analysis: Analysis,
+    model: str | None,
+    reason: str | None,
+    environment: str | None,
+    *,
+    apply: bool,
+    now: bool,
+) -> int:
+    """What an analysis leaves as it was made."""
+    same_environment(analysis, environment)
+    with call.open() as mesh:
+        found = mesh.leftovers(analysis, model, reason=reason, by=who(), apply=apply)
+    if call.json:
+        code, reports = _run(call, found) if now else (0, [])
+        call.show("leftovers", found, page="deploys", **({"runs": reports} if now else {}))
+        return code
+    call.show("leftovers", found, page="deploys")
+    return _run(call, found)[0] if now else 0
+
+
+def _run(call: Call, found: Preview | Leftovers) -> tuple[int, list[dict[str, Any]]]:
     """The ordinary runs of the projects that a request concerns; an exit code as of one run, and what they did."""
     from meshgate.report import data
 

@@ -14,7 +14,6 @@ from attrs import evolve
 
 from meshgate.analysis import (
     Analysis,
-    Base,
     Change,
     Difference,
     Reading,
@@ -28,10 +27,11 @@ from meshgate.coordinator.consequences import Consequences
 from meshgate.coordinator.crossings import boundaries, crossings
 from meshgate.coordinator.explain import environment_of
 from meshgate.coordinator.objections import collisions, refusals, strangers
-from meshgate.coordinator.proposed import digest, look
+from meshgate.coordinator.proposed import look
 from meshgate.coordinator.staleness import states_of
+from meshgate.coordinator.world import base_of, manifest_of
 from meshgate.due import cron_floor, cron_next
-from meshgate.errors import ConfigError, NotDeployedError
+from meshgate.errors import ConfigError
 from meshgate.graph import Kind
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def analyze(
     """
     from meshgate.bridge.proposal import Checkout, propose
 
-    configured = _configured(bench, checkouts or {})
+    configured = configured_as(bench, checkouts or {})
     target = bench.target(next(iter(configured.values())), environment_of(bench, environment))
     instant = bench.instant(now)
     found = propose([Checkout(p.name, p.path, p.gateway) for p in configured.values()], target, instant)
@@ -77,7 +77,7 @@ def analyze(
         return _analyzed(evolve(bench, ledger=ledger), found, configured, target, instant)
 
 
-def _configured(bench: Workbench, checkouts: Mapping[str, Path | None]) -> dict[str, ProjectConfig]:
+def configured_as(bench: Workbench, checkouts: Mapping[str, Path | None]) -> dict[str, ProjectConfig]:
     """What `meshgate.yaml` says of each project that is looked at, with the folder that is meant.
 
     The file that lies in a checkout is the one that its deploy would read.
@@ -123,10 +123,7 @@ def _analyzed(
     now: datetime,
 ) -> Analysis:
     ledger = bench.ledger
-    try:
-        manifest = ledger.manifest(target)
-    except NotDeployedError:
-        manifest = None
+    manifest = manifest_of(ledger, target)
     states = states_of(ledger, manifest, now, bench.policies(manifest).stale) if manifest else {}
     scene = look(bench, proposals, configured, target, now, states, manifest)
     changes = _changes(scene)
@@ -138,12 +135,7 @@ def _analyzed(
         environment=target,
         now=now,
         projects=scene.projects,
-        base=Base(
-            tuple(p.base for p in proposals),
-            digest(line for p in proposals for line in p.identities[0]),
-            ledger.revision(),
-            digest(line for p in proposals for line in p.identities[1]),
-        ),
+        base=base_of(proposals, manifest, ledger.revision()),
         changes=changes,
         work=tuple(found.timed(one, times[one.key]) for one in work),
         left=left,

@@ -5,26 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from attrs import frozen
 
 from meshgate.coordinator.allowance import allowance, check_names, declared_allowance
 from meshgate.coordinator.journal import RunJournal
 from meshgate.coordinator.leased import leased
 from meshgate.coordinator.manifest import declared_edges
+from meshgate.coordinator.objections import takings
 from meshgate.coordinator.outcome import Outcome
 from meshgate.coordinator.policies import declared_settings
 from meshgate.coordinator.reconcile import Finding, graph_of, reconcile
 from meshgate.coordinator.run import RunReport, Workbench, _counts, _finish, _in_progress, _report
 from meshgate.coordinator.sources import check_sources
 from meshgate.coordinator.waiting import until_free
+from meshgate.coordinator.world import DEFINITION, project_digest
 from meshgate.errors import LeaseLostError, MeshgateError, ProjectError, StoppedError
 from meshgate.graph import MeshGraph
 from meshgate.interval import IntervalSet
 from meshgate.ledger import Busy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping
     from datetime import datetime
 
+    from meshgate.bridge.dropped import Dropped
     from meshgate.bridge.project import SqlmeshProject
     from meshgate.bridge.translate import Promoted
     from meshgate.config import ProjectConfig
@@ -42,6 +46,8 @@ def deploy(
     environment: str | None = None,
     now: datetime | None = None,
     restating: Mapping[str, Interval] | None = None,
+    dropping: bool = False,
+    expecting: Callable[[SqlmeshProject, str], None] | None = None,
 ) -> RunReport:
     """Make an environment promote a project's files, and the ledger know it.
 
@@ -55,13 +61,16 @@ def deploy(
         environment: SQLMesh's environment; the project's own by default.
         now: An instant in the past to stand for the present, UTC.
         restating: What the plan computes again, by model: it is asked for before, so that a crash does not forget it.
+        dropping: Whether the plan may take away what belongs to projects whose files are not there.
+        expecting: Is asked with the opened project and the environment, under the lease and before anything is changed;
+            raises to stop the deploy.
 
     Another deploy in the environment is waited for; runs work on beside it until it replaces what they write.
 
     Raises:
         RunInProgressError: Another deploy lived for longer than the project's `overlap_limit`.
         EvaluationError: The plan failed.
-        ProjectError: The project cannot be loaded, or owns a model of another one.
+        ProjectError: The project cannot be loaded, owns a model of another one, or its plan takes something away of others.
         MeshgateError: The ledger or the configuration is unusable.
     """
     project = bench.project(name)
@@ -69,6 +78,7 @@ def deploy(
     instant = bench.instant(now)
     opened = bench.open_project(project, load=True)
     _refuse_double_owners(bench, opened, target, instant)
+    asked = _Asked(restating or {}, dropping, expecting)
 
     def once() -> RunReport:
         with leased(
@@ -79,7 +89,7 @@ def deploy(
                 return RunReport(name, target, instant, "skipped", busy=held)
             lease, keeper = held
             with structlog.contextvars.bound_contextvars(run_id=lease.run_id, project=name):
-                return _apply(bench, project, opened, lease, keeper, target, instant, restating or {})
+                return _apply(bench, project, opened, lease, keeper, target, instant, asked)
 
     report = until_free(bench, once(), project.overlap_limit, once)
     if report.busy is not None:
@@ -114,6 +124,15 @@ def _refuse_double_owners(bench: Workbench, opened: SqlmeshProject, target: str,
             )
 
 
+@frozen
+class _Asked:
+    """What a deploy was asked for besides: as in `deploy`."""
+
+    restating: Mapping[str, Interval]
+    dropping: bool
+    expecting: Callable[[SqlmeshProject, str], None] | None
+
+
 def _apply(
     bench: Workbench,
     project: ProjectConfig,
@@ -122,7 +141,7 @@ def _apply(
     keeper: LeaseKeeper,
     target: str,
     now: datetime,
-    restating: Mapping[str, Interval],
+    asked: _Asked,
 ) -> RunReport:
     ledger = bench.ledger
     findings: tuple[Finding, ...] = ()
@@ -132,6 +151,8 @@ def _apply(
     declared = _declared(project)
     deploying = {project.name: declared}
     try:
+        if asked.expecting is not None:
+            asked.expecting(opened, target)
         current = opened.promoted(target, now)
         if current is not None:
             # What was there before the first deploy is the baseline; later, foreign work is looked at as ever.
@@ -145,14 +166,16 @@ def _apply(
             allow=lambda graph: allowance(graph, {**bench.ledger.manifests(target), project.name: declared}, project.name),
         )  # fmt: skip
         outcome = journal.outcome
-        _ask_for(bench, target, restating)
-        changed = opened.deploy(target, journal, now=now)
+        _ask_for(bench, target, asked.restating)
+        judge = _let_go if asked.dropping else _refuse_takings
+        changed = opened.deploy(target, journal, now=now, judge=lambda taken: judge(project.name, taken))
         found = reconcile(ledger, opened, target, now, run_id=lease.run_id, deploying=deploying)
         findings += tuple(f for f in found if f.what != "promoted")  # that was this deploy
         sqlmesh, sqlglot = opened.versions
         manifest = {
             **declared,
             "environment": target,
+            DEFINITION: _defined(opened, target),
             **_state_facts(bench, opened, target),
             **_kept(opened.promoted(target, now), project),
         }
@@ -175,6 +198,26 @@ def _apply(
         state = _finish(bench, lease, state, outcome, None, error)
     log.info("deploy.finished", **_counts(outcome, None), state=state)
     return _report(project, target, now, state, lease, outcome, findings, None, error)
+
+
+def _refuse_takings(name: str, taken: Collection[Dropped]) -> None:
+    """Refuse what an analysis refuses, in its words.
+
+    Raises:
+        ProjectError: The plan takes something away of projects whose files are not there.
+    """
+    if found := takings([name], taken):
+        raise ProjectError(
+            "; ".join(one.message for one in found),
+            hint=f"{found[0].hint}, or add --allow-dropping if it is to go",
+            refusals=[{"what": one.what, "model": one.model, "project": one.project} for one in found],
+        )
+
+
+def _let_go(name: str, taken: Collection[Dropped]) -> None:
+    """Take it away, and say so."""
+    for one in takings([name], taken):
+        log.warning("deploy.dropped", what=one.what, model=one.model, of=one.project)
 
 
 def _ask_for(bench: Workbench, target: str, restating: Mapping[str, Interval]) -> None:
@@ -214,6 +257,12 @@ def _state_facts(bench: Workbench, opened: SqlmeshProject, target: str) -> dict[
         "engine_in_process": opened.engine_in_process,
         "state_schema": opened.state_schema if here else None,
     }
+
+
+def _defined(opened: SqlmeshProject, target: str) -> str:
+    """What the environment promotes of the project's files: the next deploys, and whoever asks for what they leave, go by it."""
+    _, promoted = opened.promoted_definitions(target)
+    return project_digest({name: said for name, (owner, said) in promoted.items() if owner == opened.project})
 
 
 def _kept(promoted: Promoted | None, project: ProjectConfig) -> dict[str, Any]:

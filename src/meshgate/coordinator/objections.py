@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meshgate.analysis import Work
+    from meshgate.bridge.dropped import Dropped
     from meshgate.bridge.proposal import Proposal
     from meshgate.coordinator.proposed import Scene, Side
     from meshgate.coordinator.run import Workbench
@@ -55,20 +56,26 @@ def refusals(scene: Scene, proposals: Iterable[Proposal]) -> tuple[Refusal, ...]
     """Why the change must not be deployed as it is."""
     found = [*scene.refusals, *_owned_twice(scene), *_removed(scene), *_missing(scene)]
     for proposal in proposals:
-        ours = ", ".join(proposal.projects)
-        for one in proposal.dropped:
-            whose = f" of project {one.project}" if one.project else ""
-            what = {
-                "model": f"model {spoken(one.name)}{whose}",
-                "statements": f"the statements before and after runs{whose}",
-                "requirement": f"the requirement {one.name}, and other projects' models may need it",
-            }[one.what]
-            found.append(
-                Refusal(
-                    f"foreign_{one.what}", one.name if one.what == "model" else None, one.project,
-                    f"the plan of {ours} drops {what}", "give the checkouts of all projects of this state to one plan",
-                )
-            )  # fmt: skip
+        found += takings(proposal.projects, proposal.dropped)
+    return tuple(found)
+
+
+def takings(ours: Iterable[str], dropped: Iterable[Dropped]) -> tuple[Refusal, ...]:
+    """What a plan of some projects' files takes away of others, each as what speaks against it."""
+    found: list[Refusal] = []
+    for one in dropped:
+        whose = f" of project {one.project}" if one.project else ""
+        what = {
+            "model": f"model {spoken(one.name)}{whose}",
+            "statements": f"the statements before and after runs{whose}",
+            "requirement": f"the requirement {one.name}, and other projects' models may need it",
+        }[one.what]
+        found.append(
+            Refusal(
+                f"foreign_{one.what}", one.name if one.what == "model" else None, one.project,
+                f"the plan of {', '.join(ours)} drops {what}", "give the checkouts of all projects of this state to one plan",
+            )
+        )  # fmt: skip
     return tuple(found)
 
 

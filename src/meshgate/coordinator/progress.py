@@ -57,4 +57,23 @@ class Waiting:
     notified: bool
 
 
-Progress = Planned | Batch | Waiting
+@frozen
+class Deploying:
+    """One of the deploys that an analysis is about: `begun`, `deployed`, `failed`, or `there` before.
+
+    Attributes:
+        project: Whose.
+        place: Which of them it is, from 1.
+        of: How many there are to make.
+        what: As above.
+        detail: Why it failed.
+    """
+
+    project: str
+    place: int
+    of: int
+    what: str
+    detail: str = ""
+
+
+Progress = Planned | Batch | Waiting | Deploying

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -242,8 +241,3 @@ def _graph(
             )
             kept[name] = {**kept[name], "edges": ()}
     return build_graph(whole, kept, {}, environment)
-
-
-def digest(lines: Iterable[str]) -> str:
-    """A short name for a set of lines: other lines, another name."""
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]

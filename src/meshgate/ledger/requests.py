@@ -100,22 +100,30 @@ class RequestLedger:
 
     database: Database
 
-    def request(self, asked: Sequence[tuple[str, Interval]], *, reason: str, by: str) -> tuple[int, ...]:
+    def request(
+        self, asked: Sequence[tuple[str, Interval]], *, reason: str, by: str, origin: str | None = None
+    ) -> tuple[int, ...]:
         """Ask for ranges of models to be computed again, all or none; the keys of the requests.
 
         Args:
             asked: Full names, and the time of each.
             reason: Why: for the history.
             by: Who asks: for the history.
+            origin: What asks by itself, each model once: the keys of those that it asked for before are among the others.
 
         Raises:
             LedgerError: Nothing of a model is recorded there.
         """
         rows = self.database.rows(
             "request_ranges", models=[name for name, _ in asked], spans=[to_range(i) for _, i in asked],
-            reason=reason, by=by,
+            reason=reason, by=by, origin=origin,
         )  # fmt: skip
         return tuple(row["request_id"] for row in rows)
+
+    def requests_of(self, origin: str) -> dict[str, int]:
+        """The requests, by model, that an origin has made and nobody has cancelled."""
+        rows = self.database.rows("requests_of_origin", origin=origin, again=True)
+        return {row["model"]: row["request_id"] for row in rows}
 
     def observation(self, environment: str, project: str, source: str) -> Observation | None:
         """What a project's run last saw of a source; None where nobody has looked yet."""

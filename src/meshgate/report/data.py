@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
     from meshgate.analysis import Analysis, Work
     from meshgate.coordinator.causes import Cause
+    from meshgate.coordinator.deploys import Deploys
     from meshgate.coordinator.doctor import Diagnosis
     from meshgate.coordinator.explain import GateAnswer, ProjectRuns, Why
     from meshgate.coordinator.intervene import Accepted, Held, Released
+    from meshgate.coordinator.leftovers import Leftovers
     from meshgate.coordinator.observe import Look
     from meshgate.coordinator.plan import Plan
     from meshgate.coordinator.restate import Preview, Redo, RequestStanding
@@ -280,6 +282,35 @@ def analyze(found: Analysis) -> dict[str, Any]:
         "complete_at": found.complete_at,
     }
     return document("analysis", **facts, **more, expected_s=found.expected)
+
+
+def deploys(found: Deploys, waits: Mapping[str, tuple[Wait, ...]]) -> dict[str, Any]:
+    """`meshgate.deploys`: what became of each project of an analysis; `deploy` is as `meshgate.deploy`."""
+    projects = [
+        {
+            "project": one.project,
+            "what": one.what,
+            "deploy": run(one.report, waits.get(one.project, ()), "deploy") if one.report else None,
+        }
+        for one in found.projects
+    ]
+    return document(
+        "deploys", environment=found.environment, proposed=found.proposed, done=found.done, projects=projects, left=found.left
+    )  # fmt: skip
+
+
+def leftovers(found: Leftovers) -> dict[str, Any]:
+    """`meshgate.leftovers`: what an analysis leaves as it was made, and what asking for it comes to; `made` are the requests."""
+    facts = _record(found)
+    facts["models"] = [
+        {
+            **_record(one),
+            "preview": restate(one.preview) if one.preview is not None else None,
+        }
+        for one in found.models
+    ]
+    facts["requests"] = [{"model": m, "interval": plain(i)} for m, i in found.requests]
+    return document("leftovers", **facts, projects=found.projects, expected_s=found.expected)
 
 
 def _work(work: Work) -> dict[str, Any]:

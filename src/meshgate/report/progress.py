@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import IO, TYPE_CHECKING, Self
 
-from meshgate.coordinator.progress import Batch, Planned, Waiting
+from meshgate.coordinator.progress import Batch, Deploying, Planned, Waiting
 from meshgate.interval import IntervalSet
 from meshgate.report.wording import batch_of, clock_of, counted, model_name, time_of, waiting_for
 
@@ -107,6 +107,8 @@ class Narrator:
         now = datetime.now(UTC)
         if isinstance(what, Planned):
             said = f"{what.project}: {_planned(what)}" if self._verbose else ""
+        elif isinstance(what, Deploying):
+            said = _deploying(what)
         elif isinstance(what, Batch):
             said = batch_of(what, now) if self._worth_a_line(what) else ""
         elif self._picture is not None or not self._news(what):
@@ -142,6 +144,13 @@ def _planned(what: Planned) -> str:
     units = sum(count for _, count in what.units)
     models = ", ".join(f"{model_name(name)} {count}" for name, count in what.units)
     return f"{counted(units, 'interval')} to evaluate of {counted(len(what.units), 'model')}: {models}"
+
+
+def _deploying(what: Deploying) -> str:
+    if what.what == "there":
+        return f"{what.project}: deployed before, as analysed"
+    said = {"begun": "deploying", "deployed": "deployed", "failed": "not deployed"}[what.what]
+    return f"{what.project} ({what.place} of {what.of}): {said}" + (f": {what.detail}" if what.detail else "")
 
 
 def _waiting(what: Waiting, now: datetime, left: str = "") -> str:

@@ -293,7 +293,12 @@ SELECT (SELECT concat_ws('/', count(*), max(created_ts), sum(created_ts::numeric
        AS fingerprint;
 
 -- name: request_ranges
-SELECT meshgate.request_ranges(%(models)s, %(spans)s::tstzrange[], %(reason)s, %(by)s) AS request_id;
+SELECT meshgate.request_ranges(%(models)s, %(spans)s::tstzrange[], %(reason)s, %(by)s, %(origin)s) AS request_id;
+
+-- name: requests_of_origin
+-- What an analysis has asked for by itself, and nobody has cancelled.
+SELECT m.name AS model, q.request_id FROM meshgate.request q JOIN meshgate.model m USING (model_id)
+WHERE q.origin = %(origin)s AND q.cancelled_at IS NULL ORDER BY q.request_id;
 
 -- name: cancel_request
 SELECT meshgate.cancel_request(%(request_id)s, %(by)s) AS cancelled;

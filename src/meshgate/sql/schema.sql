@@ -287,6 +287,7 @@ CREATE TABLE meshgate.request (
     model_id     bigint      NOT NULL REFERENCES meshgate.model,
     span         tstzrange   NOT NULL CONSTRAINT "a request is about some time" CHECK (NOT isempty(span)),
     reason       text        NOT NULL,
+    origin       text,                               -- an analysis that asks by itself, and once
     made_by      text        NOT NULL,
     made_at      timestamptz NOT NULL,
     revision     bigint      NOT NULL,               -- done where a commit read at or after this
@@ -295,6 +296,7 @@ CREATE TABLE meshgate.request (
     CONSTRAINT "a cancellation says who and when" CHECK ((cancelled_by IS NULL) = (cancelled_at IS NULL))
 );
 CREATE INDEX request_of_model ON meshgate.request (model_id) WHERE cancelled_at IS NULL;
+CREATE UNIQUE INDEX "an origin asks for a model once" ON meshgate.request (origin, model_id) WHERE cancelled_at IS NULL;
 
 -- What a project's run last saw of a table that its models read and nobody here makes: late rows change it.
 CREATE TABLE meshgate.observation (
@@ -1605,7 +1607,8 @@ END $$;
 
 -- Somebody wants a range of a model computed again. Only what was asked is marked: its readers follow, because what they
 -- had read is newer then; a mark for each of them would age with every deploy.
-CREATE FUNCTION meshgate.request_range(p_model text, p_span tstzrange, p_reason text, p_by text) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+CREATE FUNCTION meshgate.request_range(p_model text, p_span tstzrange, p_reason text, p_by text, p_origin text DEFAULT NULL)
+RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     present timestamptz;
     known bigint;
@@ -1618,8 +1621,8 @@ BEGIN
                    WHERE p.model_id = known AND NOT isempty(meshgate.requested_time(p.version_id, p_span))) THEN
         RAISE EXCEPTION 'nothing of % is recorded in %', p_model, p_span USING ERRCODE = 'MG003';
     END IF;
-    INSERT INTO meshgate.request (model_id, span, reason, made_by, made_at, revision)
-    VALUES (known, p_span, p_reason, p_by, present, meshgate.next_revision()) RETURNING request_id INTO made;
+    INSERT INTO meshgate.request (model_id, span, reason, origin, made_by, made_at, revision)
+    VALUES (known, p_span, p_reason, p_origin, p_by, present, meshgate.next_revision()) RETURNING request_id INTO made;
     PERFORM meshgate.mark_requests(known);
     PERFORM meshgate.note('request.made', NULL, NULL, p_span, jsonb_build_object(
         'request_id', made, 'model', p_model, 'reason', p_reason, 'by', p_by));
@@ -1627,12 +1630,17 @@ BEGIN
     RETURN made;
 END $$;
 
--- Several at once, or none: the readers of a model, a model and the tables that are to be rebuilt with it.
-CREATE FUNCTION meshgate.request_ranges(p_models text[], p_spans tstzrange[], p_reason text, p_by text)
+-- Several at once, or none: the readers of a model, a model and the tables that are to be rebuilt with it. An origin asks for a
+-- model once: who comes again gets the request that is there, unless somebody has cancelled it.
+CREATE FUNCTION meshgate.request_ranges(p_models text[], p_spans tstzrange[], p_reason text, p_by text, p_origin text DEFAULT NULL)
 RETURNS SETOF bigint LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     PERFORM meshgate.lock_ledger();
-    RETURN QUERY SELECT meshgate.request_range(x.model, x.span, p_reason, p_by) FROM unnest(p_models, p_spans) AS x (model, span);
+    RETURN QUERY SELECT coalesce(
+        (SELECT r.request_id FROM meshgate.request r JOIN meshgate.model m USING (model_id)
+         WHERE m.name = x.model AND r.origin = p_origin AND r.cancelled_at IS NULL),
+        meshgate.request_range(x.model, x.span, p_reason, p_by, p_origin))
+    FROM unnest(p_models, p_spans) AS x (model, span);
 END $$;
 
 -- What a source looks like now, and the requests for what has changed there: one transaction, so that no change is asked for

@@ -42,6 +42,7 @@ CREATE TABLE meshgate.request (
     model_id     bigint      NOT NULL REFERENCES meshgate.model,
     span         tstzrange   NOT NULL CONSTRAINT "a request is about some time" CHECK (NOT isempty(span)),
     reason       text        NOT NULL,
+    origin       text,
     made_by      text        NOT NULL,
     made_at      timestamptz NOT NULL,
     revision     bigint      NOT NULL,
@@ -50,6 +51,7 @@ CREATE TABLE meshgate.request (
     CONSTRAINT "a cancellation says who and when" CHECK ((cancelled_by IS NULL) = (cancelled_at IS NULL))
 );
 CREATE INDEX request_of_model ON meshgate.request (model_id) WHERE cancelled_at IS NULL;
+CREATE UNIQUE INDEX "an origin asks for a model once" ON meshgate.request (origin, model_id) WHERE cancelled_at IS NULL;
 
 CREATE TABLE meshgate.observation (
     environment  text        NOT NULL,
