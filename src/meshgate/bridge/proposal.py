@@ -24,6 +24,7 @@ from sqlmesh.core.state_sync.cache import CachingStateSync  # noqa: E402
 
 from meshgate.bridge.columns import Difference, columns_of, differences, reads  # noqa: E402
 from meshgate.bridge.project import SqlmeshProject, _line, _QuietConsole  # noqa: E402
+from meshgate.bridge.queries import Rendered, rendered  # noqa: E402
 from meshgate.bridge.scheduler import GatedContext  # noqa: E402
 from meshgate.bridge.translate import Promoted, interval_set, promoted  # noqa: E402
 from meshgate.errors import MeshgateError, ProjectError  # noqa: E402
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sqlmesh.core.plan import Plan
     from sqlmesh.core.snapshot import Snapshot
 
+    from meshgate.bridge.queries import Bounds
     from meshgate.interval import IntervalSet
 
 
@@ -107,6 +109,7 @@ class Proposal:
         reads: The columns that each model reads of each parent, so far, and would.
         identities: Name and identifier of every model, promoted so far and as it would be.
         owners: Who owns each model, where it says so.
+        queries: Of models that were changed themselves, and of what they look through, by name: rendered where bounds were given.
         warnings: What SQLMesh warned of.
     """
 
@@ -122,6 +125,7 @@ class Proposal:
     reads: tuple[Mapping[str, Mapping[str, frozenset[str]]], Mapping[str, Mapping[str, frozenset[str]]]]
     identities: tuple[tuple[str, ...], tuple[str, ...]]
     owners: Mapping[str, str] = attrs.field(factory=dict)
+    queries: Mapping[str, Rendered] = attrs.field(factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -207,18 +211,21 @@ def _named(projects: Sequence[str], what: str) -> Iterator[None]:
         raise ProjectError(f"{said} cannot be {what}: {_line(error)}", projects=list(projects)) from error
 
 
-def propose(checkouts: Sequence[Checkout], environment: str, now: datetime) -> tuple[Proposal, ...]:
+def propose(
+    checkouts: Sequence[Checkout], environment: str, now: datetime, bounds: Bounds | None = None
+) -> tuple[Proposal, ...]:
     """Plan checkouts against an environment, those that share a state as one.
 
     Args:
         checkouts: The projects' files.
         environment: SQLMesh's environment.
         now: SQLMesh's execution time, UTC.
+        bounds: For which intervals, and which times of execution, to render what was changed, by its interval unit.
 
     Raises:
         ProjectError: A checkout is none of its project, cannot be loaded or planned, or its state is empty.
     """
-    return tuple(_propose(group, state, environment, now) for state, group in _by_state(checkouts))
+    return tuple(_propose(group, state, environment, now, bounds) for state, group in _by_state(checkouts))
 
 
 def _by_state(checkouts: Sequence[Checkout]) -> Iterator[tuple[str, list[Checkout]]]:
@@ -241,7 +248,9 @@ def _by_state(checkouts: Sequence[Checkout]) -> Iterator[tuple[str, list[Checkou
     yield from groups.items()
 
 
-def _propose(group: Sequence[Checkout], state: str, environment: str, now: datetime) -> Proposal:
+def _propose(
+    group: Sequence[Checkout], state: str, environment: str, now: datetime, bounds: Bounds | None
+) -> Proposal:
     names = tuple(sorted(checkout.project for checkout in group))
     with _quiet() as console:
         with _named(names, "loaded"):
@@ -250,7 +259,9 @@ def _propose(group: Sequence[Checkout], state: str, environment: str, now: datet
             )
         try:
             with _named(names, "planned"):
-                return _planned(context, names, state, environment, now, console)
+                found = _planned(context, names, state, environment, now, console)
+                folders = {checkout.project: checkout.path for checkout in group}
+                return attrs.evolve(found, queries=_queries(context, found.altered, folders, bounds))
         finally:
             context.close()
 
@@ -364,3 +375,24 @@ def _dropped(
             for name in sorted(set(diff.previous_requirements) - set(diff.requirements))
         ]
     return tuple(found)
+
+
+def _queries(
+    context: ReadingContext, altered: Iterable[Altered], folders: Mapping[str, Path], bounds: Bounds | None
+) -> dict[str, Rendered]:
+    """What was changed itself, and every view and embedded model behind it; rendering the whole mesh would take long."""
+    pending = [a.model for a in altered if a.how in ("added", "direct") and a.project in folders]
+    found: dict[str, Rendered] = {}
+    while bounds is not None and pending:
+        name = pending.pop()
+        if name in found or (model := context.models.get(name)) is None:
+            continue
+        folder = folders.get(model.project, next(iter(folders.values())))
+        found[name] = rendered(model, folder, bounds)
+        pending += [
+            parent
+            for parent in model.depends_on
+            if (behind := context.models.get(parent)) is not None
+            and (behind.kind.is_view or behind.kind.is_embedded)
+        ]
+    return found
