@@ -17,14 +17,14 @@ from meshgate.report.wording import counted, instant, length, model_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from datetime import datetime
 
-    from meshgate.analysis import Analysis, Change, Work
+    from meshgate.analysis import Analysis, Change, Difference, Work
     from meshgate.errors import MeshgateError
 
 MARKER = "<!-- meshgate analyze {environment} -->"
 _SHOWN = 8
 _NAMED = 4
+_EXPRESSION = 60
 _SHORTENED = (
     "⚠️ This comment is shortened, as GitHub takes 65,536 characters. All of it is on the page of the job, and printed by "
     "`meshgate analyze --markdown`."
@@ -92,7 +92,7 @@ def _parts(found: Analysis) -> list[Folded]:
         Folded(beyond, (), tuple((f"- {plain(b.message)}<br>→ {plain(b.hint)}",) for b in found.windows)),
         Folded("⚠️ What is going on there now", (), _each(say.collision(c, found.now) for c in found.collisions)),
         Folded("Diagram", (), (tuple(drawn),) if drawn else (), whole=True),
-        Folded("Warnings", (), _each(found.warnings)),
+        Folded("⚠️ Warnings", (), _each(found.warnings)),
     ]  # fmt: skip
 
 
@@ -117,7 +117,8 @@ def _title(found: Analysis) -> str:
         return f"⚠️ This reaches {'another project' if len(others) == 1 else 'other projects'}: {plain(say.several(others))}"
     if "cross-project" in found.flags:
         return "⚠️ This crosses the boundary between projects"
-    return "✅ This stays within its project"
+    doubts = found.left or found.windows or found.collisions or found.warnings
+    return f"{'⚠️' if doubts else '✅'} This stays within its project"
 
 
 def _refused(found: Analysis) -> list[str]:
@@ -155,28 +156,45 @@ def _change(change: Change) -> str:
         return "is new"
     if change.how == "removed":
         return "is removed"
-    told = [say.difference(d) for d in change.differences[:2]]
+    told = [_difference(d) for d in change.differences[:2]]
     if len(change.differences) > len(told):
-        told.append(f"{counted(len(change.differences) - len(told), 'more difference')}")
-    means = _CATEGORIES.get(change.category or "") if change.how != "metadata" else "no row changes"
+        told.append(counted(len(change.differences) - len(told), "more difference"))
+    means = _CATEGORIES.get(change.category or "") if change.how != "metadata" else _CATEGORIES["metadata"]
     if change.forward_only:
         means = _CATEGORIES["forward_only"]
-    said = plain("; ".join(told) or "changes")
-    return f"changes: {said}{f' ({means})' if means else ''}" if told else said
+    return f"changes: {'; '.join(told) or 'how it is made'}{f' ({means})' if means else ''}"
+
+
+def _difference(found: Difference) -> str:
+    if found.what == "column_redefined" and found.before and found.after:
+        was, becomes = (code(_short(text)) for text in (found.before, found.after))
+        return f"column {code(found.name or '')} was {was} and becomes {becomes}"
+    if found.before and found.after and not found.is_column:
+        return f"{plain(found.what)} {code(_short(found.before))} → {code(_short(found.after))}"
+    return plain(say.difference(found))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _EXPRESSION else f"{text[: _EXPRESSION - 3]}..."
 
 
 def _who(found: Analysis) -> str:
     lines: list[str] = []
-    for project in found.affected:
-        names = [w.model for w in found.work if w.project == project]
-        names += [c.model for c in found.changes if c.project == project and not c.keeps_data]
-        names += [one.model for one in found.left if one.project == project]
+    for project, names in _affected(found).items():
         owners = {c.owner for c in found.changes if c.project == project and c.owner}
         owners |= {b.owner for b in found.boundaries if b.child_project == project and b.owner}
         by = f" (owned by {plain(', '.join(sorted(owners)))})" if owners else ""
         mine = "" if project not in found.projects or len(found.affected) == 1 else ", this change's own"
-        lines.append(f"**{plain(project)}**{mine}{by}: {_codes(dict.fromkeys(names))}")
+        lines.append(f"**{plain(project)}**{mine}{by}: {_codes(names)}")
     return "<br>".join(lines) or "Nobody: no data change"
+
+
+def _affected(found: Analysis) -> dict[str, list[str]]:
+    """The models of each project of which something becomes different, parents first."""
+    told: dict[str, dict[str, None]] = {project: {} for project in found.affected}
+    for one in (*(c for c in found.changes if not c.keeps_data), *found.work, *found.left):
+        told.setdefault(one.project, {})[one.model] = None
+    return {project: list(names) for project, names in told.items()}
 
 
 def _codes(names: Iterable[str], limit: int = _NAMED) -> str:
@@ -198,44 +216,51 @@ def _computed(found: Analysis) -> str:
     )
     if not found.work:
         return "<br>".join(filter(None, ["Nothing", left]))
-    hulls = [w.range.hull for w in found.work]
-    known = [h for h in hulls if h is not None]
+    known = [h for h in (w.range.hull for w in found.work) if h is not None]
     names = list(dict.fromkeys(w.model for w in found.work))
-    which = f"{counted(len(names), 'model')}: {_codes(names, _SHOWN)}"
+    every = {name for models in _affected(found).values() for name in models}
+    which = counted(len(names), "model")
+    which = (
+        f"{which}: {_codes(names, _SHOWN)}"
+        if set(names) != every or len(names) == 1
+        else f"The {which} above"
+    )
     first = min((h.start for h in known), default=MIN_INSTANT)
     rows = "all rows" if first == MIN_INSTANT else f"rows from {instant(first)} on"
-    about = f"about {length(found.expected)} of computing, by its last times" if found.expected else ""
+    about = f"about {length(found.expected)} in all, by how long it took last" if found.expected else ""
     return "<br>".join(filter(None, [which, "; ".join(filter(None, [rows, about])), left]))
 
 
 def _when(found: Analysis) -> str:
-    if not found.work:
-        return "There is nothing to wait for"
-    lines: list[str] = []
-    for project in found.affected:
-        for by in ("deploy", "run"):
-            doers: dict[str, list[Work]] = {}
-            for one in found.work:
-                if (one.project, one.by) == (project, by):
-                    doers.setdefault(one.doer, []).append(one)
-            lines += [
-                f"**{plain(project)}**: {_span(by, plain(doer), works, found.now)}"
-                for doer, works in doers.items()
-            ]
-    return "<br>".join(lines)
+    """A line for each deploy, and for the runs of each project."""
+    doers: dict[tuple[str, str], list[Work]] = {}
+    for one in found.work:
+        doers.setdefault((one.by, one.doer), []).append(one)
+    place = {project: at for at, project in enumerate((*found.order.projects, *found.affected))}
+    ordered = sorted(doers, key=lambda key: (key[0] == "run", place.get(key[1], -1)))
+    lines = [_span(by, plain(doer), doers[by, doer], found) for by, doer in ordered]
+    return "<br>".join(lines) or "There is nothing to wait for"
 
 
-def _span(by: str, doer: str, works: Sequence[Work], now: datetime) -> str:
-    """From when to when one deploy, or the runs of one project, do their part."""
-    who = f"when {doer} is deployed" if by == "deploy" else f"by the runs of {doer}"
+def _span(by: str, doer: str, works: Sequence[Work], found: Analysis) -> str:
+    """What one deploy, or the runs of one project, do from when to when."""
+    names = list(dict.fromkeys(w.model for w in works))
+    which = _codes(names) if len(names) < len({w.model for w in found.work}) else "all of it"
+    again = " once more" if all(w.again for w in works) else ""
+    who = f"When **{doer}** is deployed" if by == "deploy" else f"By the runs of **{doer}**"
     firsts = [w.first_at for w in works if w.first_at is not None]
     ends = [w.complete_at for w in works if w.complete_at is not None]
     if not firsts:
-        return f"{who}, but not before somebody does something (see below)"
-    begins = "" if min(firsts) <= now else f", from {instant(min(firsts))} at the earliest"
+        return f"{who}, but not before somebody does something (see below): {which}{again}"
+    begin, end = min(firsts), max(ends, default=None)
+    since = "" if by == "deploy" and begin <= found.now else f", from {instant(begin)} on"
     if len(ends) < len(works):
-        return f"{who}{begins}; some of it not before somebody does something (see below)"
-    return f"{who}{begins}{f', done by {instant(max(ends))} at the earliest' if max(ends) > now else ''}"
+        until = "; some of it not before somebody does something (see below)"
+    elif end is not None and end > max(begin, found.now):
+        until = f", done by {instant(end)} at the earliest"
+    else:
+        until = ""
+    return f"{who}{since}{until}: {which}{again}"
 
 
 def _order(found: Analysis) -> str:
@@ -243,7 +268,10 @@ def _order(found: Analysis) -> str:
     if not projects:
         return "There is nothing to deploy"
     if found.order.state == "none":
-        return "<br>".join([plain(say.order(found)), *_reasons(found)])
+        said = plain(say.order(found))
+        return "<br>".join([f"{said[0].upper()}{said[1:]}", *_reasons(found)])
+    if found.refusals:
+        return "<br>".join(["None, before what stands above is mended", *_reasons(found)])
     if len(projects) == 1:
         alone = "<br>No other repository has to be merged for it" if len(found.affected) > 1 else ""
         return f"Only {projects[0]}: merge, then deploy it{alone}"
