@@ -238,7 +238,7 @@ class FakeGitHub:
 
     def _check(self, method: str, path: str, body: Any) -> tuple[int, Any, dict[str, str]]:
         if method == "POST":
-            number = len(self.checks) + 1
+            number, self._next = 900 + self._next, self._next + 1
             url = f"{self.url}/repos/{REPOSITORY}/check-runs/{number}"
             self.checks[body["name"]] = {"id": number, "url": url, **body}
             return 201, self.checks[body["name"]], {}
