@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
@@ -17,6 +16,7 @@ from ruamel.yaml import YAML
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+    from pathlib import Path
 
 _EXPRESSION = re.compile(r"\$\{\{\s*(.*?)\s*\}\}")
 
@@ -58,7 +58,9 @@ class Runner:
         found = read(folder / "action.yml")
         unknown = set(given) - set(found["inputs"])
         assert not unknown, f"{folder} has no input {unknown}"
-        defaults = {name: self._filled(str(one.get("default", "")), {}, {}) for name, one in found["inputs"].items()}
+        defaults = {
+            name: self._filled(str(one.get("default", "")), {}, {}) for name, one in found["inputs"].items()
+        }
         inputs = {**defaults, **given}
         done = Done()
         for step in found["runs"]["steps"]:
@@ -66,11 +68,14 @@ class Runner:
             if done.code:
                 break
         done.outputs = {
-            name: self._filled(str(one["value"]), inputs, done.steps) for name, one in found["outputs"].items()
+            name: self._filled(str(one["value"]), inputs, done.steps)
+            for name, one in found["outputs"].items()
         }
         return done
 
-    def job(self, job: Mapping[str, Any], actions: Mapping[str, Path], skipped: Collection[str]) -> list[tuple[str, Done]]:
+    def job(
+        self, job: Mapping[str, Any], actions: Mapping[str, Path], skipped: Collection[str]
+    ) -> list[tuple[str, Done]]:
         """Run a job's steps, whatever becomes of each; what is used and not in `actions`, or is called as in `skipped`, is left out."""
         every: list[tuple[str, Done]] = []
         for step in job["steps"]:
@@ -86,7 +91,9 @@ class Runner:
                 every.append((name, done))
         return every
 
-    def _step(self, step: Mapping[str, Any], done: Done, inputs: Mapping[str, str], more: Mapping[str, str]) -> None:
+    def _step(
+        self, step: Mapping[str, Any], done: Done, inputs: Mapping[str, str], more: Mapping[str, str]
+    ) -> None:
         script = step["run"]
         assert "${{" not in script, f"an expression is pasted into the script of {step.get('name')!r}"
         output, file = self.scratch / "output.txt", self.scratch / "step.sh"

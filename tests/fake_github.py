@@ -12,7 +12,7 @@ import re
 import threading
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 from attrs import define, field, frozen
@@ -24,7 +24,7 @@ LONGEST = 65_536
 NOW = datetime(2026, 1, 5, 4, 0, tzinfo=UTC)
 REPOSITORY, NUMBER = "acme/shop", 7
 BOT = "github-actions[bot]"
-TOKEN = "ghs_workflowtoken"  # noqa: S105 - of a server that lives as long as its test
+TOKEN = "ghs_workflowtoken"
 
 
 @frozen
@@ -75,7 +75,7 @@ class FakeGitHub:
     _server: ThreadingHTTPServer | None = None
     _next: int = 1
 
-    def __enter__(self) -> FakeGitHub:
+    def __enter__(self) -> Self:
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -84,7 +84,7 @@ class FakeGitHub:
             def log_message(self, *_: Any) -> None:
                 pass
 
-            def date_time_string(self, timestamp: float | None = None) -> str:
+            def date_time_string(self, _: float | None = None) -> str:
                 return email.utils.format_datetime(NOW, usegmt=True)
 
             def _any(self) -> None:
@@ -166,7 +166,7 @@ class FakeGitHub:
             return 403, {"message": "Resource not accessible by integration"}, accepted
         return self._do(method, path, asked, body, self.tokens[token])
 
-    def _do(
+    def _do(  # noqa: PLR0911 - one answer for each address
         self, method: str, path: str, asked: dict[str, list[str]], body: Any, login: str
     ) -> tuple[int, Any, dict[str, str]]:
         root = f"/repos/{REPOSITORY}"
@@ -181,7 +181,11 @@ class FakeGitHub:
         if method == "GET" and path == f"{root}/pulls/{NUMBER}":
             return 200, self._pull(), {}
         if method == "GET" and path == f"{root}/issues/{NUMBER}":
-            return 200, {"number": NUMBER, "url": f"{self.url}{path}", "comments_url": f"{self.url}{path}/comments"}, {}
+            return (
+                200,
+                {"number": NUMBER, "url": f"{self.url}{path}", "comments_url": f"{self.url}{path}/comments"},
+                {},
+            )
         if method == "GET" and path == f"{root}/pulls/{NUMBER}/reviews":
             return 200, [], {}
         return 404, {"message": "Not Found"}, {}
@@ -190,7 +194,11 @@ class FakeGitHub:
     def _graphql(query: str, login: str) -> dict[str, Any]:
         if "viewer" in query:
             return {"data": {"viewer": {"login": login}}}
-        return {"data": {"repository": {"pullRequest": {"title": "", "state": "OPEN", "mergeStateStatus": "CLEAN"}}}}
+        return {
+            "data": {
+                "repository": {"pullRequest": {"title": "", "state": "OPEN", "mergeStateStatus": "CLEAN"}}
+            }
+        }
 
     def _pull(self) -> dict[str, Any]:
         url = f"{self.url}/repos/{REPOSITORY}/pulls/{NUMBER}"

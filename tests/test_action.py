@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 ACTION = ROOT / "actions" / "analyze"
 EXAMPLE = ROOT / "examples" / "workflows" / "pull_request.yml"
 MARKER = "<!-- meshgate analyze prod -->"
-SIBLING_TOKEN = "ghs_siblings"  # noqa: S105 - of nobody
+SIBLING_TOKEN = "ghs_siblings"
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("action")]
 
@@ -63,13 +63,26 @@ class Acme:
         """Make the repositories."""
         for project in ("crm", "sales"):
             home = self.folder / "home" / project
-            shutil.copytree(self.mesh.folder / project, home, ignore=shutil.ignore_patterns(".cache", "logs", "__pycache__"))
+            shutil.copytree(
+                self.mesh.folder / project,
+                home,
+                ignore=shutil.ignore_patterns(".cache", "logs", "__pycache__"),
+            )
             own = {"name": project, "path": ".", "schedule": SCHEDULES[project]}
-            (home / "meshgate.yaml").write_text(json.dumps({"ledger": {"url": self.mesh.state_url}, "project": own}))
+            (home / "meshgate.yaml").write_text(
+                json.dumps({"ledger": {"url": self.mesh.state_url}, "project": own})
+            )
             git(home, "init", "--quiet")
             git(home, "add", "-A")
             git(home, "commit", "--quiet", "-m", "As it is deployed")
-            git(home, "clone", "--quiet", "--bare", ".", str(self.folder / "server" / "acme" / f"{project}.git"))
+            git(
+                home,
+                "clone",
+                "--quiet",
+                "--bare",
+                ".",
+                str(self.folder / "server" / "acme" / f"{project}.git"),
+            )
         shutil.copytree(self.folder / "home" / "crm", self.workspace)
         event = {"action": "synchronize", "pull_request": {
             "number": NUMBER,
@@ -97,7 +110,14 @@ class Acme:
         for file, change in changes:
             edit(home, file, change)
         git(home / project, "commit", "--quiet", "-am", "A change")
-        git(home / project, "push", "--quiet", "--force", str(self.folder / "server" / "acme" / f"{project}.git"), "change")
+        git(
+            home / project,
+            "push",
+            "--quiet",
+            "--force",
+            str(self.folder / "server" / "acme" / f"{project}.git"),
+            "change",
+        )
 
     def write(self, *changes: tuple[str, str]) -> None:
         """Let the pull request be this change of the customers, and no other."""
@@ -113,7 +133,9 @@ class Acme:
 
     def use(self, **given: str) -> Done:
         """Run the action; the packages are there already."""
-        done = self.runner().action(ACTION, {"install": "none", **{k.replace("_", "-"): v for k, v in given.items()}})
+        done = self.runner().action(
+            ACTION, {"install": "none", **{k.replace("_", "-"): v for k, v in given.items()}}
+        )
         assert TOKEN not in done.said
         return done
 

@@ -109,7 +109,9 @@ def test_it_gives_up_in_the_end(github: FakeGitHub) -> None:
     for method, doing in (("GET", "list the comments"), ("POST", "comment on")):
         github.calls.clear()
         github.faults = [Fault(503, method, "comments", "no server is available")] * 10
-        with pytest.raises(UnclearError, match=rf"cannot {doing}.* of? ?acme/shop#7|cannot comment on acme/shop#7") as told:
+        with pytest.raises(
+            UnclearError, match=rf"cannot {doing}.* of? ?acme/shop#7|cannot comment on acme/shop#7"
+        ) as told:
             put(api(github), PULL, MARKER, text("new"))
         assert "503: no server is available" in str(told.value)
         assert [m for m, path in github.calls if path == COMMENTS].count(method) == 4
@@ -158,9 +160,13 @@ def test_other_refusals_are_named(github: FakeGitHub) -> None:
     """A wrong token, a pull request that is not there, a body that GitHub does not take, a move; none is tried again."""
     with pytest.raises(GitHubRightsError, match="does not know the token: Bad credentials"):
         put(api(github, "ghs_other"), PULL, MARKER, text("new"))
-    with pytest.raises(GitHubRightsError, match=r"nothing there to list the comments of acme/shop#8: Not Found"):
+    with pytest.raises(
+        GitHubRightsError, match=r"nothing there to list the comments of acme/shop#8: Not Found"
+    ):
         put(api(github), PullRequest(REPOSITORY, 8), MARKER, text("new"))
-    with pytest.raises(GitHubError, match="refuses to comment on acme/shop#7: 422: Validation Failed; body is too long"):
+    with pytest.raises(
+        GitHubError, match="refuses to comment on acme/shop#7: 422: Validation Failed; body is too long"
+    ):
         put(api(github), PULL, MARKER, text("x" * 70_000))
     github.calls.clear()
     elsewhere = {"Location": "https://evil.example/repositories/1/issues/7/comments"}

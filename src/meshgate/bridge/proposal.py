@@ -109,7 +109,7 @@ class Proposal:
         reads: The columns that each model reads of each parent, so far, and would.
         identities: Name and identifier of every model, promoted so far and as it would be.
         owners: Who owns each model, where it says so.
-        queries: Of models that were changed themselves, and of what they look through, by name: rendered where bounds were given.
+        queries: Models that were changed themselves, and what they read, by name; only where bounds were given.
         warnings: What SQLMesh warned of.
     """
 
@@ -380,19 +380,16 @@ def _dropped(
 def _queries(
     context: ReadingContext, altered: Iterable[Altered], folders: Mapping[str, Path], bounds: Bounds | None
 ) -> dict[str, Rendered]:
-    """What was changed itself, and every view and embedded model behind it; rendering the whole mesh would take long."""
-    pending = [a.model for a in altered if a.how in ("added", "direct") and a.project in folders]
-    found: dict[str, Rendered] = {}
-    while bounds is not None and pending:
+    """What was changed itself, and what it reads, down to the tables behind views; rendering all models would take long."""
+    own = {a.model for a in altered if a.how in ("added", "direct") and a.project in folders}
+    pending, found = list(own) if bounds is not None else [], {}
+    while pending:
         name = pending.pop()
         if name in found or (model := context.models.get(name)) is None:
             continue
+        seen_through = model.kind.is_view or model.kind.is_embedded
         folder = folders.get(model.project, next(iter(folders.values())))
-        found[name] = rendered(model, folder, bounds)
-        pending += [
-            parent
-            for parent in model.depends_on
-            if (behind := context.models.get(parent)) is not None
-            and (behind.kind.is_view or behind.kind.is_embedded)
-        ]
+        looked_into = name in own or seen_through
+        found[name] = rendered(model, folder, bounds if looked_into else None)
+        pending += model.depends_on if looked_into else ()
     return found
