@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from meshgate.analysis import Analysis
     from meshgate.local_postgres import LocalPostgres
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("analysis-dropped")]
+
 NOW = 65
 EVENTS = copied("lake.events", "raw.events", cron="*/5 * * * *")
 READ = "SELECT CAST(@start_dt AS TIMESTAMP) AS ts, {what} AS events\nFROM lake.events\nWHERE {limits}"
@@ -32,9 +34,7 @@ def hourly(limits: str, what: str = "count(*)") -> str:
 @pytest.fixture
 def duck(tmp_path: Path, postgres: LocalPostgres) -> DuckMesh:
     """Both projects deployed to production."""
-    found = DuckMesh(
-        tmp_path, postgres, upstream={"events": EVENTS}, downstream={"hourly": hourly(WITHIN)}
-    )
+    found = DuckMesh(tmp_path, postgres, upstream={"events": EVENTS}, downstream={"hourly": hourly(WITHIN)})
     found.feed(0, 60)
     with found.mesh() as mesh:
         for project in ("upstream", "downstream"):
@@ -76,7 +76,9 @@ def test_statements_of_a_project_whose_files_are_not_there(duck: DuckMesh) -> No
     duck.write("downstream", "hourly", hourly(WITHIN, "count(id)"))
     with duck.mesh() as mesh:
         mesh.deploy("downstream", environment="dev", now=at(NOW))
-    duck.write("upstream", "events", EVENTS.replace("SELECT id, ts, value", "SELECT id, ts, value + 1 AS value"))
+    duck.write(
+        "upstream", "events", EVENTS.replace("SELECT id, ts, value", "SELECT id, ts, value + 1 AS value")
+    )
     alone = analysed(duck, "upstream", environment="dev")
     assert ("foreign_statements", "downstream") in refused(alone)
     assert "the plan of upstream drops the statements before and after runs of project downstream" in {
@@ -110,9 +112,7 @@ def test_a_changed_query_that_reads_beyond_its_window_is_told(
     assert "which queries read more than they wait for" in said.out
     assert f"models/hourly.sql:{line}" in said.out
     (document,) = answer_of(capsys, duck.folder, "analyze", "downstream", "--json").document["windows"]
-    assert document["places"] == [
-        {"expression": place.expression, "file": place.file, "line": place.line}
-    ]
+    assert document["places"] == [{"expression": place.expression, "file": place.file, "line": place.line}]
     # Declared, or unchanged, there is nothing to tell.
     edge = {"reader": "lake.hourly", "parent": "lake.events", "window": {"from": "-6d"}}
     duck.write_mesh({"downstream": {"edges": [edge]}})
@@ -132,4 +132,6 @@ def test_a_window_is_judged_behind_views_of_other_projects(duck: DuckMesh) -> No
     query = "SELECT seen_at AS ts, id FROM lake.seen WHERE seen_at >= @start_dt AND seen_at < @end_dt"
     duck.write("downstream", "late", ranged("lake.late", query))
     (told,) = analysed(duck, "downstream").windows
-    assert told.message.startswith("lake.late reads lake.events through lake.seen from 1h before its start on")
+    assert told.message.startswith(
+        "lake.late reads lake.events through lake.seen from 1h before its start on"
+    )

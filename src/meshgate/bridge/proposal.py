@@ -22,7 +22,7 @@ from sqlmesh.core.snapshot import SnapshotChangeCategory  # noqa: E402
 from sqlmesh.core.state_sync.base import DelegatingStateSync, StateReader, StateSync  # noqa: E402
 from sqlmesh.core.state_sync.cache import CachingStateSync  # noqa: E402
 
-from meshgate.bridge.columns import Difference, columns_of, differences, reads  # noqa: E402
+from meshgate.bridge.columns import Difference, columns_of, differences, reads, rendered_alike  # noqa: E402
 from meshgate.bridge.project import SqlmeshProject, _line, _QuietConsole  # noqa: E402
 from meshgate.bridge.queries import Rendered, rendered  # noqa: E402
 from meshgate.bridge.scheduler import GatedContext  # noqa: E402
@@ -287,6 +287,8 @@ def _planned(
         context.state_sync.refresh_snapshot_intervals(old)
     new = list(plan.snapshots.values())
     models = [[s for s in side if s.is_model] for side in (old, new)]
+    was_read = {s.name: reads(s.model) for s in models[0]}
+    so_far = {s.name: s.model for s in models[0]}
     return Proposal(
         projects=names,
         state=state,
@@ -299,7 +301,15 @@ def _planned(
         wanted={i.snapshot_id.name: interval_set(i.merged_intervals) for i in plan.missing_intervals},
         dropped=_dropped(plan, names, {s.name: s for s in old}, found is not None),
         columns=tuple({s.name: columns_of(s.model) for s in side} for side in models),  # type: ignore[arg-type]
-        reads=tuple({s.name: reads(s.model) for s in side} for side in models),  # type: ignore[arg-type]
+        reads=(
+            was_read,
+            {
+                s.name: was_read[s.name]
+                if s.name in so_far and rendered_alike(so_far[s.name], s.model)
+                else reads(s.model)
+                for s in models[1]
+            },
+        ),
         identities=tuple(tuple(sorted(f"{s.name} {s.identifier}" for s in side)) for side in (old, new)),  # type: ignore[arg-type]
         owners={s.name: s.node.owner for side in (old, new) for s in side if s.node.owner},
         warnings=tuple(dict.fromkeys(console.warnings)),

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~&])")
 _CODE = re.compile(r"(`[^`]*`)")
 # A name after an @ would call somebody, `#12` would lead to an issue; a zero-width space is seen by nobody.
 _CALLING = re.compile(r"((?<!\w)@(?=\w)|#(?=\d))")

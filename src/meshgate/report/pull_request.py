@@ -191,10 +191,9 @@ def _who(found: Analysis) -> str:
 
 def _affected(found: Analysis) -> dict[str, list[str]]:
     """The models of each project of which something becomes different, parents first."""
-    told: dict[str, dict[str, None]] = {project: {} for project in found.affected}
-    for one in (*(c for c in found.changes if not c.keeps_data), *found.work, *found.left):
-        told.setdefault(one.project, {})[one.model] = None
-    return {project: list(names) for project, names in told.items()}
+    named = [(c.project, c.model) for c in found.changes if not c.keeps_data]
+    named += [(w.project, w.model) for w in found.work] + [(one.project, one.model) for one in found.left]
+    return {p: list(dict.fromkeys(m for of, m in named if of == p)) for p in found.affected}
 
 
 def _codes(names: Iterable[str], limit: int = _NAMED) -> str:
@@ -247,7 +246,9 @@ def _span(by: str, doer: str, works: Sequence[Work], found: Analysis) -> str:
     names = list(dict.fromkeys(w.model for w in works))
     which = _codes(names) if len(names) < len({w.model for w in found.work}) else "all of it"
     again = " once more" if all(w.again for w in works) else ""
-    who = f"When **{doer}** is deployed" if by == "deploy" else f"By the runs of **{doer}**"
+    # What an earlier deploy computes and a later one again is told with the later one.
+    last = ", the last of them" if len(found.projects) > 1 and doer == plain(found.order.projects[-1]) else ""
+    who = f"When **{doer}**{last} is deployed" if by == "deploy" else f"By the runs of **{doer}**"
     firsts = [w.first_at for w in works if w.first_at is not None]
     ends = [w.complete_at for w in works if w.complete_at is not None]
     if not firsts:
