@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from command_line import answer_of
 from fake_github import BOT, NUMBER, REPOSITORY, TOKEN, FakeGitHub, Fault, later
 from meshgate.config_values import Secret
 from meshgate.errors import ConfigError, GitHubError, GitHubRightsError
@@ -237,3 +238,22 @@ def test_what_is_no_workflow_of_a_pull_request_is_named(
     """Before anything is analysed."""
     with pytest.raises(ConfigError, match=says):
         Workflow.of_environment(given_by(tmp_path, event, **more))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--comment",), "there is no GITHUB_TOKEN to comment with"),
+        (("--comment", "--json", "--markdown"), "--json and --markdown are both given"),
+        (("--sibling", "sales"), "'sales' is no checkout"),
+        (("--sibling", "a=x", "--sibling", "a=y"), "project 'a' is named twice"),
+    ],
+)
+def test_wrong_options_are_named_before_anything_is_opened(
+    arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither configuration nor ledger are looked at."""
+    monkeypatch.delenv("GITHUB_TOKEN", raising=False)
+    answer = answer_of(capsys, None, "analyze", *arguments)
+    assert answer.code == 2
+    assert says in answer.err

@@ -40,7 +40,24 @@ NOW = datetime(2026, 1, 5, 4, 0, tzinfo=UTC)
 DAY = IntervalSet([Interval(NOW - timedelta(hours=4), NOW)])
 GFM = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 
-WORDS = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=30)
+WORDS = st.one_of(
+    st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=30),
+    st.text(st.sampled_from("*_`~<>[]()!&#@|\\ab1 ;:/lt-+=\"'"), min_size=1, max_size=12),
+    st.sampled_from(
+        [
+            "*a*",
+            "__init__",
+            "~~a~~",
+            "<b>a</b>",
+            "[a](http://b)",
+            "&lt;",
+            "![a](b)",
+            "a | b",
+            "@ann #12",
+            "<!-- a",
+        ]
+    ),
+)
 
 
 def shown(markdown_text: str) -> str:

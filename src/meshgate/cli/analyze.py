@@ -71,7 +71,7 @@ def analyze(
     """  # noqa: D301 - click reads the \b
     if markdown and call.json:
         raise ConfigError("--json and --markdown are both given", hint="keep one of them")
-    given = _checkouts(checkouts), _checkouts(siblings)
+    given = _checkouts(checkouts), _checkouts(siblings, alone=False)
     workflow = _workflow() if comment else None
     try:
         with call.open() as mesh:
@@ -161,8 +161,8 @@ def _comment_on_failure(
         return  # it is the very error that is told
 
 
-def _checkouts(given: tuple[str, ...]) -> dict[str, Path | None]:
-    """Folders by project.
+def _checkouts(given: tuple[str, ...], *, alone: bool = True) -> dict[str, Path | None]:
+    """Folders by project; `alone`: without a folder it is the one that `meshgate.yaml` has.
 
     Raises:
         ConfigError: A project is named twice, or something is no name.
@@ -172,7 +172,7 @@ def _checkouts(given: tuple[str, ...]) -> dict[str, Path | None]:
     found: dict[str, Path | None] = {}
     for word in given:
         name, separator, path = word.partition("=")
-        if not name or (separator and not path):
+        if not name or (not path and (separator or not alone)):
             raise ConfigError(
                 f"{word!r} is no checkout", hint="write PROJECT=PATH, such as upstream=../upstream"
             )
