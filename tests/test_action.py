@@ -262,6 +262,34 @@ def test_a_missing_right_is_named(acme: Acme) -> None:
     assert "column region is new" in (acme.folder / "summary.md").read_text()
 
 
+def test_a_role_that_only_reads_is_enough(acme: Acme) -> None:
+    """With the rights that the reference gives to readers of the ledger, and those to read SQLMesh's state."""
+    url, outside = acme.mesh.state_url, acme.mesh.postgres.url("postgres")
+    acme.mesh.sql_outside(
+        outside, "DROP ROLE IF EXISTS ci_reader; CREATE ROLE ci_reader LOGIN PASSWORD 'just-reads'"
+    )
+    for schema in ("meshgate", "sqlmesh"):
+        acme.mesh.sql(url, f"GRANT USAGE ON SCHEMA {schema} TO ci_reader")
+        acme.mesh.sql(url, f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO ci_reader")
+    try:
+        config = json.loads((acme.workspace / "config.yaml").read_text())
+        config["gateways"]["local"]["state_connection"] |= {"user": "ci_reader", "password": "just-reads"}
+        (acme.workspace / "config.yaml").write_text(json.dumps(config))
+        server = acme.mesh.postgres
+        name = url.rpartition("/")[2].partition("?")[0]
+        reader = f"host={server.host} port={server.port} user=ci_reader password=just-reads dbname={name}"
+        mesh = json.loads((acme.workspace / "meshgate.yaml").read_text()) | {"ledger": {"url": reader}}
+        (acme.workspace / "meshgate.yaml").write_text(json.dumps(mesh))
+        acme.write(REGION)
+        done = acme.use()
+    finally:
+        acme.mesh.sql(url, "DROP OWNED BY ci_reader")
+        acme.mesh.sql_outside(outside, "DROP ROLE ci_reader")
+    assert done.code == 0, done.said
+    assert "just-reads" not in done.said
+    assert "column region is new" in acme.ours()[0]
+
+
 def test_meshgate_is_installed_from_the_actions_own_version(acme: Acme, tmp_path: Path) -> None:
     """By the action's own step; into a folder of its own here, and without what is there already."""
     acme.environment |= {
