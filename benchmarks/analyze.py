@@ -89,7 +89,7 @@ class Wide:
                 text = model(name, parents, full=layer % 7 == 6)
                 (folder / project / "models" / f"{name.partition('.')[2]}.sql").write_text(text)
             above = names
-        self.first, self.last = f"ingest/models/m0_{0}.sql", f"mart/models/{above[0].partition('.')[2]}.sql"
+        self.first, self.last = "ingest/models/m0_0.sql", f"mart/models/{above[0].partition('.')[2]}.sql"
 
     def deploy(self) -> None:
         """Evaluate everything."""

@@ -121,16 +121,19 @@ def rendered_alike(old: Model, new: Model) -> bool:
     """
     if not old.is_sql or not new.is_sql:
         return False
-    # As text, since what is parsed on the way makes objects unequal.
-    before, after = (
-        (
-            getattr(getattr(model, "query_", None), "sql", None), model.dialect, model.default_catalog, model.python_env,
-            model.jinja_macros.data_hash_values, model.mapping_schema, model.depends_on,
-        )
-        for model in (old, new)
+    with suppress(AttributeError):  # another version of SQLMesh: then it is rendered
+        before, after = _surroundings(old), _surroundings(new)
+        # Of Jinja more than that may matter.
+        return "JINJA" not in before[0] and before == after
+    return False
+
+
+def _surroundings(model: Any) -> tuple[Any, ...]:
+    """What a query's rendering depends on: as text, since what is parsed on the way makes objects unequal."""
+    return (
+        model.query_.sql, model.dialect, model.default_catalog, model.python_env, model.jinja_macros.data_hash_values,
+        model.mapping_schema, model.depends_on,
     )  # fmt: skip
-    # Of Jinja more than that may matter.
-    return before[0] is not None and "JINJA" not in before[0] and before == after
 
 
 def columns_of(model: Model) -> dict[str, str]:

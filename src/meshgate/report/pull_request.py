@@ -248,7 +248,9 @@ def _span(by: str, doer: str, works: Sequence[Work], found: Analysis) -> str:
     again = " once more" if all(w.again for w in works) else ""
     # What an earlier deploy computes and a later one again is told with the later one.
     last = (
-        ", the last of them," if len(found.projects) > 1 and doer in map(plain, found.order.projects[-1:]) else ""
+        ", the last of them,"
+        if len(found.projects) > 1 and doer in map(plain, found.order.projects[-1:])
+        else ""
     )
     who = f"When **{doer}**{last} is deployed" if by == "deploy" else f"By the runs of **{doer}**"
     firsts = [w.first_at for w in works if w.first_at is not None]
