@@ -65,6 +65,7 @@ bench: setup ## The figures of benchmarks/README.md
 	@$(BIN)/python benchmarks/waiting.py
 	@$(BIN)/python benchmarks/simulation.py speed
 	@$(BIN)/python benchmarks/staleness.py
+	@$(BIN)/python benchmarks/analyze.py
 
 check-wheel: setup ## Builds the wheel and uses it from an empty environment
 	@$(BIN)/python -m pytest -m slow tests/test_wheel.py

@@ -28,6 +28,7 @@ from pathlib import Path
 from meshgate.local_postgres import LocalPostgres
 from meshgate.postgres_server import FSYNC_VARIABLE
 from mutation import REPOSITORY, Mutation, located
+from mutations_of_comments import OF_COMMENTS
 from mutations_of_coordination import OF_COORDINATION
 from mutations_of_enforced import OF_ENFORCED
 from mutations_of_people import OF_PEOPLE
@@ -44,6 +45,7 @@ MUTATIONS = (
     *OF_RESTATEMENT,
     *OF_VERIFICATION,
     *OF_ENFORCED,
+    *OF_COMMENTS,
 )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +19,6 @@ from tiny_mesh import at, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from meshgate.analysis import Analysis
     from meshgate.local_postgres import LocalPostgres
@@ -116,6 +117,24 @@ def test_the_same_change_gives_the_same_bytes(
     assert markdown(first) == markdown(second)
     assert data.dumped(data.analyze(first)) == data.dumped(data.analyze(second))
     assert markdown(first).splitlines()[0] == marker("prod")
+
+
+def test_the_comment_is_the_one_of_the_picture(
+    meshes: dict[bool, DiamondMesh], opened: dict[bool, Mesh], tmp_path: Path
+) -> None:
+    """`analysis_comment.md`, of which docs/explanation/analysis-comment.png is made, is what is said today."""
+    (case,) = [c for c in CASES if c.name.startswith("three projects")]
+    root = meshes[False].copy(tmp_path / "files")
+    case.change(root)
+    said = markdown(opened[False].analyze(named(root, case.projects), now=at(NOW)))
+    for changing, fixed in (
+        (r"\b[\d.]+s\b", "1.5s"),
+        (r"revision \d+", "revision 9"),
+        (r"plan \w+ on \w+", "plan 1 on 0"),
+    ):
+        said = re.sub(changing, fixed, said)
+    kept = Path(__file__).parent / "analysis_comment.md"
+    assert said == kept.read_text(encoding="utf-8")
 
 
 def test_work_that_its_own_runs_do_waits_for_their_ticks(

@@ -160,9 +160,9 @@ def test_the_comment_begins_with_what_must_not_be() -> None:
         "prod", NOW, ("up",), Base((None,), "0", 1, "1"), (change,), order=Order(("up",)), refusals=(refusal,)
     )
     text = markdown(found)
-    assert text.index("must not be deployed") < text.index("wrong") < text.index("What changes")
+    assert text.index("must not be merged") < text.index("wrong") < text.index("What changes")
     assert "<i>" not in text
     assert "<b>" not in text
-    cells = [line for line in text.splitlines() if line.startswith("| **What changes**")]
+    cells = [line for line in text.splitlines() if line.startswith("| **What changes?**")]
     assert cells[0].replace("\\|", "").count("|") == 3
-    assert "Nothing changes" in markdown(evolve(found, changes=(), refusals=()))
+    assert "This changes nothing that is computed" in markdown(evolve(found, changes=(), refusals=()))

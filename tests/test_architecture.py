@@ -32,7 +32,7 @@ EDGES = (
         "lease",
         "stop",
     ),
-    *("postgres_binaries", "postgres_server", "local_postgres", "bridge"),
+    *("postgres_binaries", "postgres_server", "local_postgres", "bridge", "github"),
 )
 USE_CASES = ("coordinator", "mesh")
 FACES = ("report", "cli", "enforced", "signals")

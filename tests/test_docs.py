@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from meshgate import config, config_parts
 from meshgate.cli import cli
@@ -190,6 +191,18 @@ def test_every_command_that_is_named_exists(page: Path) -> None:
         assert owner is not None, f"there is no `meshgate {verb}`"
         known = {name for parameter in owner.params for name in parameter.opts} | {"--help"}
         assert options <= known, line
+
+
+def test_the_reference_lists_exactly_the_inputs_and_outputs_of_the_action() -> None:
+    """In the order of action.yml, with the defaults that it has."""
+    action = YAML(typ="safe").load(ROOT / "actions" / "analyze" / "action.yml")
+    page = DOCS / "reference" / "action.md"
+    told = [(row[0].strip("`"), row[1].strip("`")) for row in table(section(page, "Inputs"))]
+    assert [name for name, _ in told] == list(action["inputs"])
+    for name, default in told:
+        real = str(action["inputs"][name]["default"])
+        assert default == real or "${{" in real or not real, name
+    assert [row[0].strip("`") for row in table(section(page, "Outputs"))] == list(action["outputs"])
 
 
 def test_every_make_target_that_is_named_exists() -> None:

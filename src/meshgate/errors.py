@@ -114,6 +114,16 @@ class LedgerUnreachableError(MeshgateError):
     exit_code = 5
 
 
+class GitHubError(MeshgateError):
+    """GitHub cannot be reached, or fails, or refuses."""
+
+
+class GitHubRightsError(GitHubError):
+    """The token is wrong, or may not do what was asked."""
+
+    exit_code = 2
+
+
 class LedgerError(MeshgateError):
     """The ledger refused a change; `fields` names the thing that it refused."""
 

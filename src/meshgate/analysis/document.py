@@ -303,6 +303,42 @@ class Definition:
 
 
 @frozen
+class Beyond:
+    """A changed model whose query reads more of a parent's time than is declared, so that the gate does not wait for it.
+
+    Attributes:
+        model: The reader.
+        project: Whose.
+        parent: Which table it reads.
+        message: What it reads, and what is declared.
+        hint: What to do.
+        places: The conditions that say so.
+    """
+
+    model: str
+    project: str
+    parent: str
+    message: str
+    hint: str
+    places: tuple[Condition, ...] = ()
+
+
+@frozen
+class Condition:
+    """A condition of a query.
+
+    Attributes:
+        expression: As it is rendered.
+        file: Relative to its project's folder; empty where that is not known.
+        line: In it; None where that is not known.
+    """
+
+    expression: str
+    file: str
+    line: int | None
+
+
+@frozen
 class Base:
     """The world that an analysis looked at: where it differs, the analysis is old.
 
@@ -339,6 +375,7 @@ class Analysis:
         collisions: What it meets.
         order: In which order to merge and deploy.
         refusals: Why it must not be deployed as it is.
+        windows: Where queries of changed models read beyond what is declared.
         warnings: What SQLMesh, or the analysis, warns of.
     """
 
@@ -353,6 +390,7 @@ class Analysis:
     collisions: tuple[Collision, ...] = ()
     order: Order = field(factory=lambda: Order(()))
     refusals: tuple[Refusal, ...] = ()
+    windows: tuple[Beyond, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property

@@ -23,22 +23,24 @@ from sqlmesh.core.snapshot import SnapshotChangeCategory  # noqa: E402
 from sqlmesh.core.state_sync.base import DelegatingStateSync, StateReader, StateSync  # noqa: E402
 from sqlmesh.core.state_sync.cache import CachingStateSync  # noqa: E402
 
-from meshgate.bridge.columns import Difference, columns_of, differences, reads  # noqa: E402
+from meshgate.bridge.columns import Difference, columns_of, differences, reads, rendered_alike  # noqa: E402
 from meshgate.bridge.definitions import definitions  # noqa: E402
 from meshgate.bridge.dropped import Dropped, dropped  # noqa: E402
 from meshgate.bridge.project import SqlmeshProject, _line, _QuietConsole  # noqa: E402
+from meshgate.bridge.queries import Rendered, rendered  # noqa: E402
 from meshgate.bridge.scheduler import GatedContext  # noqa: E402
 from meshgate.bridge.translate import Promoted, interval_set, promoted  # noqa: E402
 from meshgate.errors import MeshgateError, ProjectError  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
     from sqlmesh.core.plan import Plan
     from sqlmesh.core.snapshot import Snapshot
 
+    from meshgate.bridge.queries import Bounds
     from meshgate.interval import IntervalSet
 
 
@@ -96,6 +98,7 @@ class Proposal:
         identities: Name and identifier of every model, promoted so far and as it would be.
         definitions: Project and definition of every model, so far and then; a new environment begins as production is.
         owners: Who owns each model, where it says so.
+        queries: Models that were changed themselves, and what they read, by name; only where bounds were given.
         warnings: What SQLMesh warned of.
     """
 
@@ -112,6 +115,7 @@ class Proposal:
     identities: tuple[tuple[str, ...], tuple[str, ...]]
     definitions: tuple[Mapping[str, tuple[str, str]], Mapping[str, tuple[str, str]]]
     owners: Mapping[str, str] = attrs.field(factory=dict)
+    queries: Mapping[str, Rendered] = attrs.field(factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -197,18 +201,21 @@ def _named(projects: Sequence[str], what: str) -> Iterator[None]:
         raise ProjectError(f"{said} cannot be {what}: {_line(error)}", projects=list(projects)) from error
 
 
-def propose(checkouts: Sequence[Checkout], environment: str, now: datetime) -> tuple[Proposal, ...]:
+def propose(
+    checkouts: Sequence[Checkout], environment: str, now: datetime, bounds: Bounds | None = None
+) -> tuple[Proposal, ...]:
     """Plan checkouts against an environment, those that share a state as one.
 
     Args:
         checkouts: The projects' files.
         environment: SQLMesh's environment.
         now: SQLMesh's execution time, UTC.
+        bounds: For which intervals, and which times of execution, to render what was changed, by its interval unit.
 
     Raises:
         ProjectError: A checkout is none of its project, cannot be loaded or planned, or its state is empty.
     """
-    return tuple(_propose(group, state, environment, now) for state, group in _by_state(checkouts))
+    return tuple(_propose(group, state, environment, now, bounds) for state, group in _by_state(checkouts))
 
 
 def _by_state(checkouts: Sequence[Checkout]) -> Iterator[tuple[str, list[Checkout]]]:
@@ -231,7 +238,9 @@ def _by_state(checkouts: Sequence[Checkout]) -> Iterator[tuple[str, list[Checkou
     yield from groups.items()
 
 
-def _propose(group: Sequence[Checkout], state: str, environment: str, now: datetime) -> Proposal:
+def _propose(
+    group: Sequence[Checkout], state: str, environment: str, now: datetime, bounds: Bounds | None
+) -> Proposal:
     names = tuple(sorted(checkout.project for checkout in group))
     with _quiet() as console:
         with _named(names, "loaded"):
@@ -240,7 +249,9 @@ def _propose(group: Sequence[Checkout], state: str, environment: str, now: datet
             )
         try:
             with _named(names, "planned"):
-                return _planned(context, names, state, environment, now, console)
+                found = _planned(context, names, state, environment, now, console)
+                folders = {checkout.project: checkout.path for checkout in group}
+                return attrs.evolve(found, queries=_queries(context, found.altered, folders, bounds))
         finally:
             context.close()
 
@@ -265,6 +276,8 @@ def _planned(
     new = list(plan.snapshots.values())
     models = [[s for s in side if s.is_model] for side in (old, new)]
     others = {s.node.project for s in old if s.node.project} - set(names)
+    was_read = {s.name: reads(s.model) for s in models[0]}
+    so_far = {s.name: s.model for s in models[0]}
     return Proposal(
         projects=names,
         state=state,
@@ -277,7 +290,15 @@ def _planned(
         wanted={i.snapshot_id.name: interval_set(i.merged_intervals) for i in plan.missing_intervals},
         dropped=dropped(plan, names, old, others, exists=found is not None),
         columns=tuple({s.name: columns_of(s.model) for s in side} for side in models),  # type: ignore[arg-type]
-        reads=tuple({s.name: reads(s.model) for s in side} for side in models),  # type: ignore[arg-type]
+        reads=(
+            was_read,
+            {
+                s.name: was_read[s.name]
+                if s.name in so_far and rendered_alike(so_far[s.name], s.model)
+                else reads(s.model)
+                for s in models[1]
+            },
+        ),
         identities=tuple(tuple(sorted(f"{s.name} {s.identifier}" for s in side)) for side in (old, new)),  # type: ignore[arg-type]
         definitions=(
             definitions(s.node for s in (old if found is not None else _promoted(context, c.PROD))),
@@ -333,3 +354,21 @@ def _one(
         new.name, new.node.project or "", how, category.name.lower() if category else None, bool(new.is_forward_only),
         because, told, old.version or "" if old is not None else "", new.version or "",
     )  # fmt: skip
+
+
+def _queries(
+    context: ReadingContext, altered: Iterable[Altered], folders: Mapping[str, Path], bounds: Bounds | None
+) -> dict[str, Rendered]:
+    """What was changed itself, and what it reads, down to the tables behind views; rendering all models would take long."""
+    own = {a.model for a in altered if a.how in ("added", "direct") and a.project in folders}
+    pending, found = list(own) if bounds is not None else [], {}
+    while pending:
+        name = pending.pop()
+        if name in found or (model := context.models.get(name)) is None:
+            continue
+        seen_through = model.kind.is_view or model.kind.is_embedded
+        folder = folders.get(model.project, next(iter(folders.values())))
+        looked_into = name in own or seen_through
+        found[name] = rendered(model, folder, bounds if looked_into else None)
+        pending += model.depends_on if looked_into else ()
+    return found

@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING
 import click
 
 from meshgate.cli.call import Call, checkouts_of, environment_option, json_option, now_option, pass_call
-from meshgate.errors import ConfigError
+from meshgate.errors import ConfigError, GitHubError, MeshgateError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
+    from pathlib import Path
+
+    from meshgate.analysis import Analysis
+    from meshgate.github import Workflow
+    from meshgate.mesh import Mesh
 
 _FLAGS = ("breaking", "cross-project", "restatement", "collision")
+_LONGEST_SUMMARY = 1_000_000  # GitHub takes 1 MiB from a step
 
 
 @click.command()
@@ -21,6 +28,18 @@ _FLAGS = ("breaking", "cross-project", "restatement", "collision")
 @now_option
 @json_option
 @click.option("--markdown", is_flag=True, help="Print Markdown, for a comment on a pull request.")
+@click.option(
+    "--comment",
+    is_flag=True,
+    help="In a workflow of GitHub Actions: comment on its pull request, or change the comment that is there.",
+)
+@click.option(
+    "--sibling",
+    "siblings",
+    multiple=True,
+    metavar="PROJECT=PATH",
+    help="A checkout beside those of meshgate.yaml, such as of another repository; may be given several times.",
+)
 @click.option(
     "--fail-on",
     type=click.Choice(_FLAGS),
@@ -35,6 +54,8 @@ def analyze(
     now: datetime | None,
     *,
     markdown: bool,
+    comment: bool,
+    siblings: tuple[str, ...],
     fail_on: tuple[str, ...],
 ) -> int:
     """Tell what deploying the files of some projects would do to the whole mesh.
@@ -50,15 +71,27 @@ def analyze(
     """  # noqa: D301 - click reads the \b
     if markdown and call.json:
         raise ConfigError("--json and --markdown are both given", hint="keep one of them")
-    wanted = checkouts_of(checkouts)
-    with call.open() as mesh:
-        found = mesh.analyze(wanted, environment=environment, now=now)
+    given = checkouts_of(checkouts), checkouts_of(siblings, alone=False)
+    workflow = _workflow() if comment else None
+    try:
+        with call.open() as mesh:
+            found = mesh.analyze(_wanted(mesh, *given), environment=environment, now=now)
+    except MeshgateError as error:
+        if workflow is not None:
+            _comment_on_failure(call, workflow, environment, error)
+        raise
     if markdown:
         from meshgate.report.pull_request import markdown as written
 
         click.echo(written(found), nl=False)
     else:
         call.show("analyze", found, page="analysis")
+    if workflow is not None:
+        _comment(workflow, found)
+    return _verdict(call, found, fail_on)
+
+
+def _verdict(call: Call, found: Analysis, fail_on: tuple[str, ...]) -> int:
     if found.refused:
         call.failure = found.refusals[0].message if found.refusals else "no order of deploys is right"
         return 2
@@ -68,3 +101,61 @@ def analyze(
         click.echo(f"failed on: {', '.join(met)}", err=True)
         return 1
     return 0
+
+
+def _wanted(
+    mesh: Mesh, checkouts: Mapping[str, Path | None], siblings: Mapping[str, Path | None]
+) -> dict[str, Path | None]:
+    """Folders by project: those named, else those of `meshgate.yaml` that are there; and siblings.
+
+    Raises:
+        ConfigError: A sibling is named, or listed, besides.
+    """
+    found = dict(checkouts)
+    if siblings and not found:
+        found = {p.name: None for p in mesh.config.projects if p.path.is_dir() and p.name not in siblings}
+    if twice := sorted(set(found) & set(siblings)):
+        raise ConfigError(
+            f"project {twice[0]!r} is named twice", hint="one checkout of each project is analysed"
+        )
+    return found | dict(siblings)
+
+
+def _workflow() -> Workflow:
+    """Before anything takes long: what the comment needs."""
+    from meshgate.github import Workflow
+
+    return Workflow.of_environment()
+
+
+def _comment(workflow: Workflow, found: Analysis) -> None:
+    from meshgate.github import LONGEST, put
+    from meshgate.report.pull_request import markdown, marker
+
+    workflow.summarise(markdown(found, longest=_LONGEST_SUMMARY))
+    workflow.output("refused", str(found.refused).lower())
+    workflow.output("flags", " ".join(found.flags))
+    posted = put(workflow.api, workflow.pull, marker(found.environment), markdown(found, longest=LONGEST))
+    workflow.output("comment-url", posted.url)
+    click.echo(f"comment {posted.how}: {posted.url}", err=True)
+
+
+def _comment_on_failure(
+    call: Call, workflow: Workflow, environment: str | None, error: MeshgateError
+) -> None:
+    """Let no older comment speak for a change that could not be analysed; the error itself is told in any case."""
+    from pathlib import Path
+
+    from meshgate.config import load
+    from meshgate.github import put
+    from meshgate.report.pull_request import marker, not_analysed
+
+    try:
+        config = load(Path(call.config) if call.config else None)
+        name = environment or config.projects[0].environment
+        posted = put(workflow.api, workflow.pull, marker(name), not_analysed(name, error))
+        click.echo(f"comment {posted.how}: {posted.url}", err=True)
+    except GitHubError as problem:
+        click.echo(f"error: {problem}", err=True)
+    except MeshgateError:
+        return  # it is the very error that is told

@@ -218,8 +218,8 @@ def read_analysis(_: click.Context, __: click.Parameter, value: str | None) -> A
     return parse(document, value)
 
 
-def checkouts_of(given: tuple[str, ...]) -> dict[str, Path | None]:
-    """Folders by project.
+def checkouts_of(given: tuple[str, ...], *, alone: bool = True) -> dict[str, Path | None]:
+    """Folders by project; `alone`: without a folder it is the one that `meshgate.yaml` has.
 
     Raises:
         ConfigError: A project is named twice, or something is no name.
@@ -229,7 +229,7 @@ def checkouts_of(given: tuple[str, ...]) -> dict[str, Path | None]:
     found: dict[str, Path | None] = {}
     for word in given:
         name, separator, path = word.partition("=")
-        if not name or (separator and not path):
+        if not name or (not path and (separator or not alone)):
             raise ConfigError(
                 f"{word!r} is no checkout", hint="write PROJECT=PATH, such as upstream=../upstream"
             )

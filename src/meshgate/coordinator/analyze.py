@@ -14,7 +14,9 @@ from attrs import evolve
 
 from meshgate.analysis import (
     Analysis,
+    Beyond,
     Change,
+    Condition,
     Difference,
     Reading,
     arrange,
@@ -29,6 +31,7 @@ from meshgate.coordinator.explain import environment_of
 from meshgate.coordinator.objections import collisions, refusals, strangers
 from meshgate.coordinator.proposed import look
 from meshgate.coordinator.staleness import states_of
+from meshgate.coordinator.windows import told, windows_of
 from meshgate.coordinator.world import base_of, manifest_of
 from meshgate.due import cron_floor, cron_next
 from meshgate.errors import ConfigError
@@ -66,11 +69,13 @@ def analyze(
         GraphError: Models would read each other in a circle.
     """
     from meshgate.bridge.proposal import Checkout, propose
+    from meshgate.windows import bounds_to_render
 
     configured = configured_as(bench, checkouts or {})
     target = bench.target(next(iter(configured.values())), environment_of(bench, environment))
     instant = bench.instant(now)
-    found = propose([Checkout(p.name, p.path, p.gateway) for p in configured.values()], target, instant)
+    checked_out = [Checkout(p.name, p.path, p.gateway) for p in configured.values()]
+    found = propose(checked_out, target, instant, bounds_to_render)
     with bench.ledger.still() as ledger:
         # One look: what runs do meanwhile belongs to the next one.
 
@@ -143,6 +148,7 @@ def _analyzed(
         collisions=collisions(bench, scene, work),
         order=order,
         refusals=refusals(scene, proposals),
+        windows=_beyond(scene, proposals),
         warnings=(*strangers(scene), *(w for p in proposals for w in p.warnings)),
     )
 
@@ -184,6 +190,24 @@ def _above(scene: Scene, name: str) -> tuple[str, ...]:
                 found[edge.parent] = None
                 pending.append(edge.parent)
     return tuple(sorted(set(found) - {name}))
+
+
+def _beyond(scene: Scene, proposals: Sequence[Proposal]) -> tuple[Beyond, ...]:
+    """Where changed models read more than their windows declare, each state's for itself."""
+    own = {a.model for a in scene.altered if a.how in ("added", "direct")}
+    return tuple(
+        Beyond(
+            one.model.name, one.model.project, one.parent.name, *told(one),
+            tuple(
+                Condition(place.expression, place.file, place.line)
+                for side in (one.before, one.after)
+                if side is not None and (place := side.place) is not None
+            ),
+        )
+        for proposal in proposals
+        for one in windows_of(proposal.queries, scene.after.graph, own)
+        if one.before is not None or one.after is not None
+    )  # fmt: skip
 
 
 def _order(scene: Scene) -> Any:

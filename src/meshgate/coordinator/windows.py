@@ -9,9 +9,10 @@ from attrs import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from collections.abc import Set as AbstractSet
 
     from meshgate.bridge.project import SqlmeshProject
-    from meshgate.bridge.queries import Bounds
+    from meshgate.bridge.queries import Rendered
     from meshgate.graph import MeshGraph, ModelNode, Window
     from meshgate.windows import ModelQuery, Reading, Side
 
@@ -51,13 +52,29 @@ def read_windows(opened: SqlmeshProject, graph: MeshGraph) -> tuple[ReadWindow, 
         opened: The project, with its files loaded.
         graph: What its files say, with the windows that are declared.
     """
-    from meshgate.windows import beyond, bounds_to_render, infer, unclear
+    from meshgate.windows import bounds_to_render
 
-    queries = _translated(opened, bounds_to_render)
+    queries = opened.queries(bounds_to_render)
+    return windows_of(queries, graph, {n.name for n in graph.nodes.values() if n.project == opened.project})
+
+
+def windows_of(
+    rendered: Mapping[str, Rendered], graph: MeshGraph, readers: AbstractSet[str]
+) -> tuple[ReadWindow, ...]:
+    """Look at some models, and at all that they wait for, in order.
+
+    Args:
+        rendered: The models, and whatever they look through, with their queries, by name.
+        graph: Everything that they read, with the windows that are declared.
+        readers: Which models.
+    """
+    from meshgate.windows import beyond, infer, unclear
+
+    queries = _translated(rendered)
     found: list[ReadWindow] = []
     for name in graph.order():
         node = graph[name]
-        if node.project != opened.project or name not in queries or not node.kind.recorded:
+        if name not in readers or name not in queries or not node.kind.recorded:
             continue
         gates: dict[str, tuple[Window, ...]] = {}
         for edge in graph.gates(name):
@@ -74,7 +91,7 @@ def read_windows(opened: SqlmeshProject, graph: MeshGraph) -> tuple[ReadWindow, 
     return tuple(found)
 
 
-def _translated(opened: SqlmeshProject, bounds: Bounds) -> Mapping[str, ModelQuery]:
+def _translated(rendered: Mapping[str, Rendered]) -> Mapping[str, ModelQuery]:
     from meshgate.windows import ModelQuery, Rendering
 
     return {
@@ -92,7 +109,7 @@ def _translated(opened: SqlmeshProject, bounds: Bounds) -> Mapping[str, ModelQue
             transparent=model.transparent,
             problem=model.problem,
         )
-        for name, model in opened.queries(bounds).items()
+        for name, model in rendered.items()
     }
 
 

@@ -36,6 +36,10 @@ def analyze(out: Console, found: Analysis) -> None:
         out, "which boundaries it crosses", "cyan",
         [f"{model_name(b.parent)} of {b.parent_project}: {say.boundary(b)}" for b in found.boundaries],
     )  # fmt: skip
+    _section(
+        out, "which queries read more than they wait for", "yellow",
+        [one.message for one in found.windows], [one.hint for one in found.windows],
+    )  # fmt: skip
     _section(out, "what it meets", "cyan", [say.collision(c, found.now) for c in found.collisions])
     _section(out, "warnings", "yellow", list(found.warnings))
     if found.changes:

@@ -34,7 +34,7 @@ _HOW = {
 _DIFFERENCES = {
     "query": "it selects other rows",
     "code": "a macro or function that it uses changes",
-    "seed": "its file changes",
+    "seed": "the file of its rows changes",
     "audits": "its audits change",
     "statements": "its statements before or after the query change",
     "star": "its `SELECT *` finds other columns",

@@ -1,27 +1,46 @@
 """An analysis as Markdown for a comment on a pull request: five answers first, everything else folded.
 
+It is read by people who know neither meshgate nor SQLMesh: the answers use no word that the legend below them does not explain.
 The same analysis gives the same bytes. The first line is a marker that nobody sees, by which a later analysis finds the
 comment that it replaces.
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
+from meshgate.interval import MIN_INSTANT
 from meshgate.report import change as say
+from meshgate.report.diagram import diagram
+from meshgate.report.markdown import Folded, bullets, code, fitted, plain, row
 from meshgate.report.wording import counted, instant, length, model_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from meshgate.analysis import Analysis, Change
+    from meshgate.analysis import Analysis, Change, Difference, Work
+    from meshgate.errors import MeshgateError
 
 MARKER = "<!-- meshgate analyze {environment} -->"
 _SHOWN = 8
-_DRAWN = 40
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#])")
-_CODE = re.compile(r"(`[^`]*`)")
+_NAMED = 4
+_EXPRESSION = 60
+_SHORTENED = (
+    "⚠️ This comment is shortened, as GitHub takes 65,536 characters. All of it is on the page of the job, and printed by "
+    "`meshgate analyze --markdown`."
+)
+_LEGEND = (
+    "A *model* is a table or view that a query of a project makes. A project is *deployed* when its new queries are put to use; "
+    "its *runs* are its scheduled jobs. Times are UTC."
+)
+_CATEGORIES = {
+    "breaking": "what reads it is computed again",
+    "indirect_breaking": "what reads it is computed again",
+    "non_breaking": "what reads it stays as it is",
+    "indirect_non_breaking": "what reads it stays as it is",
+    "forward_only": "what is there stays as it is",
+    "metadata": "no row changes",
+}
 
 
 def marker(environment: str) -> str:
@@ -29,154 +48,260 @@ def marker(environment: str) -> str:
     return MARKER.format(environment=environment)
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown leaves as it is, but for what stands between backticks."""
-    parts = _CODE.split(text.replace("\n", " "))
-    spans = (_code(p) if p.startswith("`") and len(p) > 1 else _SPECIAL.sub(r"\\\1", p) for p in parts)
-    return "".join(spans)
+def markdown(found: Analysis, *, longest: int | None = None) -> str:
+    """The comment.
 
-
-def _code(text: str) -> str:
-    # A cell of a table ends at a bar, also inside a span of code.
-    return f"`{text.replace('`', '').replace('|', chr(92) + '|')}`"
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(c.replace(chr(10), ' ') for c in cells)} |"
-
-
-def markdown(found: Analysis) -> str:
-    """The comment."""
-    lines = [marker(found.environment), f"<!-- plan {found.base.proposed} on {found.base.promoted} -->"]
-    lines += ["", f"### {_title(found)}", ""]
-    lines += _refusals(found)
-    lines += _answers(found)
-    for title, part in (
-        (f"{counted(len(found.changes), 'model')} in detail", _models(found)),
-        (f"{counted(len(found.boundaries), 'boundary', 'boundaries')} between projects", _boundaries(found)),
-        ("What nobody computes again by itself", _left(found)),
-        ("What it meets", _bullets(say.collision(c, found.now) for c in found.collisions)),
-        ("Diagram", _diagram(found)),
-        ("Warnings", _bullets(found.warnings)),
-    ):
-        if part:
-            lines += ["<details>", f"<summary>{title}</summary>", "", *part, "", "</details>", ""]
+    Args:
+        found: What it says.
+        longest: Bytes of UTF-8 at most; then the end of what is folded is left out, and it says so.
+    """
+    head = [marker(found.environment), f"<!-- plan {found.base.proposed} on {found.base.promoted} -->"]
+    head += ["", f"### {_title(found)}", "", *_refusals(found), *_answers(found)]
+    if found.changes:
+        head += [f"<sub>{_LEGEND}</sub>", ""]
     said = (
         f"environment {found.environment}, as of {instant(found.now)}, ledger revision {found.base.revision}"
     )
-    lines.append(f"<sub>meshgate analyze: {_plain(said)}. Nothing was written.</sub>")
-    return "\n".join(lines) + "\n"
+    foot = [f"<sub>meshgate analyze: {plain(said)}. Nothing was written.</sub>"]
+    return fitted(head, [part for part in _parts(found) if part.items], foot, longest, _SHORTENED)
+
+
+def not_analysed(environment: str, error: MeshgateError) -> str:
+    """The comment where there is no analysis: an older one would speak for files that it has not seen.
+
+    What is wrong with the files is told; what is wrong elsewhere may name hosts, and stands in the log only.
+    """
+    said = [f"{plain(error.message)}"] if error.exit_code == 2 else ["See the log of the job."]
+    if error.exit_code == 2 and error.hint:
+        said.append(f"→ {plain(error.hint)}")
+    lines = [marker(environment), "", "### ❌ This could not be analysed", "", "<br>".join(said), ""]
+    return "\n".join(lines)
+
+
+def _parts(found: Analysis) -> list[Folded]:
+    refused = tuple((line,) for line in _refused(found)[_SHOWN:])
+    models = f"What happens to each of {counted(len(_names(found)), 'model')}"
+    between = f"{counted(len(found.boundaries), 'boundary', 'boundaries')} between projects that it crosses"
+    beyond = f"⚠️ {counted(len(found.windows), 'query reads', 'queries read')} more than its gate waits for"
+    drawn = diagram(found)
+    return [
+        Folded("More reasons against it", (), refused),
+        Folded(models, _head("model", "project", "change", "why", "computed", "when"), _models(found)),
+        Folded(between, _head("read", "by"), _boundaries(found)),
+        Folded("⚠️ What nobody computes again by itself", (), _left(found)),
+        Folded(beyond, (), tuple((f"- {plain(b.message)}<br>→ {plain(b.hint)}",) for b in found.windows)),
+        Folded("⚠️ What is going on there now", (), _each(say.collision(c, found.now) for c in found.collisions)),
+        Folded("Diagram", (), (tuple(drawn),) if drawn else (), whole=True),
+        Folded("⚠️ Warnings", (), _each(found.warnings)),
+    ]  # fmt: skip
+
+
+def _head(*names: str) -> tuple[str, ...]:
+    return row(*names), f"|{'---|' * len(names)}"
+
+
+def _each(said: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    return tuple((line,) for line in bullets(said))
+
+
+# The five answers
 
 
 def _title(found: Analysis) -> str:
-    if found.refusals:
-        return "⛔ This must not be deployed as it is"
+    if found.refused:
+        return "⛔ This must not be merged as it is"
     if not found.changes:
-        return "✅ Nothing changes"
-    if found.order.state == "none":
-        return "⛔ No order of deploys is right"
+        return "✅ This changes nothing that is computed"
+    others = [p for p in found.affected if p not in found.projects]
+    if others:
+        return f"⚠️ This reaches {'another project' if len(others) == 1 else 'other projects'}: {plain(say.several(others))}"
     if "cross-project" in found.flags:
-        others = [p for p in found.affected if p not in found.projects]
-        return f"⚠️ This reaches {_plain(say.several(others))}" if others else "⚠️ This crosses projects"
-    return "✅ This stays within its project"
+        return "⚠️ This crosses the boundary between projects"
+    doubts = found.left or found.windows or found.collisions or found.warnings
+    return f"{'⚠️' if doubts else '✅'} This stays within its project"
+
+
+def _refused(found: Analysis) -> list[str]:
+    return [f"- **{plain(r.message)}**<br>→ {plain(r.hint)}" for r in found.refusals]
 
 
 def _refusals(found: Analysis) -> list[str]:
-    said = [f"- **{_plain(r.message)}**<br>→ {_plain(r.hint)}" for r in found.refusals]
+    said = _refused(found)[:_SHOWN]
     return [*said, ""] if said else []
 
 
 def _answers(found: Analysis) -> list[str]:
-    """What changed, who is affected, what is recomputed, when, in which order: a row each."""
     if not found.changes:
         return []
     rows = [
-        ("What changes", _what(found)),
-        ("Who is affected", _who(found)),
-        ("What is computed", _computed(found)),
-        ("When", _when(found)),
-        ("Merge and deploy", _order(found)),
+        ("What changes?", _what(found)),
+        ("Who is affected?", _who(found)),
+        ("What is computed again?", _computed(found)),
+        ("When?", _when(found)),
+        ("In which order to merge?", _order(found)),
     ]
-    return ["| | |", "|---|---|", *(_row(f"**{name}**", said) for name, said in rows), ""]
+    return ["| | |", "|---|---|", *(row(f"**{name}**", said) for name, said in rows), ""]
 
 
 def _what(found: Analysis) -> str:
     own = [c for c in found.changes if c.how != "indirect"]
-    said = [f"{_code(model_name(c.model))} ({_plain(_short(c))})" for c in own[:_SHOWN]]
-    more = [f"and {len(own) - _SHOWN} more"] if len(own) > _SHOWN else []
-    return "<br>".join([*said, *more]) or "nothing of its own"
+    said = [f"{code(model_name(c.model))} of **{plain(c.project)}** {_change(c)}" for c in own[:_SHOWN]]
+    more = [f"and {counted(len(own) - _SHOWN, 'more model')}"] if len(own) > _SHOWN else []
+    return "<br>".join([*said, *more]) or "No model itself"
 
 
-def _short(change: Change) -> str:
-    words = say.change(change)
-    differences = [say.difference(d) for d in change.differences[:2]]
-    if len(change.differences) > len(differences):
-        differences.append(f"{len(change.differences) - 2} more")
-    return f"{words}: {'; '.join(differences)}" if differences else words
+def _change(change: Change) -> str:
+    """What is different about a model, and what that means for its readers."""
+    if change.how == "added":
+        return "is new"
+    if change.how == "removed":
+        return "is removed"
+    told = [_difference(d) for d in change.differences[:2]]
+    if len(change.differences) > len(told):
+        told.append(counted(len(change.differences) - len(told), "more difference"))
+    means = _CATEGORIES.get(change.category or "") if change.how != "metadata" else _CATEGORIES["metadata"]
+    if change.forward_only:
+        means = _CATEGORIES["forward_only"]
+    return f"changes: {'; '.join(told) or 'how it is made'}{f' ({means})' if means else ''}"
+
+
+def _difference(found: Difference) -> str:
+    if found.what == "column_redefined" and found.before and found.after:
+        was, becomes = (code(_short(text)) for text in (found.before, found.after))
+        return f"column {code(found.name or '')} was {was} and becomes {becomes}"
+    if found.before and found.after and not found.is_column:
+        return f"{plain(found.what)} {code(_short(found.before))} → {code(_short(found.after))}"
+    return plain(say.difference(found))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _EXPRESSION else f"{text[: _EXPRESSION - 3]}..."
 
 
 def _who(found: Analysis) -> str:
     lines: list[str] = []
-    left = {one.model for one in found.left}
-    for project in found.affected:
-        names = [w.model for w in found.work if w.project == project and w.model not in left]
-        owners = sorted({c.owner for c in found.changes if c.project == project and c.owner})
-        by = f" ({_plain(', '.join(owners))})" if owners else ""
-        said = _plain(say.models(names)) if names else "no data"
-        lines.append(f"**{_plain(project)}**{by}: {said}")
-    return "<br>".join(lines) or "nobody"
+    for project, names in _affected(found).items():
+        owners = {c.owner for c in found.changes if c.project == project and c.owner}
+        owners |= {b.owner for b in found.boundaries if b.child_project == project and b.owner}
+        by = f" (owned by {plain(', '.join(sorted(owners)))})" if owners else ""
+        mine = "" if project not in found.projects or len(found.affected) == 1 else ", this change's own"
+        lines.append(f"**{plain(project)}**{mine}{by}: {_codes(names)}")
+    return "<br>".join(lines) or "Nobody: no data change"
+
+
+def _affected(found: Analysis) -> dict[str, list[str]]:
+    """The models of each project of which something becomes different, parents first."""
+    named = [(c.project, c.model) for c in found.changes if not c.keeps_data]
+    named += [(w.project, w.model) for w in found.work] + [(one.project, one.model) for one in found.left]
+    return {p: list(dict.fromkeys(m for of, m in named if of == p)) for p in found.affected}
+
+
+def _codes(names: Iterable[str], limit: int = _NAMED) -> str:
+    """Models as a list, as far as a reader takes them in."""
+    every = list(names)
+    shown = [code(model_name(name)) for name in every[:limit]]
+    if len(every) > limit:
+        shown.append(f"{len(every) - limit} more")
+    return (
+        shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else "no model"
+    )
 
 
 def _computed(found: Analysis) -> str:
-    if not found.work:
-        return "nothing"
-    hulls = [w.range.hull for w in found.work]
-    known = [h for h in hulls if h is not None]
-    span = (
-        f"from {instant(min(h.start for h in known))} to {instant(max(h.end for h in known))}"
-        if known
+    left = (
+        f"⚠️ Not {_codes(one.model for one in found.left)}: computed before, and nobody does it again by itself (see below)"
+        if found.left
         else ""
     )
-    about = f", about {length(found.expected)} of evaluation" if found.expected is not None else ""
-    left = f"<br>⚠️ {counted(len(found.left), 'model')} stay as they were made" if found.left else ""
-    return f"{counted(len(found.work), 'model')}, {span}{about}{left}"
+    if not found.work:
+        return "<br>".join(filter(None, ["Nothing", left]))
+    known = [h for h in (w.range.hull for w in found.work) if h is not None]
+    names = list(dict.fromkeys(w.model for w in found.work))
+    every = {name for models in _affected(found).values() for name in models}
+    which = counted(len(names), "model")
+    which = (
+        f"{which}: {_codes(names, _SHOWN)}"
+        if set(names) != every or len(names) == 1
+        else f"The {which} above"
+    )
+    first = min((h.start for h in known), default=MIN_INSTANT)
+    rows = "all rows" if first == MIN_INSTANT else f"rows from {instant(first)} on"
+    about = f"about {length(found.expected)} in all, by how long it took last" if found.expected else ""
+    return "<br>".join(filter(None, [which, "; ".join(filter(None, [rows, about])), left]))
 
 
 def _when(found: Analysis) -> str:
-    if not found.work:
-        return "at once"
-    lines: list[str] = []
-    for project in found.affected:
-        works = [w for w in found.work if w.project == project]
-        if not works:
-            continue
-        firsts = [w.first_at for w in works if w.first_at is not None]
-        begin = f"from {instant(min(firsts))}" if firsts else "not before somebody does something"
-        if firsts and min(firsts) <= found.now:
-            begin = "with the deploy"
-        ends = [w.complete_at for w in works]
-        whole = [e for e in ends if e is not None]
-        if len(whole) < len(ends):
-            rest = ", some of it not before somebody does something" if firsts else ""
-        else:
-            rest = f", complete at {instant(max(whole))} at the earliest" if max(whole) > found.now else ""
-        lines.append(f"**{_plain(project)}**: {begin}{rest}")
-    return "<br>".join(lines)
+    """A line for each deploy, and for the runs of each project."""
+    doers: dict[tuple[str, str], list[Work]] = {}
+    for one in found.work:
+        doers.setdefault((one.by, one.doer), []).append(one)
+    place = {project: at for at, project in enumerate((*found.order.projects, *found.affected))}
+    ordered = sorted(doers, key=lambda key: (key[0] == "run", place.get(key[1], -1)))
+    lines = [_span(by, plain(doer), doers[by, doer], found) for by, doer in ordered]
+    return "<br>".join(lines) or "There is nothing to wait for"
+
+
+def _span(by: str, doer: str, works: Sequence[Work], found: Analysis) -> str:
+    """What one deploy, or the runs of one project, do from when to when."""
+    names = list(dict.fromkeys(w.model for w in works))
+    which = _codes(names) if len(names) < len({w.model for w in found.work}) else "all of it"
+    again = " once more" if all(w.again for w in works) else ""
+    # What an earlier deploy computes and a later one again is told with the later one.
+    last = (
+        ", the last of them,"
+        if len(found.projects) > 1 and doer in map(plain, found.order.projects[-1:])
+        else ""
+    )
+    who = f"When **{doer}**{last} is deployed" if by == "deploy" else f"By the runs of **{doer}**"
+    firsts = [w.first_at for w in works if w.first_at is not None]
+    ends = [w.complete_at for w in works if w.complete_at is not None]
+    if not firsts:
+        return f"{who}, but not before somebody does something (see below): {which}{again}"
+    begin, end = min(firsts), max(ends, default=None)
+    since = "" if by == "deploy" and begin <= found.now else f", from {instant(begin)} on"
+    if len(ends) < len(works):
+        until = "; some of it not before somebody does something (see below)"
+    elif end is not None and end > max(begin, found.now):
+        until = f", done by {instant(end)} at the earliest"
+    else:
+        until = ""
+    return f"{who}{since}{until}: {which}{again}"
 
 
 def _order(found: Analysis) -> str:
-    said = [_plain(say.order(found))]
-    said += [_plain(say.precedence(p)) for p in found.order.precedences[:_SHOWN]]
-    return "<br>".join(said)
+    projects = [f"**{plain(p)}**" for p in found.order.projects]
+    if not projects:
+        return "There is nothing to deploy"
+    if found.order.state == "none":
+        said = plain(say.order(found))
+        return "<br>".join([f"{said[0].upper()}{said[1:]}", *_reasons(found)])
+    if found.refusals:
+        return "<br>".join(["None, before what stands above is mended", *_reasons(found)])
+    if len(projects) == 1:
+        alone = "<br>No other repository has to be merged for it" if len(found.affected) > 1 else ""
+        return f"Only {projects[0]}: merge, then deploy it{alone}"
+    listed = "<br>".join(f"{place}. {name}" for place, name in enumerate(projects, start=1))
+    if found.order.state == "any":
+        return f"Any order is right. Parents first:<br>{listed}"
+    return "<br>".join([f"Merge and deploy one after the other:<br>{listed}", *_reasons(found)])
 
 
-def _models(found: Analysis) -> list[str]:
-    if not found.changes and not found.work:
-        return []
+def _reasons(found: Analysis) -> list[str]:
+    said = [plain(say.precedence(p)) for p in found.order.precedences[:_SHOWN]]
+    more = len(found.order.precedences) - len(said)
+    return [*said, f"and {counted(more, 'more reason')}"] if more else said
+
+
+# What is folded
+
+
+def _names(found: Analysis) -> list[str]:
+    return list(dict.fromkeys([*(c.model for c in found.changes), *(w.model for w in found.work)]))
+
+
+def _models(found: Analysis) -> tuple[tuple[str, ...], ...]:
     changes = {c.model: c for c in found.changes}
-    names = dict.fromkeys([*changes, *(w.model for w in found.work)])
-    head = [_row("model", "project", "change", "why", "computed", "when"), "|---|---|---|---|---|---|"]
-    return [*head, *(_model(name, changes.get(name), found) for name in names)]
+    return tuple((_model(name, changes.get(name), found),) for name in _names(found))
 
 
 def _model(name: str, change: Change | None, found: Analysis) -> str:
@@ -186,92 +311,28 @@ def _model(name: str, change: Change | None, found: Analysis) -> str:
     else:
         project, how = works[0].project, "stale"
         why = f"reads {say.models(dict.fromkeys(p for w in works for p in w.because))}"
-    when = [
-        said
-        for w in works
-        for said in (say.when(w, found.now), *(say.hindrance(h, found.now) for h in w.hindrances))
-    ]
-    return _row(
-        _code(model_name(name)), _plain(project), _plain(how), _plain(why),
-        "<br>".join(_plain(say.work(w)) for w in works), "<br>".join(map(_plain, when)),
+    when: list[str] = []
+    for one in works:
+        held = [say.hindrance(h, found.now) for h in one.hindrances]
+        more = [f"and {len(held) - _NAMED} more hindrances"] if len(held) > _NAMED else []
+        when += [say.when(one, found.now), *held[:_NAMED], *more]
+    return row(
+        code(model_name(name)), plain(project), plain(how), plain(why),
+        "<br>".join(plain(say.work(w)) for w in works), "<br>".join(map(plain, when)),
     )  # fmt: skip
 
 
-def _boundaries(found: Analysis) -> list[str]:
-    if not found.boundaries:
-        return []
-    rows = [
-        _row(f"{_code(model_name(b.parent))} of {_plain(b.parent_project)}", _plain(say.boundary(b)))
+def _boundaries(found: Analysis) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        (row(f"{code(model_name(b.parent))} of {plain(b.parent_project)}", plain(say.boundary(b))),)
         for b in found.boundaries
-    ]
-    return [_row("read", "by"), "|---|---|", *rows]
+    )
 
 
-def _left(found: Analysis) -> list[str]:
-    lines: list[str] = []
+def _left(found: Analysis) -> tuple[tuple[str, ...], ...]:
+    items: list[tuple[str, ...]] = []
     for one in found.left:
-        lines.append(f"- {_code(model_name(one.model))} of {_plain(one.project)}: {_plain(say.left(one))}")
-        if command := say.ask(one):
-            lines.append(f"  → {_code(command)}")
-    return lines
-
-
-def _bullets(said: Iterable[str]) -> list[str]:
-    return [f"- {_plain(one)}" for one in said]
-
-
-# The diagram
-
-
-def _diagram(found: Analysis) -> list[str]:
-    """Who reaches whom, projects as boxes; Mermaid, which GitHub draws."""
-    edges = sorted({(r.parent, c.model) for c in found.changes for r in c.reasons})
-    edges += [(b.parent, b.child) for b in found.boundaries if (b.parent, b.child) not in set(edges)]
-    edges += [
-        (p, w.model)
-        for w in found.work
-        for p in w.because
-        if w.why == "stale" and (p, w.model) not in set(edges)
-    ]
-    names = dict.fromkeys([*(c.model for c in found.changes), *(n for edge in edges for n in edge)])
-    if len(names) < 2:
-        return []
-    if len(names) > _DRAWN:
-        return [f"{counted(len(names), 'model')}: too many to draw."]
-    owners = {c.model: c.project for c in found.changes} | {w.model: w.project for w in found.work}
-    for b in found.boundaries:
-        owners |= {b.parent: b.parent_project, b.child: b.child_project}
-    keys = {name: f"m{place}" for place, name in enumerate(sorted(names))}
-    lines = ["```mermaid", "flowchart LR"]
-    for place, project in enumerate(sorted(set(owners.values()))):
-        lines.append(f'  subgraph p{place}["{_label(project)}"]')
-        lines += [
-            f'    {keys[name]}["{_label(model_name(name))}"]'
-            for name in sorted(keys)
-            if owners.get(name) == project
-        ]
-        lines.append("  end")
-    lines += [f"  {keys[a]} --> {keys[b]}" for a, b in sorted(set(edges)) if a in keys and b in keys]
-    return [*lines, *_styles(found, keys), "```"]
-
-
-def _styles(found: Analysis, keys: dict[str, str]) -> Iterator[str]:
-    own = [keys[c.model] for c in found.changes if c.how != "indirect" and c.model in keys]
-    reached = [keys[w.model] for w in found.work if w.model in keys and keys[w.model] not in own]
-    left = [keys[one.model] for one in found.left if one.model in keys and keys[one.model] not in own]
-    for name, style, members in (
-        ("changed", "fill:#ffe3b3,stroke:#b36b00,color:#000", own),
-        ("reached", "fill:#dbeafe,stroke:#1d4ed8,color:#000", reached),
-        ("left", "fill:#f3f4f6,stroke:#6b7280,stroke-dasharray:4,color:#000", left),
-    ):
-        if members:
-            yield f"  classDef {name} {style}"
-            yield f"  class {_joined(members)} {name}"
-
-
-def _joined(members: Sequence[str]) -> str:
-    return ",".join(sorted(set(members), key=lambda key: int(key[1:])))
-
-
-def _label(text: str) -> str:
-    return text.replace('"', "'").replace("[", "(").replace("]", ")")
+        said = f"- {code(model_name(one.model))} of {plain(one.project)}: {plain(say.left(one))}"
+        command = say.ask(one)
+        items.append((said, f"  → {code(command)}") if command else (said,))
+    return tuple(items)
