@@ -224,4 +224,28 @@ OF_PYTHON = (
         "bridge/scheduler.py",
         ("return {s: [] for s in fresh} | result", "return result"),
     ),
+    python(
+        "environments: what begins is as settled as where the same is promoted",
+        "test_verification.py::test_an_environment_that_begins_is_settled_as_another_that_has_the_same[True]",
+        "coordinator/staleness.py",
+        ("known = _stale_elsewhere(ledger, environment, graph, met)", "known = {}"),
+    ),
+    python(
+        "environments: not where it reads something else",
+        "test_verification.py::test_an_environment_that_begins_is_settled_as_another_that_has_the_same[False]",
+        "coordinator/staleness.py",
+        ("graph[n].version == other[n].version and ", ""),
+    ),
+    python(
+        "environments: production's tables have no preview",
+        "test_environments.py::test_a_dev_environment_made_after_a_change_that_breaks_nothing_is_settled",
+        "bridge/project.py",
+        ("if not snapshot.is_paused and", "if False and"),
+    ),
+    python(
+        "environments: nothing follows from a preview",
+        "test_verification.py::test_nothing_follows_from_what_an_environment_only_previews",
+        "coordinator/plan.py",
+        ("planned = planned.previewed()", "pass"),
+    ),
 )

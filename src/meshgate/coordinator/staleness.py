@@ -276,7 +276,8 @@ def after_promotion(
     A promotion gives everything that a new version holds a new revision: whoever has read the old one is stale then.
     Not where the change breaks nothing and the old version held the same: computed from the same parents, with nothing
     known to be wrong with it. What the new version itself, and its readers in the same plan, had read is judged by the
-    new graph, before the revisions are gone.
+    new graph, before the revisions are gone. What is new to the environment, and the same in another one, is as settled
+    as it is there.
 
     Args:
         ledger: Holds revisions and what is promoted so far.
@@ -284,34 +285,36 @@ def after_promotion(
         graph: What it is going to promote.
         unbroken: By model: the older versions of which the present one is no breaking change.
     """
-    if environment not in ledger.environments():
-        return None
-    old = ledger.manifest(environment)
-    changed = {
-        n for n, node in graph.nodes.items() if n in old.version_ids and old.graph[n].version != node.version
-    }
+    old = ledger.manifest(environment) if environment in ledger.environments() else None
+    nodes, was_ids = (old.graph.nodes, old.version_ids) if old is not None else ({}, {})
+    changed = {n for n, node in graph.nodes.items() if n in was_ids and nodes[n].version != node.version}
     others = {
-        n for n in graph.nodes if n in old.version_ids and set(graph.gates(n)) != set(old.graph.gates(n))
+        n
+        for n in graph.nodes
+        if old is not None and n in was_ids and set(graph.gates(n)) != set(old.graph.gates(n))
     }
-    if not changed and not others:
+    met = changed | {n for n, node in graph.nodes.items() if n not in was_ids and node.kind.recorded}
+    known = _stale_elsewhere(ledger, environment, graph, met)
+    if not changed and not others and not known:
         return None
     ids = {n: ledger.register_version(node) for n, node in graph.nodes.items() if node.kind.recorded}
-    before = find(ledger, environment, old.graph, old.version_ids)
+    before = {} if old is None else find(ledger, environment, old.graph, was_ids)
     now = find(ledger, environment, graph, ids)
-    states = ledger.states({*ids.values(), *old.version_ids.values()})
+    states = ledger.states({*ids.values(), *was_ids.values()})
     kept: dict[str, IntervalSet] = {}
     for name in changed & set(ids):
-        was = states[old.version_ids[name]]
+        was = states[was_ids[name]]
         wrong = [s.interval for s in before.get(name, ())] + [m.interval for m in was.marks]
-        same = old.graph[name].version in unbroken.get(name, ())
+        same = nodes[name].version in unbroken.get(name, ())
         now_is = states[ids[name]]
         # What a person took as it was is no result of the query, of whichever version.
         taken = was.accepted | now_is.accepted
         kept[name] = (was.covered & now_is.covered) - IntervalSet(wrong) - taken if same else IntervalSet()
     found: dict[str, IntervalSet] = {}
     for name, key in ids.items():
-        if name in changed or name not in old.version_ids:
-            found[name] = IntervalSet.everything() - IntervalSet(s.interval for s in now.get(name, ()))
+        if name in changed or name not in was_ids:
+            stale = IntervalSet(s.interval for s in now.get(name, ()))
+            found[name] = IntervalSet.everything() - (stale & known.get(name, stale))
         elif name not in others:
             stale = IntervalSet(s.interval for s in before.get(name, ()))
             for gate in graph.gates(name):
@@ -321,3 +324,40 @@ def after_promotion(
                     stale |= readers_of(graph[name], parent, gate.window, other, states[key].covered)
             found[name] = IntervalSet.everything() - stale
     return found
+
+
+def _stale_elsewhere(
+    ledger: Ledger, environment: str, graph: MeshGraph, names: Container[str]
+) -> dict[str, IntervalSet]:
+    """What is stale of some models in another environment that has the same of them and of all that they read.
+
+    Whether data are what would be computed from what is read now has nothing to do with who looks: what is settled
+    there is settled for whoever promotes the same. Models that are the same nowhere else are left out.
+    """
+    found: dict[str, IntervalSet] = {}
+    for name in ledger.environments():
+        manifest = ledger.manifest(name)
+        same = [
+            n
+            for n in graph.order()
+            if n in names and n in manifest.version_ids and _same(graph, manifest.graph, n)
+        ]
+        if name == environment or not same:
+            continue
+        stale = find(ledger, name, manifest.graph, manifest.version_ids)
+        for n in same:
+            there = IntervalSet(s.interval for s in stale.get(n, ()))
+            found[n] = found.get(n, there) & there
+    return found
+
+
+def _same(graph: MeshGraph, other: MeshGraph, name: str) -> bool:
+    """Whether a model reads the same as in another graph, and is the same there."""
+    gates = graph.gates(name)
+    if set(gates) != set(other.gates(name)):
+        return False
+    here, there = graph[name], other[name]
+    return here.depends_on_past == there.depends_on_past and all(
+        graph[n].version == other[n].version and other[n].life.contains(graph[n].life)
+        for n in (name, *(gate.parent for gate in gates))
+    )
