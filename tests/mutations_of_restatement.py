@@ -28,12 +28,22 @@ OF_RESTATEMENT = (
     sql(
         "restatement: a mark that is there is not made anew",
         f"{R}looking_at_an_environment_again_does_not_ask_again",
-        ("m.kind = 'requested' AND m.revision >= q.revision), '{}')) LOOP", "false), '{}')) LOOP"),
+        ("m.kind = 'requested' AND m.revision >= q.revision), '{}');", "false), '{}');"),
     ),
     sql(
         "restatement: cancelling leaves what another request wants",
         f"{R}cancelling_one_of_two_requests_leaves_the_other_as_it_was",
-        ("WHERE o.model_id = q.model_id AND o.cancelled_at IS NULL), '{}'))", "WHERE false), '{}'))"),
+        ("WHERE o.model_id = q.model_id AND o.cancelled_at IS NULL), '{}')", "WHERE false), '{}')"),
+    ),
+    sql(
+        "restatement: cancelling leaves what was accepted and undone",
+        f"{R}cancelling_a_request_leaves_what_was_accepted_and_undone[False]",
+        ("                   - meshgate.undone_time(v.version_id)) AS span", "                   ) AS span"),
+    ),
+    sql(
+        "restatement: a request over what was accepted and undone does not hide it",
+        f"{R}cancelling_a_request_leaves_what_was_accepted_and_undone[True]",
+        ("CASE WHEN undone @> piece THEN", "CASE WHEN false THEN"),
     ),
     sql(
         "restatement: a table that merges is asked for as a whole",

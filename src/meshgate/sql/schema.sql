@@ -1557,22 +1557,34 @@ BEGIN
     RETURN coalesce(found, '{}');
 END $$;
 
+-- Where an acceptance was undone, and nothing was computed since: that is nobody's request, and no cancellation takes it back.
+CREATE FUNCTION meshgate.undone_time(p_version_id bigint) RETURNS tstzmultirange LANGUAGE sql STABLE AS $$
+    SELECT coalesce(range_agg(m.span), '{}') FROM meshgate.mark m
+    WHERE m.version_id = p_version_id AND m.kind = 'requested' AND m.detail ? 'undone';
+$$;
+
 -- Puts the marks that are still missing of what is requested: of a new request, and of a version that was promoted since.
 -- Whatever was read before the request is open until a commit that read later; marks only say so to the runs.
 CREATE FUNCTION meshgate.mark_requests(p_model_id bigint DEFAULT NULL) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     q record;
+    undone tstzmultirange;
+    missing tstzmultirange;
     piece tstzrange;
 BEGIN
     FOR q IN SELECT r.request_id, r.span, r.revision, r.reason, p.version_id
              FROM meshgate.request r JOIN (SELECT DISTINCT model_id, version_id FROM meshgate.promotion) p USING (model_id)
              WHERE r.cancelled_at IS NULL AND (p_model_id IS NULL OR r.model_id = p_model_id)
              ORDER BY r.request_id, p.version_id LOOP
-        FOR piece IN SELECT unnest(meshgate.requested_time(q.version_id, q.span, q.revision) - coalesce(
-                         (SELECT range_agg(m.span) FROM meshgate.mark m
-                          WHERE m.version_id = q.version_id AND m.kind = 'requested' AND m.revision >= q.revision), '{}')) LOOP
+        missing := meshgate.requested_time(q.version_id, q.span, q.revision) - coalesce(
+            (SELECT range_agg(m.span) FROM meshgate.mark m
+             WHERE m.version_id = q.version_id AND m.kind = 'requested' AND m.revision >= q.revision), '{}');
+        -- The newer mark takes the place of an older one: that an acceptance was undone there is true still.
+        undone := meshgate.undone_time(q.version_id);
+        FOR piece IN SELECT unnest(missing - undone) UNION ALL SELECT unnest(missing * undone) LOOP
             PERFORM meshgate.put_mark(q.version_id, piece, 'requested', NULL,
-                                      jsonb_build_object('request_id', q.request_id, 'cause', q.reason));
+                                      jsonb_build_object('request_id', q.request_id, 'cause', q.reason)
+                                      || CASE WHEN undone @> piece THEN jsonb_build_object('undone', true) ELSE '{}' END);
         END LOOP;
     END LOOP;
 END $$;
@@ -1644,7 +1656,7 @@ BEGIN
 END $$;
 
 -- Takes back what of a request was not begun. False where somebody had cancelled it before. What another request wants
--- too stays marked, with the mark that it has: an evaluation under way goes on to count.
+-- too stays marked, with the mark that it has: an evaluation under way goes on to count. So does what was accepted and undone.
 CREATE FUNCTION meshgate.cancel_request(p_request_id bigint, p_by text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     q meshgate.request;
@@ -1664,7 +1676,8 @@ BEGIN
         SELECT v.version_id, unnest(meshgate.requested_time(v.version_id, q.span) - coalesce(
                    (SELECT range_agg(wanted) FROM meshgate.request o,
                            unnest(meshgate.requested_time(v.version_id, o.span, o.revision)) AS wanted
-                    WHERE o.model_id = q.model_id AND o.cancelled_at IS NULL), '{}')) AS span
+                    WHERE o.model_id = q.model_id AND o.cancelled_at IS NULL), '{}')
+                   - meshgate.undone_time(v.version_id)) AS span
         FROM meshgate.version v WHERE v.model_id = q.model_id
           AND EXISTS (SELECT FROM meshgate.mark m WHERE m.version_id = v.version_id AND m.kind = 'requested')
         ORDER BY 1, 2
@@ -1882,7 +1895,7 @@ BEGIN
                  WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
                    AND c.span && p_span AND c.verdict = 'accepted' ORDER BY c.span LOOP
         PERFORM meshgate.put_mark(p_version_id, found.span, 'requested', NULL, jsonb_build_object(
-            'cause', 'its acceptance was undone', 'by', p_by));
+            'cause', 'its acceptance was undone', 'by', p_by, 'undone', true));
         PERFORM pg_notify('meshgate', p_version_id::text);
         RETURN NEXT found.span;
     END LOOP;
