@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutation import G, python
+from mutation import G, python, sql
 
 OF_PYTHON = (
     python(
@@ -247,5 +247,40 @@ OF_PYTHON = (
         "test_verification.py::test_nothing_follows_from_what_an_environment_only_previews",
         "coordinator/plan.py",
         ("planned = planned.previewed()", "pass"),
+    ),
+    python(
+        "horizon: hour by hour",
+        "test_staleness.py::test_the_horizon_is_judged_hour_by_hour",
+        "coordinator/staleness.py",
+        (
+            "return IntervalSet([stale.interval]) & self.behind(node, stale.since)",
+            "return IntervalSet([stale.interval]) if stale.since - stale.interval.end > (self.horizon or _COLD) else IntervalSet()",
+        ),
+    ),
+    python(
+        "horizon: in the run that is the cause",
+        "test_staleness.py::test_the_horizon_is_judged_hour_by_hour",
+        "coordinator/staleness.py",
+        ("        time -= policy.behind(node, present)\n", ""),
+    ),
+    python(
+        "horizon: what was within it once",
+        "test_staleness.py::test_what_was_within_the_horizon_once_is_done_whatever_comes_after",
+        "coordinator/staleness.py",
+        ("policy.too_old(node, s) - spared(s)", "policy.too_old(node, s)"),
+    ),
+    python(
+        "horizon: not by what was read",
+        "test_staleness.py::test_what_was_within_the_horizon_once_is_done_whatever_comes_after",
+        "coordinator/staleness.py",
+        (" - policy.behind(node, change.at)", ""),
+    ),
+    sql(
+        "horizon: late rows are of when they came",
+        "test_staleness.py::test_late_rows_of_a_dimension_are_judged_by_when_they_came",
+        (
+            "p_revision AS revision, meshgate.clock() AS committed_at",
+            "p_revision AS revision, cut.committed_at",
+        ),
     ),
 )

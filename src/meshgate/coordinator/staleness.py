@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meshgate.graph import MeshGraph, ModelNode
-    from meshgate.ledger import Ledger, Manifest, VersionState
+    from meshgate.ledger import Change, Ledger, Manifest, VersionState
     from meshgate.ledger.record import Gate
 
 _ZERO = timedelta(0)
@@ -53,24 +53,24 @@ class Policy:
         """
         return self.reprocess and (node.kind.time_partitioned or node.kind.reads_everything)
 
-    def too_old(self, stale: Stale) -> bool:
-        """Whether its parent was computed again only when that time lay behind the horizon.
+    def behind(self, node: ModelNode, at: datetime) -> IntervalSet:
+        """What of a model's time lay behind the horizon at an instant: the units whose ends did."""
+        if self.horizon is None:
+            return IntervalSet()
+        return IntervalSet.of(MIN_INSTANT, node.unit.previous(node.unit.ceil(at - self.horizon)))
 
-        Judged by when the parent was committed, not by when the work gets its turn: a backlog must not age into silence.
+    def too_old(self, node: ModelNode, stale: Stale) -> IntervalSet:
+        """What of stale time lay behind the horizon when its parent was computed again.
+
+        Not when the work gets its turn: a backlog must not age into silence.
         """
-        return (
-            self.horizon is not None
-            and stale.since is not None
-            and stale.since - stale.interval.end > self.horizon
-        )
+        if stale.since is None:
+            return IntervalSet()
+        return IntervalSet([stale.interval]) & self.behind(node, stale.since)
 
     def leaves(self, node: ModelNode, now: datetime) -> IntervalSet:
         """What of a model's time is not computed again by itself, if its parents were computed again now."""
-        if not self.redoes(node):
-            return IntervalSet.everything()
-        if self.horizon is None:
-            return IntervalSet()
-        return IntervalSet.of(MIN_INSTANT, node.unit.floor(now - self.horizon))
+        return self.behind(node, now) if self.redoes(node) else IntervalSet.everything()
 
     def again_at(self, node: ModelNode, read_at: datetime | None, now: datetime) -> datetime | None:
         """Before when stale time is not computed again; None: at once."""
@@ -106,7 +106,14 @@ def find(
         span = IntervalSet([pair.parent_interval]).clip(parent.life.start, parent.life.end)
         for piece in readers_of(child, parent, gate.window, span, IntervalSet([pair.interval])):
             found.setdefault(child.name, []).append(
-                Stale(piece, parent.name, pair.parent_interval, pair.since, pair.read_at)
+                Stale(
+                    piece,
+                    parent.name,
+                    pair.parent_interval,
+                    pair.since,
+                    pair.read_at,
+                    read_revision=pair.read_revision,
+                )
             )
     return {name: tuple(pairs) for name, pairs in found.items()}
 
@@ -181,7 +188,12 @@ def _reach(child: ModelNode, parent: ModelNode, gate: Edge) -> tuple[timedelta |
 
 
 def judged(
-    stale: Iterable[Stale], node: ModelNode, policy: Policy, present: datetime, refreshed_at: datetime | None
+    stale: Iterable[Stale],
+    node: ModelNode,
+    policy: Policy,
+    present: datetime,
+    refreshed_at: datetime | None,
+    spared: Callable[[Stale], IntervalSet] = lambda _: IntervalSet(),
 ) -> tuple[Stale, ...]:
     """What a policy makes of a model's stale time.
 
@@ -191,16 +203,52 @@ def judged(
         policy: Of its project.
         present: By which it is judged when it may be computed again, UTC.
         refreshed_at: When a table that is computed as a whole was read last, UTC.
+        spared: What of it was within the horizon when its parent was computed again before that.
     """
     whole = node.kind.as_of
     found: list[Stale] = []
     for s in stale:
-        if not policy.redoes(node) or policy.too_old(s):
+        if not policy.redoes(node):
             found.append(attrs.evolve(s, accepted=True))
-        else:
-            again_at = policy.again_at(node, refreshed_at if whole else s.read_at, present)
-            found.append(attrs.evolve(s, again_at=again_at))
+            continue
+        left = policy.too_old(node, s) - spared(s)
+        again_at = policy.again_at(node, refreshed_at if whole else s.read_at, present)
+        found += [attrs.evolve(s, interval=piece, accepted=True) for piece in left]
+        rest = IntervalSet([s.interval]) - left
+        found += [attrs.evolve(s, interval=piece, again_at=again_at) for piece in rest]
     return tuple(found)
+
+
+def _spared(
+    ledger: Ledger, manifest: Manifest, node: ModelNode, policy: Policy, stale: Iterable[Stale]
+) -> Callable[[Stale], IntervalSet]:
+    """What of stale time was within the horizon when a parent was computed again that was computed once more since.
+
+    What is recorded of the parent tells only the last time. The history tells the others, as long as it goes back.
+    """
+    graph = manifest.graph
+    old = [s for s in stale if policy.redoes(node) and policy.too_old(node, s)]
+    made: dict[str, tuple[Change, ...]] = {}
+    for name in {s.parent for s in old}:
+        hull = IntervalSet(s.parent_interval for s in old if s.parent == name).hull
+        assert hull is not None  # noqa: S101 - each has an interval
+        first = min(s.read_revision for s in old if s.parent == name)
+        made[name] = ledger.changes(manifest.version_ids[name], hull, first)
+
+    def spared(s: Stale) -> IntervalSet:
+        parent, found, time = graph[s.parent], IntervalSet(), IntervalSet([s.interval])
+        for gate in (*graph.gates(node.name), *_itself(node)):
+            for change in made.get(s.parent, ()) if gate.parent == s.parent else ():
+                if change.revision > s.read_revision:
+                    span = (change.time & IntervalSet([s.parent_interval])).clip(
+                        parent.life.start, parent.life.end
+                    )
+                    found |= readers_of(node, parent, gate.window, span, time) - policy.behind(
+                        node, change.at
+                    )
+        return found
+
+    return spared
 
 
 def states_of(
@@ -223,7 +271,9 @@ def states_of(
         refreshed = max((s.read_at for s in found if s.read_at), default=None)
         if node.kind.as_of:
             refreshed = states[key].last_read or refreshed
-        states[key] = attrs.evolve(states[key], stale=judged(found, node, policies(node), present, refreshed))
+        policy = policies(node)
+        spared = _spared(ledger, manifest, node, policy, found)
+        states[key] = attrs.evolve(states[key], stale=judged(found, node, policy, present, refreshed, spared))
     return states
 
 
@@ -236,8 +286,7 @@ def rested_by(
         policy = policies(node)
         if not policy.redoes(node):
             return IntervalSet()
-        if policy.horizon is not None:
-            time = IntervalSet(piece for piece in time if present - piece.end <= policy.horizon)
+        time -= policy.behind(node, present)
         throttle = period(node, present) if policy.throttle is None else policy.throttle
         lately = ledger.read_lately(manifest.version_ids[node.name], present - throttle)
         return (IntervalSet() if lately else time) if node.kind.as_of else time - lately

@@ -13,8 +13,8 @@
 --   hold      (model, range): kept from readers by a person, until released; or by a policy, until written again
 --   request   (model, range): somebody asked for it to be computed again; marks carry it to the versions
 --   observation   what a source looked like when a project's run last looked: count and latest change by time
---   event     append-only history for people and alerts; nothing is decided from it, but it tells enough to derive
---             coverage, marks and dirty spans anew: `meshgate verify` does
+--   event     append-only history for people and alerts; nothing is decided from it but what `stale_horizon` lets be, and it
+--             tells enough to derive coverage, marks and dirty spans anew: `meshgate verify` does
 --
 -- RULES THAT EVERY FUNCTION BELOW KEEPS
 --
@@ -355,7 +355,7 @@ CREATE FUNCTION meshgate.carve_coverage(p_version_id bigint, p_span tstzrange) R
     FROM cut, unnest(tstzmultirange(cut.span) - tstzmultirange(p_span)) AS piece;
 $$;
 
--- What is recorded of a version from an instant on was changed: it was made at this revision, though read when it was.
+-- What is recorded of a version from an instant on was changed: it was made now, at this revision, though read when it was.
 CREATE FUNCTION meshgate.restamp(p_version_id bigint, p_from timestamptz, p_revision bigint) RETURNS void LANGUAGE sql VOLATILE AS $$
     WITH cut AS (
         DELETE FROM meshgate.coverage c
@@ -366,9 +366,9 @@ CREATE FUNCTION meshgate.restamp(p_version_id bigint, p_from timestamptz, p_revi
                                    rows, committed_at, mirrored_at, read_at, merged, touched_revision)
     SELECT cut.version_id, part.piece, part.revision, cut.read_revision, cut.run_id, cut.verdict, cut.audits,
            CASE WHEN part.piece = cut.span THEN cut.duration END, CASE WHEN part.piece = cut.span THEN cut.rows END,
-           cut.committed_at, cut.mirrored_at, cut.read_at, cut.merged, cut.touched_revision
-    FROM cut, LATERAL (SELECT cut.span * tstzrange(p_from, NULL) AS piece, p_revision AS revision
-                       UNION ALL SELECT cut.span * tstzrange(NULL, p_from), cut.revision) part
+           part.committed_at, cut.mirrored_at, cut.read_at, cut.merged, cut.touched_revision
+    FROM cut, LATERAL (SELECT cut.span * tstzrange(p_from, NULL) AS piece, p_revision AS revision, meshgate.clock() AS committed_at
+                       UNION ALL SELECT cut.span * tstzrange(NULL, p_from), cut.revision, cut.committed_at) part
     WHERE NOT isempty(part.piece);
 $$;
 
