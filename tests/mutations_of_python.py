@@ -273,7 +273,7 @@ OF_PYTHON = (
         "horizon: not by what was read",
         "test_staleness.py::test_what_was_within_the_horizon_once_is_done_whatever_comes_after",
         "coordinator/staleness.py",
-        (" - policy.behind(node, change.at)", ""),
+        ("policy.behind(\n                        node, change.at\n                    )", "IntervalSet()"),
     ),
     sql(
         "horizon: late rows are of when they came",

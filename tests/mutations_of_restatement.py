@@ -214,4 +214,16 @@ OF_RESTATEMENT = (
         "test_environments.py::test_a_dev_environment_that_goes_back_changes_nothing_in_production[breaking]",
         ("WHERE changed IS NOT NULL LOOP\n", "WHERE false LOOP\n"),
     ),
+    python(
+        "restatement: each project has as many turns as it needs",
+        "test_environments.py::test_now_runs_a_project_again_that_reads_what_another_makes_of_its_own",
+        "coordinator/restate.py",
+        ("if waiting.isdisjoint(step.because):", "if True:"),
+    ),
+    python(
+        "restatement: what is open is listed",
+        f"{R}an_open_request_is_listed_however_many_came_after_it",
+        "sql/queries.sql",
+        (" OR q.cancelled_at IS NULL AND NOT isempty(q.missing)", ""),
+    ),
 )

@@ -245,3 +245,17 @@ def test_a_dev_environment_made_after_a_change_that_breaks_nothing_is_settled(du
         assert done(mesh, "downstream", "dev", 180) == {other: later}
         assert mesh.verify().differences == ()
     assert (duck.table("lake.gold"), duck.table("lake__dev.other")) == (source(duck, 180), source(duck, 180))
+
+
+def test_now_runs_a_project_again_that_reads_what_another_makes_of_its_own(duck: DuckMesh) -> None:
+    """`restate --apply --now`: upstream, downstream that reads it, and upstream's table that reads that.
+
+    Fails where each project has one turn.
+    """
+    duck.write("upstream", "back", copied("lake.back", "lake.gold"))
+    with duck.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+        found = mesh.restate("lake.bronze", span(0, 5), reason="late", by="tester", apply=True)
+        assert found.projects == ("upstream", "downstream", "upstream")
+        did = [set(done(mesh, project, "prod", 60)) for project in found.projects]
+        assert did == [{BRONZE, SILVER}, {GOLD}, {'"house"."lake"."back"'}]

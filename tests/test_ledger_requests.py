@@ -256,6 +256,15 @@ def test_cancelling_a_request_leaves_what_was_accepted_and_undone(scene: Scene, 
         assert compare(collect(still)) == ()
 
 
+def test_an_open_request_is_listed_however_many_came_after_it(scene: Scene) -> None:
+    """Of those that are done or cancelled only the newest are."""
+    version, run = promoted(scene)
+    keys = [ask(scene, span(cell, cell + 1)) for cell in range(5)]
+    scene.record(run, version, span(2, 5))
+    scene.ledger.cancel_request(keys[0], "bob")
+    assert [r.request_id for r in scene.ledger.requests("prod", limit=2)] == [keys[4], keys[3], keys[1]]
+
+
 # Deploys
 
 

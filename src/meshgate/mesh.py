@@ -334,7 +334,7 @@ class Mesh:
         return analyze(self._bench, checkouts, environment=environment, now=now)
 
     def requests(self, *, environment: str | None = None) -> tuple[Request, ...]:
-        """The newest requests for restatement, newest first, each with its progress."""
+        """The newest requests for restatement, and all that are open, newest first, each with its progress."""
         from meshgate.coordinator.restate import requests
 
         return requests(self._bench, environment)

@@ -292,15 +292,18 @@ SELECT meshgate.request_ranges(%(models)s, %(spans)s::tstzrange[], %(reason)s, %
 SELECT meshgate.cancel_request(%(request_id)s, %(by)s) AS cancelled;
 
 -- name: requests
--- Progress is read from coverage: marks of one kind are merged, and discharged ones are gone.
-SELECT q.request_id, m.name AS model, o.name AS project, q.span, q.reason, q.made_by, q.made_at, q.revision, q.cancelled_by,
-       q.cancelled_at, p.version_id,
-       ARRAY(SELECT unnest(meshgate.requested_time(p.version_id, q.span))) AS asked,
-       ARRAY(SELECT unnest(meshgate.requested_time(p.version_id, q.span, q.revision))) AS open
-FROM meshgate.request q JOIN meshgate.model m USING (model_id) JOIN meshgate.project o USING (project_id)
-JOIN meshgate.promotion p ON p.model_id = q.model_id AND p.environment = %(environment)s
-WHERE %(request_id)s::bigint IS NULL OR q.request_id = %(request_id)s
-ORDER BY q.request_id DESC LIMIT %(limit)s;
+-- Progress is read from coverage: marks of one kind are merged, and discharged ones are gone. What is open is listed however
+-- old it is.
+SELECT q.*, ARRAY(SELECT unnest(meshgate.requested_time(q.version_id, q.span))) AS asked, ARRAY(SELECT unnest(q.missing)) AS open
+FROM (
+    SELECT q.request_id, m.name AS model, o.name AS project, q.span, q.reason, q.made_by, q.made_at, q.revision, q.cancelled_by,
+           q.cancelled_at, p.version_id, meshgate.requested_time(p.version_id, q.span, q.revision) AS missing,
+           row_number() OVER (ORDER BY q.request_id DESC) AS place
+    FROM meshgate.request q JOIN meshgate.model m USING (model_id) JOIN meshgate.project o USING (project_id)
+    JOIN meshgate.promotion p ON p.model_id = q.model_id AND p.environment = %(environment)s
+    WHERE %(request_id)s::bigint IS NULL OR q.request_id = %(request_id)s) q
+WHERE q.place <= %(limit)s OR q.cancelled_at IS NULL AND NOT isempty(q.missing)
+ORDER BY q.request_id DESC;
 
 -- name: durations
 -- How long the last evaluations of versions took, and over how much time.
