@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutation import G, python
+from mutation import G, python, sql
 
 OF_PYTHON = (
     python(
@@ -150,8 +150,8 @@ OF_PYTHON = (
         "test_staleness_end_to_end.py::test_a_non_breaking_deploy_hides_no_staleness",
         "coordinator/staleness.py",
         (
-            "wrong = [s.interval for s in before.get(name, ())] + [m.interval for m in was.marks]",
-            "wrong = [m.interval for m in was.marks]",
+            "wrong = [s.interval for s in before.get(name, ())] + [m.interval for m in was_it.marks]",
+            "wrong = [m.interval for m in was_it.marks]",
         ),
     ),
     python(
@@ -216,12 +216,71 @@ OF_PYTHON = (
         "rule 7: what was accepted is not settled by a promotion",
         "test_histories.py::test_rule_07_an_accepted_hole_is_not_what_the_new_version_computed",
         "coordinator/staleness.py",
-        ("taken = was.accepted | now_is.accepted", "taken = IntervalSet()"),
+        ("taken = was_it.accepted | now_is.accepted", "taken = IntervalSet()"),
     ),
     python(
         "deploys: tables of which nothing is due yet",
         "test_environments.py::test_models_of_which_nothing_is_due_yet_are_deployed_empty[prod]",
         "bridge/scheduler.py",
         ("return {s: [] for s in fresh} | result", "return result"),
+    ),
+    python(
+        "environments: what begins is as settled as where the same is promoted",
+        "test_verification.py::test_an_environment_that_begins_is_settled_as_another_that_has_the_same[True]",
+        "coordinator/staleness.py",
+        ("known = _stale_elsewhere(ledger, environment, graph, met)", "known = {}"),
+    ),
+    python(
+        "environments: not where it reads something else",
+        "test_verification.py::test_an_environment_that_begins_is_settled_as_another_that_has_the_same[False]",
+        "coordinator/staleness.py",
+        ("graph[n].version == other[n].version and ", ""),
+    ),
+    python(
+        "environments: production's tables have no preview",
+        "test_environments.py::test_a_dev_environment_made_after_a_change_that_breaks_nothing_is_settled",
+        "bridge/project.py",
+        ("if not snapshot.is_paused and", "if False and"),
+    ),
+    python(
+        "environments: nothing follows from a preview",
+        "test_verification.py::test_nothing_follows_from_what_an_environment_only_previews",
+        "coordinator/plan.py",
+        ("planned = planned.previewed()", "pass"),
+    ),
+    python(
+        "horizon: hour by hour",
+        "test_staleness.py::test_the_horizon_is_judged_hour_by_hour",
+        "coordinator/staleness.py",
+        (
+            "return IntervalSet([stale.interval]) & self.behind(node, stale.since)",
+            "return IntervalSet([stale.interval]) if stale.since - stale.interval.end > (self.horizon or _COLD) else IntervalSet()",
+        ),
+    ),
+    python(
+        "horizon: in the run that is the cause",
+        "test_staleness.py::test_the_horizon_is_judged_hour_by_hour",
+        "coordinator/staleness.py",
+        ("        time -= policy.behind(node, present)\n", ""),
+    ),
+    python(
+        "horizon: what was within it once",
+        "test_staleness.py::test_what_was_within_the_horizon_once_is_done_whatever_comes_after",
+        "coordinator/staleness.py",
+        ("policy.too_old(node, s) - spared(s)", "policy.too_old(node, s)"),
+    ),
+    python(
+        "horizon: not by what was read",
+        "test_staleness.py::test_what_was_within_the_horizon_once_is_done_whatever_comes_after",
+        "coordinator/staleness.py",
+        ("policy.behind(\n                        node, change.at\n                    )", "IntervalSet()"),
+    ),
+    sql(
+        "horizon: late rows are of when they came",
+        "test_staleness.py::test_late_rows_of_a_dimension_are_judged_by_when_they_came",
+        (
+            "p_revision AS revision, meshgate.clock() AS committed_at",
+            "p_revision AS revision, cut.committed_at",
+        ),
     ),
 )

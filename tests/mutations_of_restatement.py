@@ -51,12 +51,22 @@ OF_RESTATEMENT = (
     sql(
         "restatement: a mark that is there is not made anew",
         f"{R}looking_at_an_environment_again_does_not_ask_again",
-        ("m.kind = 'requested' AND m.revision >= q.revision), '{}')) LOOP", "false), '{}')) LOOP"),
+        ("m.kind = 'requested' AND m.revision >= q.revision), '{}');", "false), '{}');"),
     ),
     sql(
         "restatement: cancelling leaves what another request wants",
         f"{R}cancelling_one_of_two_requests_leaves_the_other_as_it_was",
-        ("WHERE o.model_id = q.model_id AND o.cancelled_at IS NULL), '{}'))", "WHERE false), '{}'))"),
+        ("WHERE o.model_id = q.model_id AND o.cancelled_at IS NULL), '{}')", "WHERE false), '{}')"),
+    ),
+    sql(
+        "restatement: cancelling leaves what was accepted and undone",
+        f"{R}cancelling_a_request_leaves_what_was_accepted_and_undone[False]",
+        ("                   - meshgate.undone_time(v.version_id)) AS span", "                   ) AS span"),
+    ),
+    sql(
+        "restatement: a request over what was accepted and undone does not hide it",
+        f"{R}cancelling_a_request_leaves_what_was_accepted_and_undone[True]",
+        ("CASE WHEN undone @> piece THEN", "CASE WHEN false THEN"),
     ),
     sql(
         "restatement: a table that merges is asked for as a whole",
@@ -256,5 +266,17 @@ OF_RESTATEMENT = (
         "G5 a promotion elsewhere is no news here",
         "test_environments.py::test_a_dev_environment_that_goes_back_changes_nothing_in_production[breaking]",
         ("WHERE changed IS NOT NULL LOOP\n", "WHERE false LOOP\n"),
+    ),
+    python(
+        "restatement: each project has as many turns as it needs",
+        "test_environments.py::test_now_runs_a_project_again_that_reads_what_another_makes_of_its_own",
+        "coordinator/restate.py",
+        ("if waiting.isdisjoint(step.because):", "if True:"),
+    ),
+    python(
+        "restatement: what is open is listed",
+        f"{R}an_open_request_is_listed_however_many_came_after_it",
+        "sql/queries.sql",
+        (" OR q.cancelled_at IS NULL AND NOT isempty(q.missing)", ""),
     ),
 )

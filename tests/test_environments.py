@@ -222,3 +222,40 @@ def test_a_reader_in_dev_reads_again_what_dev_goes_back_to(duck: DuckMesh) -> No
         mesh.run("downstream", environment="dev", now=at(60))
         assert not mesh.verify().differences
     assert duck.sql("SELECT id, ts, value FROM lake__dev.gold ORDER BY id") == source(duck, 60)
+
+
+def test_a_dev_environment_made_after_a_change_that_breaks_nothing_is_settled(duck: DuckMesh) -> None:
+    """What production's readers need not read again, a reader that is new there need not either; each hour is computed once.
+
+    Fails where what begins takes over nothing, and where production's tables are held for previews.
+    """
+    duck.write("upstream", "silver", SILVER_TEXT.replace("value FROM", "value, 1 AS more FROM"))
+    duck.write("downstream", "other", copied("lake.other", "lake.gold"))
+    other = '"house"."lake"."other"'
+    with duck.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+        mesh.deploy("downstream", environment="dev", now=at(60))
+        assert [done(mesh, p, "dev", 60) for p in PROJECTS] == [{}, {}]
+        done(mesh, "upstream", "prod", 120)
+        assert done(mesh, "downstream", "dev", 120) == {GOLD: HOUR, other: HOUR}
+        assert [done(mesh, p, "prod", 120) for p in PROJECTS] == [{}, {}]
+        done(mesh, "upstream", "prod", 180)
+        later = IntervalSet([span(120, 180)])
+        assert done(mesh, "downstream", "prod", 180) == {GOLD: later}
+        assert done(mesh, "downstream", "dev", 180) == {other: later}
+        assert mesh.verify().differences == ()
+    assert (duck.table("lake.gold"), duck.table("lake__dev.other")) == (source(duck, 180), source(duck, 180))
+
+
+def test_now_runs_a_project_again_that_reads_what_another_makes_of_its_own(duck: DuckMesh) -> None:
+    """`restate --apply --now`: upstream, downstream that reads it, and upstream's table that reads that.
+
+    Fails where each project has one turn.
+    """
+    duck.write("upstream", "back", copied("lake.back", "lake.gold"))
+    with duck.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+        found = mesh.restate("lake.bronze", span(0, 5), reason="late", by="tester", apply=True)
+        assert found.projects == ("upstream", "downstream", "upstream")
+        did = [set(done(mesh, project, "prod", 60)) for project in found.projects]
+        assert did == [{BRONZE, SILVER}, {GOLD}, {'"house"."lake"."back"'}]

@@ -255,6 +255,35 @@ def test_a_cancelled_failure_is_still_a_failure(scene: Scene) -> None:
     assert {kind for kind, _ in scene.marks(version)} == {"failed"}
 
 
+@pytest.mark.parametrize("undone_first", [True, False])
+def test_cancelling_a_request_leaves_what_was_accepted_and_undone(scene: Scene, undone_first: bool) -> None:
+    """That is nobody's request: it is computed again all the same, whatever was asked before or since, and how often."""
+    version, run = promoted(scene, upto=2)
+    scene.attempt(run, version, span(2, 3))
+    scene.ledger.finish(run, "failed", {})
+    scene.ledger.accept(version, span(2, 3), lookback=None, reason="a hole", by="ann")
+    if undone_first:
+        assert list(scene.ledger.undo_accept(version, span(2, 3), by="ann"))
+    keys = [ask(scene, span(0, 3)), ask(scene, span(1, 4))]
+    if not undone_first:
+        assert list(scene.ledger.undo_accept(version, span(2, 3), by="ann"))
+    for key in keys:
+        assert requested(scene, version) == ({0, 1, 2} if key == keys[0] else {1, 2})
+        scene.ledger.cancel_request(key, "bob")
+    assert requested(scene, version) == {2}
+    with scene.ledger.still() as still:
+        assert compare(collect(still)) == ()
+
+
+def test_an_open_request_is_listed_however_many_came_after_it(scene: Scene) -> None:
+    """Of those that are done or cancelled only the newest are."""
+    version, run = promoted(scene)
+    keys = [ask(scene, span(cell, cell + 1)) for cell in range(5)]
+    scene.record(run, version, span(2, 5))
+    scene.ledger.cancel_request(keys[0], "bob")
+    assert [r.request_id for r in scene.ledger.requests("prod", limit=2)] == [keys[4], keys[3], keys[1]]
+
+
 # Deploys
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guarantee_mesh import AUDIT, BRONZE, DIMENSION, GOLD, SILVER, Mesh, minutes, node
-from meshgate.coordinator.staleness import Policy
+from meshgate.coordinator.staleness import Policy, find, rested_by
 from meshgate.graph import Edge, Kind, Window
 from meshgate.interval import IntervalSet, IntervalUnit
 from staleness_histories import DAILY, FACT, play
@@ -231,6 +231,68 @@ def test_what_lay_behind_the_horizon_when_its_parent_changed_is_only_reported(me
     assert mesh.run("down").committed[GOLD] == IntervalSet([minutes(60, 120), minutes(180, 300)])
     assert mesh.stale()[GOLD] == IntervalSet([minutes(0, 60)])
     assert mesh.plan().is_empty
+
+
+def test_the_horizon_is_judged_hour_by_hour(mesh: Mesh) -> None:
+    """However the parent and its reader were recorded; the preview, and a run that is the cause itself, judge the same.
+
+    Fails where what is stale is judged by its end, or `leaves` by another boundary.
+    """
+    mesh.policy = Policy(throttle=timedelta(0), horizon=timedelta(minutes=70))
+    caught_up(mesh, 300)
+    mesh.mark(SILVER, minutes(0, 300), "requested")
+    mesh.run("up")
+    within = IntervalSet([minutes(180, 300)])
+    assert mesh.of(GOLD).redo == within
+    everything = IntervalSet([minutes(0, 300)])
+    assert everything - mesh.policy.leaves(mesh.graph[GOLD], mesh.scene.now) == within
+    manifest = mesh.ledger.manifest("prod")
+    rested = rested_by(mesh.ledger, manifest, mesh.scene.now, lambda _: mesh.policy)
+    assert rested(mesh.graph[GOLD], everything) == within
+
+
+def test_what_was_within_the_horizon_once_is_done_whatever_comes_after(mesh: Mesh) -> None:
+    """Its parent is computed once more before its turn comes; what was beyond the horizon each time is only reported.
+
+    Fails without `_spared`.
+    """
+    mesh.policy = Policy(throttle=timedelta(0), horizon=timedelta(minutes=70))
+    caught_up(mesh, 180)
+    mesh.mark(SILVER, minutes(90, 95), "requested")
+    mesh.run("up")
+    mesh.time(300)
+    mesh.mark(SILVER, minutes(0, 180), "requested")
+    mesh.run("up")
+    assert mesh.of(GOLD).redo == IntervalSet([minutes(60, 120)])
+    assert IntervalSet([minutes(60, 120)]) <= mesh.run("down").committed[GOLD]
+    assert mesh.stale()[GOLD] == IntervalSet([minutes(0, 60), minutes(120, 180)])
+    assert mesh.plan().is_empty
+
+
+def test_late_rows_of_a_dimension_are_judged_by_when_they_came(ledger: Ledger) -> None:
+    """Not by when the time from which they hold was recorded first.
+
+    Fails where `restamp` leaves the instant as it was.
+    """
+    mesh = Mesh(
+        ledger,
+        ([node(KEYED, "up", "hour", Kind.SCD_TYPE_2), node(FACT, "down", "hour")], [Edge(FACT, KEYED)]),
+    )
+    mesh.policy = Policy(throttle=timedelta(0), horizon=timedelta(minutes=120))
+    for passed in range(60, 420, 60):
+        caught_up(mesh, passed)
+    mesh.time(420)
+    lease = mesh.acquire("up")
+    mesh.scene.work(lease.run_id, mesh.ids[KEYED], minutes(360, 420))
+    changed_from = minutes(60, 120).start
+    ledger.commit(
+        lease.run_id, mesh.ids[KEYED], minutes(360, 420), verdict="passed", changed_from=changed_from
+    )
+    ledger.finish(lease.run_id, "done", {})
+    (*_, found) = find(ledger, "prod", mesh.graph, mesh.ids)[FACT]
+    assert found.since == mesh.scene.now
+    assert mesh.stale()[FACT] == IntervalSet([minutes(60, 360)])
+    assert mesh.of(FACT).redo == IntervalSet([minutes(240, 360)])
 
 
 def test_an_explicit_request_is_done_whatever_the_policy(mesh: Mesh) -> None:

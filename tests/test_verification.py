@@ -14,7 +14,9 @@ from hypothesis.stateful import invariant, run_state_machine_as_test
 
 from guarantee_mesh import AUDIT, BRONZE, DIMENSION, GOLD, SILVER, Mesh, goes_well, minutes
 from ledger_scene import GRACE, TTL
-from meshgate.coordinator.staleness import after_promotion
+from meshgate.coordinator.policies import Policies
+from meshgate.coordinator.run import plan_of
+from meshgate.coordinator.staleness import Policy, after_promotion, find
 from meshgate.coordinator.verify import collect
 from meshgate.graph import MeshGraph
 from meshgate.interval import Interval, IntervalSet
@@ -118,6 +120,60 @@ def test_deploys_leave_staleness_as_derived(ledger: Ledger, seed: int) -> None:
         if seed % 2 and chance.random() < 0.1:
             ledger.prune(timedelta(minutes=30))
         assert verified(ledger) == ()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_environment_that_begins_is_settled_as_another_that_has_the_same(
+    ledger: Ledger, same: bool
+) -> None:
+    """After a change that breaks nothing: not where it reads other versions than those that were judged.
+
+    Fails without `_stale_elsewhere`, or without `_same` in it.
+    """
+    mesh = starry(ledger)
+    mesh.time(120)
+    for project in ("up", "down"):
+        mesh.run(project)
+    nodes = {**mesh.graph.nodes, SILVER: evolve(mesh.graph[SILVER], version="2")}
+    graph = MeshGraph(nodes, [edge for name in nodes for edge in mesh.graph.parents(name)])
+    answer = ledger.acquire("up", "prod", "deploy", {}, ttl=TTL, grace=GRACE)
+    assert isinstance(answer, Lease)
+    for version in ("2", "3"):
+        key = ledger.register_version(evolve(nodes[SILVER], version=version))
+        mesh.scene.record(answer.run_id, key, minutes(0, 120))
+        ledger.note_mirrored(answer.run_id, key, minutes(0, 120))
+    settled = after_promotion(ledger, "prod", graph, {SILVER: frozenset({"1"})})
+    ledger.sync_environment("prod", "plan", graph, {"up", "down"}, settled, ledger.revision())
+    ledger.finish(answer.run_id, "done", {})
+    if not same:
+        nodes[SILVER] = evolve(nodes[SILVER], version="3")
+        graph = MeshGraph(nodes, [edge for name in nodes for edge in mesh.graph.parents(name)])
+    settled = after_promotion(ledger, "dev", graph, {})
+    ledger.sync_environment("dev", "begun", graph, {"up", "down"}, settled, ledger.revision())
+    stale = find(ledger, "dev", graph, ledger.manifest("dev").version_ids)
+    assert (GOLD in stale, DIMENSION in stale) == (not same, not same)
+    assert verified(ledger) == ()
+
+
+def test_nothing_follows_from_what_an_environment_only_previews(ledger: Ledger) -> None:
+    """No run computes it again, and so its readers have nothing new to read.
+
+    Fails without `previewed`.
+    """
+    mesh = starry(ledger)
+    mesh.time(120)
+    for project in ("up", "down"):
+        mesh.run(project)
+    mesh.mark(DIMENSION, minutes(0, 60), "requested")
+
+    def planned(*previews: str) -> dict[str, IntervalSet]:
+        manifest = ledger.manifest("prod")
+        policies = Policies(lambda _: Policy(throttle=timedelta(0)), lambda _: None, {}, ())
+        plan = plan_of(mesh.bench, manifest, {"down"}, mesh.scene.now, policies=policies, previews=previews)
+        return {m.name: m.ready for m in plan.models if m.ready}
+
+    assert set(planned()) > {DIMENSION}
+    assert planned(DIMENSION) == {}
 
 
 def test_a_cancelled_request_leaves_nothing_that_differs(ledger: Ledger) -> None:

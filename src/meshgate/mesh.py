@@ -367,7 +367,7 @@ class Mesh:
         return ask(self._bench, found, reason=reason, by=by) if apply else found
 
     def requests(self, *, environment: str | None = None) -> tuple[Request, ...]:
-        """The newest requests for restatement, newest first, each with its progress."""
+        """The newest requests for restatement, and all that are open, newest first, each with its progress."""
         from meshgate.coordinator.restate import requests
 
         return requests(self._bench, environment)

@@ -300,7 +300,7 @@ class SqlmeshProject:
         if found is None or found.naming_info.name == c.PROD:
             return frozenset()
         snapshots = self._snapshots(found)
-        index = DeployabilityIndex.create(snapshots)
+        index = _deployability(found.naming_info, snapshots)
         return frozenset(s.name for s in snapshots if s.is_model and not index.is_deployable(s))
 
     def execute(
@@ -327,11 +327,7 @@ class SqlmeshProject:
             journal.superseded(name)
             work = {n: pieces for n, pieces in work.items() if n != name}
         naming: EnvironmentNamingInfo = found.naming_info
-        index = (
-            DeployabilityIndex.all_deployable()
-            if naming.name == c.PROD
-            else DeployabilityIndex.create(snapshots.values())
-        )
+        index = _deployability(naming, snapshots.values())
         with self._quiet(), self._under(journal):
             scheduler = self._context.create_scheduler(snapshots.values(), self._context.snapshot_evaluator)
             try:
@@ -435,6 +431,18 @@ class SqlmeshProject:
     def close(self) -> None:
         """Close the connections to state and warehouse."""
         self._context.close()
+
+
+def _deployability(naming: EnvironmentNamingInfo, snapshots: Collection[Snapshot]) -> DeployabilityIndex:
+    """Which models' evaluations go into the table of their version."""
+    if naming.name == c.PROD:
+        return DeployabilityIndex.all_deployable()
+    index = DeployabilityIndex.create(snapshots)
+    for snapshot in snapshots:
+        # What production has is read from its table, and has no preview, whichever change once led to it.
+        if not snapshot.is_paused and index.is_representative(snapshot):
+            index = index.with_deployable(snapshot)
+    return index
 
 
 def _addition(snapshot: Snapshot, interval: Interval) -> SnapshotIntervals:

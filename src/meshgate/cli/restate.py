@@ -87,7 +87,7 @@ def restate(
     meshgate restate --source TABLE --from INSTANT --to INSTANT [--apply [--now]]
     meshgate restate --from-analysis FILE [MODEL] [--apply [--now]]
                                       what a change leaves as it was made, when it is deployed
-    meshgate restate list             the newest requests and how far they are
+    meshgate restate list             the open and the newest requests, and how far they are
     meshgate restate show REQUEST     one of them: what is in its way, what follows
     meshgate restate cancel REQUEST   take back what of it is not done
     """  # noqa: D301 - click reads the \b
@@ -171,10 +171,14 @@ def _run(call: Call, found: Preview | Leftovers) -> tuple[int, list[dict[str, An
 
     reports: list[dict[str, Any]] = []
     codes = {0}
+    elsewhere: set[str] = set()
     for project in found.projects:
+        if project in elsewhere:
+            continue
         with call.working(project) as mesh:
             if project not in {p.name for p in mesh.config.projects}:
                 click.echo(f"{project} is not in {mesh.config.path}: its own runs do its part", err=True)
+                elsewhere.add(project)
                 continue
             report = mesh.run(project, environment=found.environment)
         codes.add(report.exit_code)

@@ -160,13 +160,6 @@ class RunJournal:
         self._covered[name] = covered
         return held
 
-    def leave_preview(self, name: str, ready: IntervalSet) -> None:
-        """Explain why a run does not advance what an environment only previews."""
-        node = self._graph[name]
-        for interval in ready:
-            cause = "this environment shows a preview of it, which its deploy made; runs advance it once it is promoted"
-            self._block(node, interval, node, interval, "held", {"cause": cause})
-
     def recorded_since(self) -> dict[str, IntervalSet]:
         """What was recorded of the claimed ranges between the plan and the claims; it is given back."""
         known = self._ledger.states(self._ids[name] for name in self._claimed)

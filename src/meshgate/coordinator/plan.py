@@ -70,6 +70,24 @@ class ModelPlan:
             deferred=(*self.deferred, *deferred),
         )
 
+    def previewed(self) -> ModelPlan:
+        """The same of a model that an environment only previews."""
+        cause = "this environment shows a preview of it, which its deploy made; runs advance it once it is promoted"
+        told = tuple(
+            Blocked(self.name, self.project, piece, self.name, self.project, piece, "held", {"cause": cause})
+            for piece in self.ready
+        )
+        none = IntervalSet()
+        return attrs.evolve(
+            self,
+            fresh=none,
+            redo=none,
+            lookback=none,
+            rebuild=False,
+            stale_from=None,
+            blocked=(*self.blocked, *told),
+        )
+
     @property
     def ready(self) -> IntervalSet:
         """All that may be evaluated."""
@@ -126,6 +144,7 @@ def make_plan(
     budgets: Mapping[str, int] | None = None,
     only: Collection[str] | None = None,
     cut_off: Collection[str] = (),
+    previews: Collection[str] = (),
 ) -> Plan:
     """Decide, parents first, what may be evaluated now.
 
@@ -143,6 +162,7 @@ def make_plan(
         only: The models that the run is about; None for all of the projects'.
         cut_off: The models of which only the evaluation tells whether it changes anything for their readers: who reads them
             is planned when they are done.
+        previews: The models that the environment only previews: no run evaluates them, and so nothing follows from them.
     """
     known = standings(graph, version_ids, states, now)
     produced: dict[str, dict[str, IntervalSet]] = {}
@@ -178,6 +198,8 @@ def make_plan(
         if not planned.rebuild:  # which is done whole or not at all
             budget = (budgets or {}).get(node.project)
             planned = planned.without(_beyond(node, planned.redo & known[name].clean, budget))
+        if name in previews:
+            planned = planned.previewed()
         models.append(planned)
         if planned.ready:
             # A refresh makes a whole table good again.

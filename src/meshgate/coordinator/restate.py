@@ -120,8 +120,17 @@ class Preview:
 
     @property
     def projects(self) -> tuple[str, ...]:
-        """Whose runs do it, those of parents first."""
-        return tuple(dict.fromkeys(step.project for step in self.steps))
+        """Whose runs do it, those of parents first; twice where a project reads what another makes of its own models."""
+        left = list(self.steps)
+        turns: list[str] = []
+        while left:
+            project, waiting = left[0].project, {step.model for step in left}
+            turns.append(project)
+            for step in [s for s in left if s.project == project]:
+                if waiting.isdisjoint(step.because):
+                    waiting.remove(step.model)
+            left = [step for step in left if step.model in waiting]
+        return tuple(turns)
 
 
 @frozen
@@ -284,7 +293,7 @@ def request(bench: Workbench, found: Preview, *, reason: str | None = None, by: 
 
 
 def requests(bench: Workbench, environment: str | None = None) -> tuple[Request, ...]:
-    """The newest requests, newest first.
+    """The newest requests, and all that are open, newest first.
 
     Raises:
         NotDeployedError: Nothing was deployed in the environment.

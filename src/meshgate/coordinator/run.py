@@ -192,6 +192,7 @@ def plan_of(
     in_rounds: bool = False,
     policies: Policies | None = None,
     states: Mapping[int, VersionState] | None = None,
+    previews: Collection[str] = (),
 ) -> Plan:
     """What a run of these projects would do now, by the ledger alone.
 
@@ -205,6 +206,7 @@ def plan_of(
         in_rounds: Without what reads the models that are compared, see `make_plan`.
         policies: Where the caller has read them.
         states: What the ledger knows, where the caller has read it.
+        previews: As in `make_plan`; the ledger does not know them.
     """
     policies = policies or bench.policies(manifest)
     if states is None:
@@ -213,7 +215,7 @@ def plan_of(
         manifest.graph, manifest.version_ids, states, projects,
         environment=manifest.environment, now=now, patience=policies.patience, present=present,
         rested=rested_by(bench.ledger, manifest, present or now, policies.stale), only=only, budgets=policies.budgets,
-        cut_off=policies.compared if in_rounds else (),
+        cut_off=policies.compared if in_rounds else (), previews=previews,
     )  # fmt: skip
 
 
@@ -349,7 +351,9 @@ def _work(
             state = "nothing_to_do"
         else:
             opened = opened or bench.open_project(project, load=False)
-            plan = _evaluate(bench, opened, project, plan, manifest, lease, keeper, outcome, now, present)
+            plan = _evaluate(
+                bench, opened, project, plan, manifest, lease, keeper, outcome, now, present, only
+            )
             findings += reconcile(bench.ledger, opened, target, now, run_id=lease.run_id)
             state = "failed" if outcome.failed else "done"
             settle(bench.ledger, target, {project.name})
@@ -384,9 +388,14 @@ def _evaluate(
     outcome: Outcome,
     now: datetime,
     present: datetime,
+    only: Collection[str] | None,
 ) -> Plan:
     """Everything that is planned, and then what reads what was compared: the whole plan, as far as it came."""
-    target, graph, todo = manifest.environment, manifest.graph, plan
+    target, graph = manifest.environment, manifest.graph
+    previews = opened.previews(target)
+    if any(model.ready and model.name in previews for model in plan.models):
+        plan = plan_of(bench, manifest, {project.name}, now, present, only, in_rounds=True, previews=previews)
+    todo = plan
     while not todo.is_empty:
         journal = RunJournal(
             bench, lease.run_id, project.name, keeper, graph, manifest.version_ids,
@@ -396,7 +405,9 @@ def _evaluate(
         _execute(bench, opened, todo, manifest, journal, now)
         if not todo.later:
             break
-        todo = plan_of(bench, manifest, {project.name}, now, present, todo.later, in_rounds=True)
+        todo = plan_of(
+            bench, manifest, {project.name}, now, present, todo.later, in_rounds=True, previews=previews
+        )
         plan = attrs.evolve(plan, models=(*plan.models, *todo.models), standings=todo.standings)
     return plan
 
@@ -410,12 +421,9 @@ def _execute(
     now: datetime,
 ) -> None:
     work: dict[str, IntervalSet] = {}
-    previews = opened.previews(manifest.environment)
     journal.stale_from = {m.name: m.stale_from for m in plan.models if m.stale_from is not None}
     for model in plan.models:
-        if model.ready and model.name in previews:
-            journal.leave_preview(model.name, model.ready)
-        elif model.ready:
+        if model.ready:
             held = journal.claim(model.name, model.pieces, plan.standings[model.name].covered)
             work[model.name] = IntervalSet(held) & model.ready
             if model.rebuild and (whole := work[model.name].hull) is not None:

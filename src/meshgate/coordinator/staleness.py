@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meshgate.graph import ModelNode
-    from meshgate.ledger import Ledger, Manifest, VersionState
+    from meshgate.ledger import Change, Ledger, Manifest, VersionState
     from meshgate.ledger.record import Gate
 
 _ZERO = timedelta(0)
@@ -53,24 +53,24 @@ class Policy:
         """
         return self.reprocess and (node.kind.time_partitioned or node.kind.reads_everything)
 
-    def too_old(self, stale: Stale) -> bool:
-        """Whether its parent was computed again only when that time lay behind the horizon.
+    def behind(self, node: ModelNode, at: datetime) -> IntervalSet:
+        """What of a model's time lay behind the horizon at an instant: the units whose ends did."""
+        if self.horizon is None:
+            return IntervalSet()
+        return IntervalSet.of(MIN_INSTANT, node.unit.previous(node.unit.ceil(at - self.horizon)))
 
-        Judged by when the parent was committed, not by when the work gets its turn: a backlog must not age into silence.
+    def too_old(self, node: ModelNode, stale: Stale) -> IntervalSet:
+        """What of stale time lay behind the horizon when its parent was computed again.
+
+        Not when the work gets its turn: a backlog must not age into silence.
         """
-        return (
-            self.horizon is not None
-            and stale.since is not None
-            and stale.since - stale.interval.end > self.horizon
-        )
+        if stale.since is None:
+            return IntervalSet()
+        return IntervalSet([stale.interval]) & self.behind(node, stale.since)
 
     def leaves(self, node: ModelNode, now: datetime) -> IntervalSet:
         """What of a model's time is not computed again by itself, if its parents were computed again now."""
-        if not self.redoes(node):
-            return IntervalSet.everything()
-        if self.horizon is None:
-            return IntervalSet()
-        return IntervalSet.of(MIN_INSTANT, node.unit.floor(now - self.horizon))
+        return self.behind(node, now) if self.redoes(node) else IntervalSet.everything()
 
     def again_at(self, node: ModelNode, read_at: datetime | None, now: datetime) -> datetime | None:
         """Before when stale time is not computed again; None: at once."""
@@ -106,7 +106,14 @@ def find(
         span = IntervalSet([pair.parent_interval]).clip(parent.life.start, parent.life.end)
         for piece in readers_of(child, parent, gate.window, span, IntervalSet([pair.interval])):
             found.setdefault(child.name, []).append(
-                Stale(piece, parent.name, pair.parent_interval, pair.since, pair.read_at)
+                Stale(
+                    piece,
+                    parent.name,
+                    pair.parent_interval,
+                    pair.since,
+                    pair.read_at,
+                    read_revision=pair.read_revision,
+                )
             )
     return {name: tuple(pairs) for name, pairs in found.items()}
 
@@ -181,7 +188,12 @@ def _reach(child: ModelNode, parent: ModelNode, gate: Edge) -> tuple[timedelta |
 
 
 def judged(
-    stale: Iterable[Stale], node: ModelNode, policy: Policy, present: datetime, refreshed_at: datetime | None
+    stale: Iterable[Stale],
+    node: ModelNode,
+    policy: Policy,
+    present: datetime,
+    refreshed_at: datetime | None,
+    spared: Callable[[Stale], IntervalSet] = lambda _: IntervalSet(),
 ) -> tuple[Stale, ...]:
     """What a policy makes of a model's stale time.
 
@@ -191,16 +203,52 @@ def judged(
         policy: Of its project.
         present: By which it is judged when it may be computed again, UTC.
         refreshed_at: When a table that is computed as a whole was read last, UTC.
+        spared: What of it was within the horizon when its parent was computed again before that.
     """
     whole = node.kind.as_of
     found: list[Stale] = []
     for s in stale:
-        if not policy.redoes(node) or policy.too_old(s):
+        if not policy.redoes(node):
             found.append(attrs.evolve(s, accepted=True))
-        else:
-            again_at = policy.again_at(node, refreshed_at if whole else s.read_at, present)
-            found.append(attrs.evolve(s, again_at=again_at))
+            continue
+        left = policy.too_old(node, s) - spared(s)
+        again_at = policy.again_at(node, refreshed_at if whole else s.read_at, present)
+        found += [attrs.evolve(s, interval=piece, accepted=True) for piece in left]
+        rest = IntervalSet([s.interval]) - left
+        found += [attrs.evolve(s, interval=piece, again_at=again_at) for piece in rest]
     return tuple(found)
+
+
+def _spared(
+    ledger: Ledger, manifest: Manifest, node: ModelNode, policy: Policy, stale: Iterable[Stale]
+) -> Callable[[Stale], IntervalSet]:
+    """What of stale time was within the horizon when a parent was computed again that was computed once more since.
+
+    What is recorded of the parent tells only the last time. The history tells the others, as long as it goes back.
+    """
+    graph = manifest.graph
+    old = [s for s in stale if policy.redoes(node) and policy.too_old(node, s)]
+    made: dict[str, tuple[Change, ...]] = {}
+    for name in {s.parent for s in old}:
+        hull = IntervalSet(s.parent_interval for s in old if s.parent == name).hull
+        assert hull is not None  # noqa: S101 - each has an interval
+        first = min(s.read_revision for s in old if s.parent == name)
+        made[name] = ledger.changes(manifest.version_ids[name], hull, first)
+
+    def spared(s: Stale) -> IntervalSet:
+        parent, found, time = graph[s.parent], IntervalSet(), IntervalSet([s.interval])
+        for gate in (*graph.gates(node.name), *_itself(node)):
+            for change in made.get(s.parent, ()) if gate.parent == s.parent else ():
+                if change.revision > s.read_revision:
+                    span = (change.time & IntervalSet([s.parent_interval])).clip(
+                        parent.life.start, parent.life.end
+                    )
+                    found |= readers_of(node, parent, gate.window, span, time) - policy.behind(
+                        node, change.at
+                    )
+        return found
+
+    return spared
 
 
 def states_of(
@@ -223,7 +271,9 @@ def states_of(
         refreshed = max((s.read_at for s in found if s.read_at), default=None)
         if node.kind.as_of:
             refreshed = states[key].last_read or refreshed
-        states[key] = attrs.evolve(states[key], stale=judged(found, node, policies(node), present, refreshed))
+        policy = policies(node)
+        spared = _spared(ledger, manifest, node, policy, found)
+        states[key] = attrs.evolve(states[key], stale=judged(found, node, policy, present, refreshed, spared))
     return states
 
 
@@ -236,8 +286,7 @@ def rested_by(
         policy = policies(node)
         if not policy.redoes(node):
             return IntervalSet()
-        if policy.horizon is not None:
-            time = IntervalSet(piece for piece in time if present - piece.end <= policy.horizon)
+        time -= policy.behind(node, present)
         throttle = period(node, present) if policy.throttle is None else policy.throttle
         lately = ledger.read_lately(manifest.version_ids[node.name], present - throttle)
         return (IntervalSet() if lately else time) if node.kind.as_of else time - lately
@@ -276,7 +325,8 @@ def after_promotion(
     A promotion gives everything that a new version holds a new revision: whoever has read the old one is stale then.
     Not where the change breaks nothing and the old version held the same: computed from the same parents, with nothing
     known to be wrong with it. What the new version itself, and its readers in the same plan, had read is judged by the
-    new graph, before the revisions are gone.
+    new graph, before the revisions are gone. What is new to the environment, and the same in another one, is as settled
+    as it is there.
 
     Args:
         ledger: Holds revisions and what is promoted so far.
@@ -284,48 +334,49 @@ def after_promotion(
         graph: What it is going to promote.
         unbroken: By model: the older versions of which the present one is no breaking change.
     """
-    if environment not in ledger.environments():
-        return None
-    old = ledger.manifest(environment)
-    held = old.version_ids.keys() - old.borrowed
-    changed = {n for n, node in graph.nodes.items() if n in held and old.graph[n].version != node.version}
+    old = ledger.manifest(environment) if environment in ledger.environments() else None
+    was = MeshGraph({}, []) if old is None else old.graph
+    was_ids = {} if old is None else old.version_ids
+    held = set() if old is None else set(was_ids) - old.borrowed
+    changed = {n for n, node in graph.nodes.items() if n in held and was[n].version != node.version}
     # Readers of another state, who had something else under the name of what is new.
-    elsewhere = [n for n in old.graph.nodes if n in held and n not in graph]
-    fresh = {e.parent for n in elsewhere for e in old.graph.parents(n)} & (graph.nodes.keys() - held)
-    others = {
-        n for n in graph.nodes if n in old.version_ids and set(graph.gates(n)) != set(old.graph.gates(n))
-    }
-    if not changed and not others and not fresh:
+    elsewhere = [n for n in was.nodes if n in held and n not in graph]
+    fresh = {e.parent for n in elsewhere for e in was.parents(n)} & (set(graph.nodes) - held)
+    others = {n for n in graph.nodes if n in held and set(graph.gates(n)) != set(was.gates(n))}
+    met = changed | {n for n, node in graph.nodes.items() if n not in held and node.kind.recorded}
+    known = _stale_elsewhere(ledger, environment, graph, met)
+    if not changed and not others and not fresh and not known:
         return None
     ids = {n: ledger.register_version(node) for n, node in graph.nodes.items() if node.kind.recorded}
-    before = find(ledger, environment, old.graph, old.version_ids)
+    before = find(ledger, environment, was, was_ids)
     now = find(ledger, environment, graph, ids)
-    states = ledger.states({*ids.values(), *old.version_ids.values()})
+    states = ledger.states({*ids.values(), *was_ids.values()})
     kept: dict[str, IntervalSet] = {}
     for name in changed & set(ids):
-        was = states[old.version_ids[name]]
-        wrong = [s.interval for s in before.get(name, ())] + [m.interval for m in was.marks]
-        same = old.graph[name].version in unbroken.get(name, ())
+        was_it = states[was_ids[name]]
+        wrong = [s.interval for s in before.get(name, ())] + [m.interval for m in was_it.marks]
+        same = was[name].version in unbroken.get(name, ())
         now_is = states[ids[name]]
         # What a person took as it was is no result of the query, of whichever version.
-        taken = was.accepted | now_is.accepted
-        kept[name] = (was.covered & now_is.covered) - IntervalSet(wrong) - taken if same else IntervalSet()
+        taken = was_it.accepted | now_is.accepted
+        kept[name] = (was_it.covered & now_is.covered) - IntervalSet(wrong) - taken if same else IntervalSet()
     found: dict[str, IntervalSet] = {}
     for name in ids:
         if name in changed or name not in held:
-            found[name] = IntervalSet.everything() - IntervalSet(s.interval for s in now.get(name, ()))
+            stale = IntervalSet(s.interval for s in now.get(name, ()))
+            found[name] = IntervalSet.everything() - (stale & known.get(name, stale))
         elif name not in others:
             found[name] = _still(graph, name, before, kept, states[ids[name]].covered)
     if elsewhere:
         whole = MeshGraph(
-            {**old.graph.nodes, **graph.nodes},
-            [e for n in elsewhere for e in old.graph.parents(n)]
+            {**was.nodes, **graph.nodes},
+            [e for n in elsewhere for e in was.parents(n)]
             + [e for n in graph.nodes for e in graph.parents(n)],
         )
         kept |= dict.fromkeys(fresh, IntervalSet())
         for name in elsewhere:
             if whole[name].kind.recorded:
-                covered = states[old.version_ids[name]].covered
+                covered = states[was_ids[name]].covered
                 found[name] = _still(whole, name, before, kept, covered)
     return found
 
@@ -345,3 +396,40 @@ def _still(
             other = IntervalSet([parent.life]) - kept[gate.parent]
             stale |= readers_of(graph[name], parent, gate.window, other, covered)
     return IntervalSet.everything() - stale
+
+
+def _stale_elsewhere(
+    ledger: Ledger, environment: str, graph: MeshGraph, names: Container[str]
+) -> dict[str, IntervalSet]:
+    """What is stale of some models in another environment that has the same of them and of all that they read.
+
+    Whether data are what would be computed from what is read now has nothing to do with who looks: what is settled
+    there is settled for whoever promotes the same. Models that are the same nowhere else are left out.
+    """
+    found: dict[str, IntervalSet] = {}
+    for name in ledger.environments():
+        manifest = ledger.manifest(name)
+        same = [
+            n
+            for n in graph.order()
+            if n in names and n in manifest.version_ids and _same(graph, manifest.graph, n)
+        ]
+        if name == environment or not same:
+            continue
+        stale = find(ledger, name, manifest.graph, manifest.version_ids)
+        for n in same:
+            there = IntervalSet(s.interval for s in stale.get(n, ()))
+            found[n] = found.get(n, there) & there
+    return found
+
+
+def _same(graph: MeshGraph, other: MeshGraph, name: str) -> bool:
+    """Whether a model reads the same as in another graph, and is the same there."""
+    gates = graph.gates(name)
+    if set(gates) != set(other.gates(name)):
+        return False
+    here, there = graph[name], other[name]
+    return here.depends_on_past == there.depends_on_past and all(
+        graph[n].version == other[n].version and other[n].life.contains(graph[n].life)
+        for n in (name, *(gate.parent for gate in gates))
+    )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
 from meshgate.ledger.foreign import ForeignLedger
-from meshgate.ledger.history import HistoryLedger
+from meshgate.ledger.history import Change, HistoryLedger
 from meshgate.ledger.holds import HoldLedger
 from meshgate.ledger.record import (
     CoverageRow,
@@ -61,6 +61,7 @@ __all__ = [
     "BackOff",
     "Begun",
     "Busy",
+    "Change",
     "ClaimAnswer",
     "CoverageRow",
     "Hold",

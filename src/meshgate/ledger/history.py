@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshgate.ledger.ranges import to_interval, to_utc
+import attrs
+
+from meshgate.interval import IntervalSet
+from meshgate.ledger.ranges import to_interval, to_range, to_utc
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from meshgate.db import Database
+    from meshgate.interval import Interval
+
+
+@attrs.frozen
+class Change:
+    """Time of a version that was made anew, and when; UTC."""
+
+    revision: int
+    at: datetime
+    time: IntervalSet
 
 
 class HistoryLedger:
@@ -23,6 +38,16 @@ class HistoryLedger:
         """All events that are remembered, oldest first."""
         rows = self.database.rows("history")
         return [{**_timed(row), "at": to_utc(row["at"])} for row in rows]
+
+    def changes(self, version_id: int, interval: Interval, revision: int) -> tuple[Change, ...]:
+        """What of a version's time was made anew after a revision, as far as that is remembered, oldest first."""
+        rows = self.database.rows(
+            "changes", version_id=version_id, span=to_range(interval), revision=revision, again=True
+        )
+        return tuple(
+            Change(row["revision"], to_utc(row["at"]), IntervalSet([to_interval(row["span"])]))
+            for row in rows
+        )
 
     def versions(self) -> list[dict[str, Any]]:
         """Every version: version_id, model, project, version, kind."""

@@ -70,6 +70,7 @@ class Newer:
     parent_interval: Interval
     since: datetime | None
     read_at: datetime | None
+    read_revision: int
 
 
 @attrs.frozen
@@ -84,6 +85,7 @@ class Stale:
         read_at: When the child's time was read; None if that is not known.
         again_at: Not to be computed again before; None: at once.
         accepted: Policy does not compute it again: it is only shown, and closes no gate.
+        read_revision: Up to which revision its parents were read.
     """
 
     interval: Interval
@@ -93,6 +95,7 @@ class Stale:
     read_at: datetime | None = None
     again_at: datetime | None = None
     accepted: bool = False
+    read_revision: int = attrs.field(default=0, eq=False, repr=False)
 
 
 @attrs.frozen
@@ -429,6 +432,7 @@ class RecordLedger:
             Newer(
                 row["gate"] - 1, to_interval(row["span"]), to_interval(row["parent_span"]),
                 to_utc(row["since"]) if row["since"] else None, to_utc(row["read_at"]) if row["read_at"] else None,
+                row["read_revision"],
             )
             for row in rows
         )  # fmt: skip

@@ -180,7 +180,7 @@ class RequestLedger:
     def requests(
         self, environment: str, request_id: int | None = None, *, limit: int = 50
     ) -> tuple[Request, ...]:
-        """The newest requests for models that an environment promotes, newest first, or only one of them."""
+        """The newest requests for models that an environment promotes, and all that are open, newest first; or only one."""
         rows = self.database.rows(
             "requests", environment=environment, request_id=request_id, limit=limit, again=True
         )

@@ -45,7 +45,7 @@ def restate(out: Console, found: Preview) -> None:
     whose = f"project {found.project}" if found.project else "a source, which no model of the mesh makes"
     out.print(_line((f"{whose} · {found.environment} at {instant(found.now)}", "dim")))
     place = 0
-    for project in found.projects:
+    for project in dict.fromkeys(found.projects):
         out.print()
         out.print(_line((project, "bold")))
         for step in (s for s in found.steps if s.project == project):

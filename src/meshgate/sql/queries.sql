@@ -193,7 +193,7 @@ read AS MATERIALIZED (
 -- OFFSET 0 keeps the order: few gates, few newer rows of each parent, few rows of the child that meet them.
 pair AS (
     SELECT g.gate, g.settled_revision, g.settled, c.span, c.revision AS made, p.span AS parent_span, p.revision,
-           p.committed_at AS since, c.read_at
+           p.committed_at AS since, c.read_at, c.read_revision
     FROM gate g JOIN read r USING (child),
          LATERAL (SELECT p.* FROM meshgate.coverage p WHERE p.version_id = g.parent AND p.revision > r.upto OFFSET 0) p,
          LATERAL (SELECT c.* FROM meshgate.coverage c
@@ -206,11 +206,13 @@ pair AS (
                     AND NOT (p.version_id = c.version_id AND p.read_revision = c.read_revision
                              AND (p.run_id IS NOT DISTINCT FROM c.run_id OR p.verdict = 'accepted' AND c.verdict = 'accepted'))
                   OFFSET 0) c)
-SELECT pair.gate, left_over AS span, pair.parent_span, pair.since, pair.read_at
+SELECT pair.gate, left_over AS span, pair.parent_span, pair.since, pair.read_at,
+       CASE WHEN pair.made <= pair.settled_revision AND left_over <@ pair.settled
+            THEN greatest(pair.read_revision, pair.settled_revision) ELSE pair.read_revision END AS read_revision
 FROM pair, unnest(tstzmultirange(pair.span)
                   - CASE WHEN greatest(pair.made, pair.revision) <= pair.settled_revision THEN pair.settled ELSE '{}' END) AS left_over
 UNION ALL
-SELECT g.gate, c.span, '(,)'::tstzrange, NULL, c.read_at
+SELECT g.gate, c.span, '(,)'::tstzrange, NULL, c.read_at, c.read_revision
 FROM gate g JOIN meshgate.dirty_span d ON d.version_id = g.parent
 JOIN meshgate.coverage c ON c.version_id = g.child AND greatest(c.revision, c.touched_revision) > d.from_revision
     AND c.read_revision < coalesce(d.to_revision, d.accepted_revision, 9223372036854775807)
@@ -219,6 +221,19 @@ ORDER BY 1, 2, 3;
 -- name: read_lately
 -- What of a version was read after an instant.
 SELECT unnest(range_agg(c.span)) AS span FROM meshgate.coverage c WHERE c.version_id = %(version_id)s AND c.read_at > %(instant)s;
+
+-- name: changes
+-- When time of a version was made anew after a revision, by the history: what is recorded tells only the last time.
+SELECT e.revision, e.at, piece AS span
+FROM meshgate.event e,
+     unnest((tstzmultirange(tstzrange((e.detail -> 'stamped' ->> 0)::timestamptz, (e.detail -> 'stamped' ->> 1)::timestamptz))
+             + CASE WHEN e.detail ? 'changed_from'
+                    THEN tstzmultirange(tstzrange((e.detail ->> 'changed_from')::timestamptz, NULL)) ELSE '{}' END
+             - coalesce((SELECT range_agg(tstzrange((t ->> 0)::timestamptz, (t ->> 1)::timestamptz))
+                         FROM jsonb_array_elements(e.detail -> 'touched') AS t), '{}'))
+            * tstzmultirange(%(span)s::tstzrange)) AS piece
+WHERE e.version_id = %(version_id)s AND e.revision > %(revision)s AND e.kind = 'interval.committed' AND e.detail ? 'stamped'
+ORDER BY e.event_id;
 
 -- name: settle_models
 SELECT meshgate.settle_models(%(environment)s, %(settled)s, %(revision)s);
@@ -304,15 +319,18 @@ WHERE q.origin = %(origin)s AND q.cancelled_at IS NULL ORDER BY q.request_id;
 SELECT meshgate.cancel_request(%(request_id)s, %(by)s) AS cancelled;
 
 -- name: requests
--- Progress is read from coverage: marks of one kind are merged, and discharged ones are gone.
-SELECT q.request_id, m.name AS model, o.name AS project, q.span, q.reason, q.made_by, q.made_at, q.revision, q.cancelled_by,
-       q.cancelled_at, p.version_id,
-       ARRAY(SELECT unnest(meshgate.requested_time(p.version_id, q.span))) AS asked,
-       ARRAY(SELECT unnest(meshgate.requested_time(p.version_id, q.span, q.revision))) AS open
-FROM meshgate.request q JOIN meshgate.model m USING (model_id) JOIN meshgate.project o USING (project_id)
-JOIN meshgate.promotion p ON p.model_id = q.model_id AND p.environment = %(environment)s
-WHERE %(request_id)s::bigint IS NULL OR q.request_id = %(request_id)s
-ORDER BY q.request_id DESC LIMIT %(limit)s;
+-- Progress is read from coverage: marks of one kind are merged, and discharged ones are gone. What is open is listed however
+-- old it is.
+SELECT q.*, ARRAY(SELECT unnest(meshgate.requested_time(q.version_id, q.span))) AS asked, ARRAY(SELECT unnest(q.missing)) AS open
+FROM (
+    SELECT q.request_id, m.name AS model, o.name AS project, q.span, q.reason, q.made_by, q.made_at, q.revision, q.cancelled_by,
+           q.cancelled_at, p.version_id, meshgate.requested_time(p.version_id, q.span, q.revision) AS missing,
+           row_number() OVER (ORDER BY q.request_id DESC) AS place
+    FROM meshgate.request q JOIN meshgate.model m USING (model_id) JOIN meshgate.project o USING (project_id)
+    JOIN meshgate.promotion p ON p.model_id = q.model_id AND p.environment = %(environment)s
+    WHERE %(request_id)s::bigint IS NULL OR q.request_id = %(request_id)s) q
+WHERE q.place <= %(limit)s OR q.cancelled_at IS NULL AND NOT isempty(q.missing)
+ORDER BY q.request_id DESC;
 
 -- name: durations
 -- How long the last evaluations of versions took, and over how much time.

@@ -13,8 +13,8 @@
 --   hold      (model, range): kept from readers by a person, until released; or by a policy, until written again
 --   request   (model, range): somebody asked for it to be computed again; marks carry it to the versions
 --   observation   what a source looked like when a project's run last looked: count and latest change by time
---   event     append-only history for people and alerts; nothing is decided from it, but it tells enough to derive
---             coverage, marks and dirty spans anew: `meshgate verify` does
+--   event     append-only history for people and alerts; nothing is decided from it but what `stale_horizon` lets be, and it
+--             tells enough to derive coverage, marks and dirty spans anew: `meshgate verify` does
 --
 -- RULES THAT EVERY FUNCTION BELOW KEEPS
 --
@@ -357,7 +357,7 @@ CREATE FUNCTION meshgate.carve_coverage(p_version_id bigint, p_span tstzrange) R
     FROM cut, unnest(tstzmultirange(cut.span) - tstzmultirange(p_span)) AS piece;
 $$;
 
--- What is recorded of a version from an instant on was changed: it was made at this revision, though read when it was.
+-- What is recorded of a version from an instant on was changed: it was made now, at this revision, though read when it was.
 CREATE FUNCTION meshgate.restamp(p_version_id bigint, p_from timestamptz, p_revision bigint) RETURNS void LANGUAGE sql VOLATILE AS $$
     WITH cut AS (
         DELETE FROM meshgate.coverage c
@@ -368,9 +368,9 @@ CREATE FUNCTION meshgate.restamp(p_version_id bigint, p_from timestamptz, p_revi
                                    rows, committed_at, mirrored_at, read_at, merged, touched_revision)
     SELECT cut.version_id, part.piece, part.revision, cut.read_revision, cut.run_id, cut.verdict, cut.audits,
            CASE WHEN part.piece = cut.span THEN cut.duration END, CASE WHEN part.piece = cut.span THEN cut.rows END,
-           cut.committed_at, cut.mirrored_at, cut.read_at, cut.merged, cut.touched_revision
-    FROM cut, LATERAL (SELECT cut.span * tstzrange(p_from, NULL) AS piece, p_revision AS revision
-                       UNION ALL SELECT cut.span * tstzrange(NULL, p_from), cut.revision) part
+           part.committed_at, cut.mirrored_at, cut.read_at, cut.merged, cut.touched_revision
+    FROM cut, LATERAL (SELECT cut.span * tstzrange(p_from, NULL) AS piece, p_revision AS revision, meshgate.clock() AS committed_at
+                       UNION ALL SELECT cut.span * tstzrange(NULL, p_from), cut.revision, cut.committed_at) part
     WHERE NOT isempty(part.piece);
 $$;
 
@@ -1585,22 +1585,34 @@ BEGIN
     RETURN coalesce(found, '{}');
 END $$;
 
+-- Where an acceptance was undone, and nothing was computed since: that is nobody's request, and no cancellation takes it back.
+CREATE FUNCTION meshgate.undone_time(p_version_id bigint) RETURNS tstzmultirange LANGUAGE sql STABLE AS $$
+    SELECT coalesce(range_agg(m.span), '{}') FROM meshgate.mark m
+    WHERE m.version_id = p_version_id AND m.kind = 'requested' AND m.detail ? 'undone';
+$$;
+
 -- Puts the marks that are still missing of what is requested: of a new request, and of a version that was promoted since.
 -- Whatever was read before the request is open until a commit that read later; marks only say so to the runs.
 CREATE FUNCTION meshgate.mark_requests(p_model_id bigint DEFAULT NULL) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     q record;
+    undone tstzmultirange;
+    missing tstzmultirange;
     piece tstzrange;
 BEGIN
     FOR q IN SELECT r.request_id, r.span, r.revision, r.reason, p.version_id
              FROM meshgate.request r JOIN (SELECT DISTINCT model_id, version_id FROM meshgate.promotion) p USING (model_id)
              WHERE r.cancelled_at IS NULL AND (p_model_id IS NULL OR r.model_id = p_model_id)
              ORDER BY r.request_id, p.version_id LOOP
-        FOR piece IN SELECT unnest(meshgate.requested_time(q.version_id, q.span, q.revision) - coalesce(
-                         (SELECT range_agg(m.span) FROM meshgate.mark m
-                          WHERE m.version_id = q.version_id AND m.kind = 'requested' AND m.revision >= q.revision), '{}')) LOOP
+        missing := meshgate.requested_time(q.version_id, q.span, q.revision) - coalesce(
+            (SELECT range_agg(m.span) FROM meshgate.mark m
+             WHERE m.version_id = q.version_id AND m.kind = 'requested' AND m.revision >= q.revision), '{}');
+        -- The newer mark takes the place of an older one: that an acceptance was undone there is true still.
+        undone := meshgate.undone_time(q.version_id);
+        FOR piece IN SELECT unnest(missing - undone) UNION ALL SELECT unnest(missing * undone) LOOP
             PERFORM meshgate.put_mark(q.version_id, piece, 'requested', NULL,
-                                      jsonb_build_object('request_id', q.request_id, 'cause', q.reason));
+                                      jsonb_build_object('request_id', q.request_id, 'cause', q.reason)
+                                      || CASE WHEN undone @> piece THEN jsonb_build_object('undone', true) ELSE '{}' END);
         END LOOP;
     END LOOP;
 END $$;
@@ -1678,7 +1690,7 @@ BEGIN
 END $$;
 
 -- Takes back what of a request was not begun. False where somebody had cancelled it before. What another request wants
--- too stays marked, with the mark that it has: an evaluation under way goes on to count.
+-- too stays marked, with the mark that it has: an evaluation under way goes on to count. So does what was accepted and undone.
 CREATE FUNCTION meshgate.cancel_request(p_request_id bigint, p_by text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     q meshgate.request;
@@ -1698,7 +1710,8 @@ BEGIN
         SELECT v.version_id, unnest(meshgate.requested_time(v.version_id, q.span) - coalesce(
                    (SELECT range_agg(wanted) FROM meshgate.request o,
                            unnest(meshgate.requested_time(v.version_id, o.span, o.revision)) AS wanted
-                    WHERE o.model_id = q.model_id AND o.cancelled_at IS NULL), '{}')) AS span
+                    WHERE o.model_id = q.model_id AND o.cancelled_at IS NULL), '{}')
+                   - meshgate.undone_time(v.version_id)) AS span
         FROM meshgate.version v WHERE v.model_id = q.model_id
           AND EXISTS (SELECT FROM meshgate.mark m WHERE m.version_id = v.version_id AND m.kind = 'requested')
         ORDER BY 1, 2
@@ -1916,7 +1929,7 @@ BEGIN
                  WHERE int8range(c.version_id, c.version_id, '[]') = int8range(p_version_id, p_version_id, '[]')
                    AND c.span && p_span AND c.verdict = 'accepted' ORDER BY c.span LOOP
         PERFORM meshgate.put_mark(p_version_id, found.span, 'requested', NULL, jsonb_build_object(
-            'cause', 'its acceptance was undone', 'by', p_by));
+            'cause', 'its acceptance was undone', 'by', p_by, 'undone', true));
         PERFORM pg_notify('meshgate', p_version_id::text);
         RETURN NEXT found.span;
     END LOOP;
