@@ -130,6 +130,7 @@ def _environment(ledger: Ledger, name: str) -> Environment:
 def _with_sqlmesh(environment: Environment, looked: Iterable[Promoted]) -> Environment:
     """With what SQLMesh has recorded of what the environment promotes."""
     recorded: dict[int, IntervalSet] = {}
+    kinds: dict[int, Kind] = {}
     elsewhere: dict[str, str] = {}
     for state in looked:
         for name, time in state.recorded.items():
@@ -140,9 +141,10 @@ def _with_sqlmesh(environment: Environment, looked: Iterable[Promoted]) -> Envir
                 continue
             if ours.version == node.version:
                 recorded[environment.version_ids[name]] = time
+                kinds[environment.version_ids[name]] = node.kind
             else:
                 elsewhere[name] = node.version
-    return evolve(environment, sqlmesh=recorded, elsewhere=elsewhere)
+    return evolve(environment, sqlmesh=recorded, elsewhere=elsewhere, kinds=kinds)
 
 
 def _mirrored(ledger: Ledger) -> dict[int, IntervalSet]:
