@@ -28,6 +28,7 @@ _WORDS = {
     "claim": "who works on it",
     "promotion": "what is promoted",
     "kind": "what sort of table it is",
+    "edge": "what it reads",
     "sqlmesh": "the two records",
 }
 

@@ -53,6 +53,7 @@ def compare(facts: Facts) -> tuple[Difference, ...]:
         found += _staleness(facts, replay, environment)
         found += _stuck(facts, environment)
         found += _promotions(facts, environment)
+        found += _edges(facts, environment)
         for key, recorded in environment.sqlmesh.items():
             found += _sqlmesh(facts, key, recorded)
     return tuple(dict.fromkeys([*found, *early]))
@@ -361,6 +362,18 @@ def _last_change(facts: Facts, environment: str) -> tuple[int, int]:
 
 
 # SQLMesh
+
+
+def _edges(facts: Facts, environment: Environment) -> Iterator[Difference]:
+    """By whom and over which windows a model waits: an edge that is gone opens its gate."""
+    for name, declared in environment.edges.items():
+        if name in environment.version_ids:
+            known = frozenset(environment.graph.parents(name))
+            for edge in sorted(declared ^ known, key=lambda e: (e.parent, e in declared)):
+                window = f"{edge.window.mode}, from {edge.window.from_offset}, to {edge.window.to_offset}"
+                reads = f"it reads {edge.parent.replace(chr(34), '')}: {window}"
+                mine, told = ("not so", reads) if edge in declared else (reads, "not so")
+                yield at(facts, environment.version_ids[name], "edge", None, mine, told, environment.name)
 
 
 def _promotions(facts: Facts, environment: Environment) -> Iterator[Difference]:

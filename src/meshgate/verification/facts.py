@@ -9,7 +9,7 @@ from attrs import field, frozen
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meshgate.graph import Kind, MeshGraph
+    from meshgate.graph import Edge, Kind, MeshGraph
     from meshgate.interval import Interval, IntervalSet
     from meshgate.verification.replay import Dirty, Event, Mark, Piece, Table
 
@@ -24,6 +24,7 @@ What = Literal[
     "claim",
     "promotion",
     "kind",
+    "edge",
     "sqlmesh",
 ]
 
@@ -35,7 +36,7 @@ class Difference:
     Attributes:
         what: What it is about: `coverage` (what is recorded), `revision` (when it was made, or up to where it had read),
             `verdict`, `mark`, `dirty_span`, `stale`, `premature` (read before its parents were there), `claim` (of a run that has
-            ended), `promotion`, `kind` (what sort of table it is), `sqlmesh` (the two records).
+            ended), `promotion`, `kind` (what sort of table it is), `edge` (what it reads), `sqlmesh` (the two records).
         project: Of the model.
         model: The model; empty where it is about the ledger as such.
         version: Its version.
@@ -78,6 +79,7 @@ class Environment:
         sqlmesh: What SQLMesh has recorded of versions whose state was looked at.
         elsewhere: Where SQLMesh promotes another version: that one, by model.
         kinds: What sort of table SQLMesh takes a version for.
+        edges: What each model reads, and over which windows, by SQLMesh and by what its project declared.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Environment:
     sqlmesh: Mapping[int, IntervalSet] = field(factory=dict)
     elsewhere: Mapping[str, str] = field(factory=dict)
     kinds: Mapping[int, Kind] = field(factory=dict)
+    edges: Mapping[str, frozenset[Edge]] = field(factory=dict)
 
 
 @frozen
