@@ -50,4 +50,28 @@ OF_VERIFICATION = (
         "test_watch.py::test_of_two_that_looked_at_once_one_asks",
         ("        RETURN jsonb_build_object('overtaken', true);\n", "        NULL;\n"),
     ),
+    python(
+        "verify: the ledger's number",
+        f"{V}a_ledger_whose_number_went_back_is_named",
+        "verification/compare.py",
+        ("if last > facts.revision:", "if False:"),
+    ),
+    python(
+        "verify: what was being written",
+        f"{V}another_batch_of_a_doubt_is_named[NULL]",
+        "verification/compare.py",
+        ("        found += _batches(facts, key, derived)\n", ""),
+    ),
+    python(
+        "verify: the sort of a table",
+        f"{V}another_sort_of_table_is_named",
+        "verification/compare.py",
+        ("*_kinds(facts)", ""),
+    ),
+    python(
+        "verify: what a model reads",
+        "test_verification_end_to_end.py::test_an_edge_that_is_gone_or_another_is_named",
+        "verification/compare.py",
+        ("        found += _edges(facts, environment)\n", ""),
+    ),
 )  # fmt: skip

@@ -12,13 +12,13 @@ from attrs import evolve
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import invariant, run_state_machine_as_test
 
-from guarantee_mesh import AUDIT, BRONZE, DIMENSION, GOLD, SILVER, Mesh, goes_well, minutes
+from guarantee_mesh import AUDIT, BRONZE, DIMENSION, GOLD, SILVER, Mesh, goes_well, minutes, node
 from ledger_scene import GRACE, TTL
 from meshgate.coordinator.policies import Policies
 from meshgate.coordinator.run import plan_of
 from meshgate.coordinator.staleness import Policy, after_promotion, find
 from meshgate.coordinator.verify import collect
-from meshgate.graph import MeshGraph
+from meshgate.graph import Edge, Kind, MeshGraph
 from meshgate.interval import Interval, IntervalSet
 from meshgate.ledger import Lease
 from meshgate.verification import Difference, compare
@@ -28,6 +28,9 @@ from test_ledger_people import PeopleMachine
 
 if TYPE_CHECKING:
     from meshgate.ledger import Ledger
+
+
+KEYS = '"lake"."keys"'
 
 
 def verified(ledger: Ledger) -> tuple[Difference, ...]:
@@ -283,6 +286,33 @@ def test_a_raised_revision_is_named(mesh: Mesh) -> None:
     """Merging keeps the highest of several revisions; one that no event made is none of them."""
     found = tamper(mesh, f"UPDATE meshgate.coverage SET revision = 9999 WHERE {ROW}")
     assert found == [("revision", GOLD, minutes(0, 180))]
+
+
+def test_a_ledger_whose_number_went_back_is_named(mesh: Mesh) -> None:
+    """What is made next would have a number that somebody has read already: it would hide."""
+    mesh.ledger.database.execute("UPDATE meshgate.ledger SET revision = revision - 1")
+    assert ("revision", "") in {(found.what, found.model) for found in verified(mesh.ledger)}
+
+
+@pytest.mark.parametrize(
+    "batch", ["tstzrange(lower(batch), lower(batch) + interval '1 hour')", "NULL", "'(,)'"]
+)
+def test_another_batch_of_a_doubt_is_named(ledger: Ledger, batch: str) -> None:
+    """Less of a table that merges would be merged again than was being written, or more."""
+    mesh = Mesh(ledger, ([node(KEYS, "up", "hour", Kind.INCREMENTAL_BY_UNIQUE_KEY)], [Edge(KEYS, SILVER)]))
+    mesh.time(240)
+    mesh.run("up")
+    mesh.mark(KEYS, minutes(60, 180), "suspect")
+    assert verified(ledger) == ()
+    ledger.database.execute(f"UPDATE meshgate.mark SET batch = {batch}")
+    assert [(found.what, found.model) for found in verified(ledger)] == [("mark", KEYS)]
+
+
+def test_another_sort_of_table_is_named(mesh: Mesh) -> None:
+    """A version that is taken for one whole, though it has rows by time."""
+    assert tamper(mesh, "UPDATE meshgate.version SET as_of = NOT as_of WHERE version_id = %(v)s") == [
+        ("kind", GOLD, None)
+    ]
 
 
 def test_a_raised_read_revision_that_hides_staleness_is_named(mesh: Mesh) -> None:

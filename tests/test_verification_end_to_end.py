@@ -107,5 +107,17 @@ def test_a_hole_in_sqlmeshs_record_is_named(tiny: TinyMesh, capsys: pytest.Captu
         assert json.dumps(said.document)
 
 
+def test_an_edge_that_is_gone_or_another_is_named(tiny: TinyMesh) -> None:
+    """Its gate would be open; nothing in the history tells, but what is deployed does."""
+    with tiny.mesh() as mesh:
+        for project in ("upstream", "downstream"):
+            mesh.deploy(project, now=at(60))
+        assert told(mesh) == []
+        mesh.ledger.database.execute("UPDATE meshgate.edge SET mode = 'ungated'")
+        changed = {model for what, model, _ in told(mesh) if what == "edge"}
+        mesh.ledger.database.execute("DELETE FROM meshgate.edge")
+        assert {model for what, model, _ in told(mesh) if what == "edge"} == changed > {SILVER_EVENTS}
+
+
 def _ms(minutes: float) -> int:
     return int(at(minutes).timestamp() * 1000)

@@ -399,7 +399,7 @@ def _still(
 
 
 def _stale_elsewhere(
-    ledger: Ledger, environment: str, graph: MeshGraph, names: Container[str]
+    ledger: Ledger, environment: str, graph: MeshGraph, names: set[str]
 ) -> dict[str, IntervalSet]:
     """What is stale of some models in another environment that has the same of them and of all that they read.
 
@@ -407,7 +407,7 @@ def _stale_elsewhere(
     there is settled for whoever promotes the same. Models that are the same nowhere else are left out.
     """
     found: dict[str, IntervalSet] = {}
-    for name in ledger.environments():
+    for name in ledger.environments() if names else ():
         manifest = ledger.manifest(name)
         same = [
             n

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, frozen
 
+from meshgate.coordinator.reconcile import graph_of
 from meshgate.coordinator.staleness import find
+from meshgate.errors import ConfigError, GraphError
 from meshgate.graph import Kind
 from meshgate.interval import IntervalSet
 from meshgate.verification import (
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from meshgate.bridge.translate import Promoted
     from meshgate.coordinator.run import Workbench
+    from meshgate.graph import Edge
     from meshgate.ledger import Ledger
 
 
@@ -83,7 +86,13 @@ def verify(bench: Workbench, *, ledger_only: bool = False) -> Verification:
     facts = evolve(
         facts,
         mirrored_before=mirrored,
-        environments=[_with_sqlmesh(e, looked.get(e.name, ())) for e in facts.environments],
+        environments=[
+            evolve(
+                _with_sqlmesh(e, looked.get(e.name, ())),
+                edges=_declared(bench, e.name, looked.get(e.name, ())),
+            )
+            for e in facts.environments
+        ],
     )
     return Verification(
         now, facts.revision, len(facts.tables), len(facts.events), facts.forgotten,
@@ -130,6 +139,7 @@ def _environment(ledger: Ledger, name: str) -> Environment:
 def _with_sqlmesh(environment: Environment, looked: Iterable[Promoted]) -> Environment:
     """With what SQLMesh has recorded of what the environment promotes."""
     recorded: dict[int, IntervalSet] = {}
+    kinds: dict[int, Kind] = {}
     elsewhere: dict[str, str] = {}
     for state in looked:
         for name, time in state.recorded.items():
@@ -140,9 +150,27 @@ def _with_sqlmesh(environment: Environment, looked: Iterable[Promoted]) -> Envir
                 continue
             if ours.version == node.version:
                 recorded[environment.version_ids[name]] = time
+                kinds[environment.version_ids[name]] = node.kind
             else:
                 elsewhere[name] = node.version
-    return evolve(environment, sqlmesh=recorded, elsewhere=elsewhere)
+    return evolve(environment, sqlmesh=recorded, elsewhere=elsewhere, kinds=kinds)
+
+
+def _declared(bench: Workbench, name: str, looked: Iterable[Promoted]) -> dict[str, frozenset[Edge]]:
+    """What the models of an environment read, by SQLMesh, over the windows that their projects declared."""
+    found: dict[str, frozenset[Edge]] = {}
+    for state in looked:
+        owned = {n.project for n in state.nodes.values() if n.version}
+        try:
+            graph = graph_of(bench.ledger, name, state)
+        except (ConfigError, GraphError):
+            continue  # no run and no deploy goes by it either, and each of them says why
+        found |= {
+            n: frozenset(graph.parents(n))
+            for n in graph.nodes
+            if graph[n].version and graph[n].project in owned
+        }
+    return found
 
 
 def _mirrored(ledger: Ledger) -> dict[int, IntervalSet]:

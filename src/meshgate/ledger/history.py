@@ -50,7 +50,7 @@ class HistoryLedger:
         )
 
     def versions(self) -> list[dict[str, Any]]:
-        """Every version: version_id, model, project, version, kind."""
+        """Every version: version_id, model, project, version, kind, as_of."""
         return self.database.rows("versions")
 
     def everything_recorded(self) -> list[dict[str, Any]]:

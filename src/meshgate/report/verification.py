@@ -27,6 +27,8 @@ _WORDS = {
     "premature": "read before its parents were there",
     "claim": "who works on it",
     "promotion": "what is promoted",
+    "kind": "what sort of table it is",
+    "edge": "what it reads",
     "sqlmesh": "the two records",
 }
 
@@ -48,10 +50,11 @@ def verify(out: Console, found: Verification) -> None:
 def _difference(out: Console, one: Difference) -> None:
     where = f" in {one.environment}" if one.environment else ""
     time = f" {one.interval}" if one.interval is not None else ""
-    name = (model_name(one.model), "bold")
-    out.print(Text.assemble(name, f"{time} of project {one.project}{where}: {_WORDS[one.what]}"))
+    name = (model_name(one.model) if one.model else "the ledger", "bold")
+    whose = f"{time} of project {one.project}{where}" if one.model else ""
+    out.print(Text.assemble(name, f"{whose}: {_WORDS[one.what]}"))
     out.print(f"  the ledger says: {one.recorded}")
-    out.print(f"  derived: {one.derived} (version {one.version})")
+    out.print(f"  derived: {one.derived}" + (f" (version {one.version})" if one.version else ""))
 
 
 def watch(out: Console, found: Sequence[Look]) -> None:

@@ -350,7 +350,7 @@ FROM meshgate.event e WHERE e.revision > coalesce((SELECT f.revision FROM meshga
 SELECT coalesce((SELECT f.revision FROM meshgate.forgotten f), 0) AS revision;
 
 -- name: versions
-SELECT v.version_id, m.name AS model, p.name AS project, v.version, v.kind
+SELECT v.version_id, m.name AS model, p.name AS project, v.version, v.kind, v.as_of
 FROM meshgate.version v JOIN meshgate.model m USING (model_id) JOIN meshgate.project p USING (project_id)
 ORDER BY v.version_id;
 

@@ -4,7 +4,8 @@ Slow on purpose: events are replayed one by one over plain lists, staleness is j
 with the ledger's queries the words of the rules, and none of their code.
 """
 
-from meshgate.verification.compare import Difference, Environment, Facts, Orphan, compare
+from meshgate.verification.compare import compare
+from meshgate.verification.facts import Difference, Environment, Facts, Orphan
 from meshgate.verification.replay import Derived, Dirty, Event, Mark, Piece, Replay, Table
 
 __all__ = [

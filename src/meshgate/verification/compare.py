@@ -2,122 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from attrs import evolve, field, frozen
+from attrs import evolve
 
 from meshgate.graph import Edge, Window, window_of
 from meshgate.interval import MAX_INSTANT, Interval, IntervalSet
-from meshgate.verification.replay import DOUBTS, Derived, Dirty, Mark, Piece, Replay
+from meshgate.verification.facts import Difference, at
+from meshgate.verification.replay import DOUBTS, Derived, Dirty, Piece, Replay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from meshgate.graph import MeshGraph
-    from meshgate.verification.replay import Event, Table
-
-What = Literal[
-    "coverage",
-    "revision",
-    "verdict",
-    "mark",
-    "dirty_span",
-    "stale",
-    "premature",
-    "claim",
-    "promotion",
-    "sqlmesh",
-]
-
-
-@frozen
-class Difference:
-    """Something that the ledger says and the derivation does not, or the other way round.
-
-    Attributes:
-        what: What it is about: `coverage` (what is recorded), `revision` (when it was made, or up to where it had read),
-            `verdict`, `mark`, `dirty_span`, `stale`, `premature` (read before its parents were there), `claim` (of a run that has
-            ended), `promotion`, `sqlmesh` (the two records).
-        project: Of the model.
-        model: The model.
-        version: Its version.
-        interval: Which time, half-open, UTC; None where it is not about time.
-        recorded: What the ledger says.
-        derived: What the derivation says.
-        environment: Where that is so, if it is so in one environment only.
-    """
-
-    what: What
-    project: str
-    model: str
-    version: str
-    interval: Interval | None
-    recorded: str
-    derived: str
-    environment: str | None = None
-
-
-@frozen
-class Orphan:
-    """A claim that lives though its run has ended."""
-
-    version_id: int
-    interval: Interval
-    state: str
-    run_id: int
-    ended: str
-
-
-@frozen
-class Environment:
-    """One environment, as the ledger knows it and as it answers about it.
-
-    Attributes:
-        name: SQLMesh's environment.
-        graph: What it promotes.
-        version_ids: The ledger's key of each model's version.
-        stale: What the ledger calls stale, by model.
-        sqlmesh: What SQLMesh has recorded of versions whose state was looked at.
-        elsewhere: Where SQLMesh promotes another version: that one, by model.
-    """
-
-    name: str
-    graph: MeshGraph
-    version_ids: Mapping[str, int]
-    stale: Mapping[str, IntervalSet]
-    sqlmesh: Mapping[int, IntervalSet] = field(factory=dict)
-    elsewhere: Mapping[str, str] = field(factory=dict)
-
-
-@frozen
-class Facts:
-    """One look at a ledger.
-
-    Attributes:
-        revision: Its last number.
-        forgotten: The history up to this revision is gone; what is older is taken as given.
-        tables: Every version.
-        events: The history since, oldest first.
-        rows: Recorded time by version.
-        marks: By version.
-        dirty: Dirty spans by version.
-        runs: The environment of each run.
-        claims: Those of runs that have ended.
-        environments: Every environment.
-        mirrored_before: What SQLMesh was known to hold before its state was read, by version.
-    """
-
-    revision: int
-    forgotten: int
-    tables: Mapping[int, Table]
-    events: Sequence[Event]
-    rows: Mapping[int, Sequence[Piece]]
-    marks: Mapping[int, Sequence[Mark]]
-    dirty: Mapping[int, Mapping[int, Dirty]]
-    runs: Mapping[int, str]
-    claims: Sequence[Orphan]
-    environments: Sequence[Environment]
-    mirrored_before: Mapping[int, IntervalSet] = field(factory=dict)
+    from meshgate.verification.facts import Environment, Facts
+    from meshgate.verification.replay import Event, Mark
 
 
 def compare(facts: Facts) -> tuple[Difference, ...]:
@@ -138,40 +36,27 @@ def compare(facts: Facts) -> tuple[Difference, ...]:
         early.extend(_premature(facts, replay, commit, where))
 
     replay.walk(facts.events, at_begin)
-    found: list[Difference] = []
+    found = [*_number(facts), *_kinds(facts)]
     for key in sorted(facts.tables):
         derived = replay.of(key)
         if facts.forgotten:
             _adopt_merged(facts, key, derived)
         found += _coverage(facts, key, derived, replay.made.get(key, set()))
         found += _marks(facts, key, derived)
+        found += _batches(facts, key, derived)
         found += _dirty(facts, key, derived)
     found += [
-        _at(facts, c.version_id, "claim", c.interval, f"run {c.run_id} holds it ({c.state})", f"run {c.run_id} is {c.ended}")
+        at(facts, c.version_id, "claim", c.interval, f"run {c.run_id} holds it ({c.state})", f"run {c.run_id} is {c.ended}")
         for c in facts.claims
     ]  # fmt: skip
     for environment in facts.environments:
         found += _staleness(facts, replay, environment)
         found += _stuck(facts, environment)
         found += _promotions(facts, environment)
+        found += _edges(facts, environment)
         for key, recorded in environment.sqlmesh.items():
             found += _sqlmesh(facts, key, recorded)
     return tuple(dict.fromkeys([*found, *early]))
-
-
-def _at(
-    facts: Facts,
-    key: int,
-    what: What,
-    interval: Interval | None,
-    recorded: str,
-    derived: str,
-    environment: str | None = None,
-) -> Difference:
-    table = facts.tables[key]
-    return Difference(
-        what, table.project, table.model, table.version, interval, recorded, derived, environment
-    )
 
 
 def _before(facts: Facts) -> dict[int, Derived]:
@@ -216,6 +101,32 @@ def _adopt_merged(facts: Facts, key: int, derived: Derived) -> None:
             derived.record(evolve(row, interval=rest, revision=min(row.revision, facts.forgotten)))
 
 
+def _number(facts: Facts) -> Iterator[Difference]:
+    """The ledger's number, which only grows: whoever reads now would take what was made since for older than it is."""
+    last = max((event.revision for event in facts.events), default=facts.forgotten)
+    if last > facts.revision:
+        said = f"the ledger is at revision {facts.revision}"
+        yield Difference("revision", "", "", "", None, said, f"revision {last} was handed out")
+
+
+def _kinds(facts: Facts) -> Iterator[Difference]:
+    """What sort of table each version is: by its own two columns, by what events tell of it, and by SQLMesh."""
+    whole = {
+        e.version_id: "written" in e.detail
+        for e in facts.events
+        if e.version_id is not None and e.kind in ("interval.failed", "interval.suspect")
+    }
+    for key, table in sorted(facts.tables.items()):
+        said = f"{table.kind.value}, " + ("one whole" if table.as_of else "by time")
+        if table.as_of != table.kind.as_of or whole.get(key, table.as_of) != table.as_of:
+            derived = whole.get(key, table.kind.as_of)
+            yield at(facts, key, "kind", None, said, "one whole" if derived else "by time")
+    for environment in facts.environments:
+        for key, kind in environment.kinds.items():
+            if kind is not facts.tables[key].kind:
+                yield at(facts, key, "kind", None, facts.tables[key].kind.value, kind.value, environment.name)
+
+
 # What is recorded
 
 
@@ -224,25 +135,25 @@ def _coverage(facts: Facts, key: int, derived: Derived, made: set[int]) -> Itera
     ours = IntervalSet(row.interval for row in rows)
     for gone in derived.covered - ours:
         (piece, *_) = derived.meeting(gone)
-        yield _at(facts, key, "coverage", gone, "not recorded", f"recorded at revision {piece.revision}")
+        yield at(facts, key, "coverage", gone, "not recorded", f"recorded at revision {piece.revision}")
     for row in rows:
         known = derived.meeting(row.interval)
         unknown = IntervalSet([row.interval]) - IntervalSet(p.interval for p in known)
         for extra in unknown:
             said = f"recorded at revision {row.revision}"
-            yield _at(facts, key, "coverage", extra, said, "nothing ever recorded it")
+            yield at(facts, key, "coverage", extra, said, "nothing ever recorded it")
         for piece in known:
             part = piece.interval.intersect(row.interval)
             # Of several commits a row has the newest number.
             merged = row.merged > 1 and piece.revision < row.revision and row.revision in made
             if row.revision != piece.revision and not merged:
                 said = f"made at revision {row.revision}"
-                yield _at(facts, key, "revision", part, said, f"made at revision {piece.revision}")
+                yield at(facts, key, "revision", part, said, f"made at revision {piece.revision}")
             if row.verdict != piece.verdict:
-                yield _at(facts, key, "verdict", part, row.verdict, piece.verdict)
+                yield at(facts, key, "verdict", part, row.verdict, piece.verdict)
         if row.read_revision > facts.revision:
             said = f"had read up to revision {row.read_revision}"
-            yield _at(
+            yield at(
                 facts, key, "revision", row.interval, said, f"the ledger is at revision {facts.revision}"
             )
 
@@ -253,9 +164,9 @@ def _marks(facts: Facts, key: int, derived: Derived) -> Iterator[Difference]:
         mine, told = ours.get((kind, revision), IntervalSet()), theirs.get((kind, revision), IntervalSet())
         said = f"{kind} since revision {revision}"
         for piece in told - mine:
-            yield _at(facts, key, "mark", piece, "not marked", said)
+            yield at(facts, key, "mark", piece, "not marked", said)
         for piece in mine - told:
-            yield _at(facts, key, "mark", piece, said, "not marked, or discharged")
+            yield at(facts, key, "mark", piece, said, "not marked, or discharged")
     kind_of = facts.tables[key].kind
     if kind_of.time_partitioned or kind_of.reads_everything:
         # Whoever had read that late would have discharged it.
@@ -265,7 +176,7 @@ def _marks(facts: Facts, key: int, derived: Derived) -> Iterator[Difference]:
                 # What plain SQLMesh computed settles nothing, whatever it is trusted to have read.
                 if part is not None and row.read_revision >= mark.revision and row.verdict != "foreign":
                     said = f"had read up to revision {row.read_revision}"
-                    yield _at(
+                    yield at(
                         facts,
                         key,
                         "revision",
@@ -273,6 +184,16 @@ def _marks(facts: Facts, key: int, derived: Derived) -> Iterator[Difference]:
                         said,
                         f"{mark.kind} since revision {mark.revision}, and not read since",
                     )
+
+
+def _batches(facts: Facts, key: int, derived: Derived) -> Iterator[Difference]:
+    """What was being written when a whole table went wrong: that much of one that merges is merged again."""
+    batches = {(m.kind, m.revision): m.batch for m in derived.marks}
+    for mark in facts.marks.get(key, ()) if facts.tables[key].kind.as_of else ():
+        batch = batches.get((mark.kind, mark.revision), mark.batch)
+        if mark.kind in ("failed", "suspect") and mark.batch != batch:
+            said = f"{mark.kind} since revision {mark.revision}, when {mark.batch} was being written"
+            yield at(facts, key, "mark", mark.interval, said, f"{batch} was being written")
 
 
 def _by_kind(marks: Iterable[Mark]) -> dict[tuple[str, int], IntervalSet]:
@@ -290,7 +211,7 @@ def _dirty(facts: Facts, key: int, derived: Derived) -> Iterator[Difference]:
             continue  # forgotten when nobody had met it; whether somebody had is told by what is stale
         if since not in ours or since not in derived.dirty or ours[since] != derived.dirty[since]:
             mine, told = (_span_of(since, spans) for spans in (ours, derived.dirty))
-            yield _at(facts, key, "dirty_span", None, mine, told)
+            yield at(facts, key, "dirty_span", None, mine, told)
 
 
 def _span_of(since: int, spans: Mapping[int, Dirty]) -> str:
@@ -309,10 +230,10 @@ def _stuck(facts: Facts, environment: Environment) -> Iterator[Difference]:
             said = f"{mark.kind} since revision {mark.revision}"
             if mark.revision > facts.revision:
                 why = f"the ledger is at revision {facts.revision}: no commit can have read so late"
-                yield _at(facts, key, "mark", mark.interval, said, why)
+                yield at(facts, key, "mark", mark.interval, said, why)
             elif node.kind.time_partitioned and not mark.interval.overlaps(node.life):
                 why = f"the model's time is {node.life}: nothing will evaluate that again"
-                yield _at(facts, key, "mark", mark.interval, said, why, environment.name)
+                yield at(facts, key, "mark", mark.interval, said, why, environment.name)
 
 
 # Staleness
@@ -325,12 +246,12 @@ def _staleness(facts: Facts, replay: Replay, environment: Environment) -> Iterat
         surely = IntervalSet(interval for interval, _ in least)
         for interval, why in least:
             for piece in IntervalSet([interval]) - says:
-                yield _at(facts, key, "stale", piece, "not stale", why, environment.name)
+                yield at(facts, key, "stale", piece, "not stale", why, environment.name)
         if facts.forgotten:
             most = _stale(facts, replay, environment, name, least=False)
             surely = IntervalSet(interval for interval, _ in most)
         for piece in says - surely:
-            yield _at(facts, key, "stale", piece, "stale", "nothing that it reads is newer", environment.name)
+            yield at(facts, key, "stale", piece, "stale", "nothing that it reads is newer", environment.name)
 
 
 def _stale(
@@ -411,7 +332,7 @@ def _premature(
         name = parent.name.replace('"', "")
         if gate.window.mode == "loaded":
             if not read.pieces and known_from is None:
-                yield _at(
+                yield at(
                     facts,
                     commit.version_id,
                     "premature",
@@ -426,10 +347,10 @@ def _premature(
             lacking = lacking.clip(known_from, MAX_INSTANT)
         for gap in lacking:
             why = f"{name} {gap} was not recorded then"
-            yield _at(facts, commit.version_id, "premature", commit.interval, said, why, environment.name)
+            yield at(facts, commit.version_id, "premature", commit.interval, said, why, environment.name)
         for mark in {m for span in window for m in read.doubts(span)}:
             why = f"{name} {mark.interval} was {mark.kind} then"
-            yield _at(facts, commit.version_id, "premature", commit.interval, said, why, environment.name)
+            yield at(facts, commit.version_id, "premature", commit.interval, said, why, environment.name)
 
 
 def _last_change(facts: Facts, environment: str) -> tuple[int, int]:
@@ -443,13 +364,23 @@ def _last_change(facts: Facts, environment: str) -> tuple[int, int]:
 # SQLMesh
 
 
+def _edges(facts: Facts, environment: Environment) -> Iterator[Difference]:
+    """By whom and over which windows a model waits: an edge that is gone opens its gate."""
+    for name, declared in environment.edges.items():
+        if name in environment.version_ids:
+            known = frozenset(environment.graph.parents(name))
+            for edge in sorted(declared ^ known, key=lambda e: (e.parent, e in declared)):
+                window = f"{edge.window.mode}, from {edge.window.from_offset}, to {edge.window.to_offset}"
+                reads = f"it reads {edge.parent.replace(chr(34), '')}: {window}"
+                mine, told = ("not so", reads) if edge in declared else (reads, "not so")
+                yield at(facts, environment.version_ids[name], "edge", None, mine, told, environment.name)
+
+
 def _promotions(facts: Facts, environment: Environment) -> Iterator[Difference]:
     for name, version in environment.elsewhere.items():
         key = environment.version_ids[name]
         said = f"version {facts.tables[key].version} is promoted"
-        yield _at(
-            facts, key, "promotion", None, said, f"SQLMesh promotes version {version}", environment.name
-        )
+        yield at(facts, key, "promotion", None, said, f"SQLMesh promotes version {version}", environment.name)
 
 
 def _sqlmesh(facts: Facts, key: int, recorded: IntervalSet) -> Iterator[Difference]:
@@ -460,9 +391,9 @@ def _sqlmesh(facts: Facts, key: int, recorded: IntervalSet) -> Iterator[Differen
     """
     rows = facts.rows.get(key, ())
     for piece in recorded - IntervalSet(row.interval for row in rows):
-        yield _at(facts, key, "sqlmesh", piece, "not recorded", "SQLMesh has recorded it")
+        yield at(facts, key, "sqlmesh", piece, "not recorded", "SQLMesh has recorded it")
     mirrored = IntervalSet(row.interval for row in rows if row.mirrored)
     mirrored = mirrored & facts.mirrored_before.get(key, mirrored)
     marked = IntervalSet(m.interval for m in facts.marks.get(key, ()) if m.kind in DOUBTS)
     for piece in mirrored - recorded - marked:
-        yield _at(facts, key, "sqlmesh", piece, "recorded, also in SQLMesh", "SQLMesh has not recorded it")
+        yield at(facts, key, "sqlmesh", piece, "recorded, also in SQLMesh", "SQLMesh has not recorded it")

@@ -44,6 +44,7 @@ class Table:
     project: str
     version: str
     kind: Kind
+    as_of: bool
 
 
 @frozen
