@@ -257,6 +257,12 @@ OF_RESTATEMENT = (
         ("dict.fromkeys((environment, *ledger.homes()))", "(environment,)"),
     ),
     python(
+        "two states: deploys look through views of another state",
+        "test_two_states.py::test_a_deploy_looks_through_the_views_of_another_state",
+        "coordinator/reconcile.py",
+        ("theirs, environment, behind)", "theirs, environment)"),
+    ),
+    python(
         "two states: readers of another state stay settled",
         "test_two_states.py::test_readers_of_another_state_stay_settled[a change that breaks nothing]",
         "coordinator/staleness.py",

@@ -96,6 +96,25 @@ def take_away(mesh: Mesh) -> None:
         context.close()
 
 
+def test_a_deploy_looks_through_the_views_of_another_state(duck: DuckMesh) -> None:
+    """What it builds waits for what stands behind them. Fails without `behind` in `build_graph`."""
+    duck.write(
+        "upstream",
+        "seen",
+        "MODEL (name lake.seen, kind VIEW, cron '*/5 * * * *');\nSELECT * FROM lake.silver",
+    )
+    gold = copied("lake.gold", "lake.seen")
+    duck.write("downstream", "gold", gold)
+    with duck.mesh() as mesh:
+        for project in PROJECTS:
+            mesh.deploy(project, now=at(60))
+        duck.write("downstream", "gold", changed(gold))
+        done_by_deploy = mesh.deploy("downstream", now=at(120)).committed
+        assert done_by_deploy == {GOLD: IntervalSet([span(0, 60)])}
+        assert both(mesh, 120)[1] == {GOLD: HOUR}
+        assert duck.sql("SELECT count(*) FROM lake.gold") == [(120,)]
+
+
 @pytest.mark.parametrize("there", ["missing", "held"])
 def test_a_dev_environment_of_the_reader_is_gated_by_production(duck: DuckMesh, there: str) -> None:
     """What it reads by that name is production's, and what it writes is production's table.

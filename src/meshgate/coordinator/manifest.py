@@ -34,6 +34,7 @@ def build_graph(
     manifests: Mapping[str, Mapping[str, Any]],
     elsewhere: Mapping[str, ModelNode],
     environment: str,
+    behind: Mapping[str, Iterable[tuple[Edge, ModelNode]]] | None = None,
 ) -> MeshGraph:
     """The graph of one environment.
 
@@ -43,6 +44,7 @@ def build_graph(
         elsewhere: Models of projects whose state is another one, by name. A table that is external here and a
             model there is that model: external is ungated only where nobody in the mesh makes it.
         environment: Which environment it is.
+        behind: What views among them read, by the view's name: a gate looks through them.
 
     Raises:
         ConfigError: A declared edge names a model that does not exist, or a pair that does not read each other.
@@ -51,8 +53,17 @@ def build_graph(
     for name, node in plan.nodes.items():
         if node.kind is Kind.EXTERNAL and name in elsewhere:
             nodes[name] = elsewhere[name]
+    through: list[Edge] = []
+    pending = [name for name in nodes if name in elsewhere]
+    while pending:
+        for edge, parent in (behind or {}).get(pending.pop(), ()):
+            through.append(edge)
+            if edge.parent not in nodes:
+                nodes[edge.parent] = parent
+                pending.append(edge.parent)
     graph = MeshGraph(
-        nodes, [Edge(child, parent) for child, parents in plan.parents.items() for parent in parents]
+        nodes,
+        [Edge(child, parent) for child, parents in plan.parents.items() for parent in parents] + through,
     )
     windows = _windows(graph, manifests, {n.project for n in plan.nodes.values()}, environment)
     return MeshGraph(
@@ -61,7 +72,8 @@ def build_graph(
             Edge(child, parent, windows.get((child, parent), Window("interval")))
             for child, parents in plan.parents.items()
             for parent in parents
-        ],
+        ]
+        + through,
     )
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from meshgate.bridge.project import SqlmeshProject
     from meshgate.bridge.translate import Promoted
-    from meshgate.graph import ModelNode
+    from meshgate.graph import Edge, ModelNode
     from meshgate.ledger import Ledger, Manifest, VersionState
 
 
@@ -58,19 +58,26 @@ class Finding:
     interval: Interval | None
 
 
-def elsewhere(ledger: Ledger, environment: str, plan: Promoted) -> dict[str, ModelNode]:
+def elsewhere(
+    ledger: Ledger, environment: str, plan: Promoted
+) -> tuple[dict[str, ModelNode], dict[str, list[tuple[Edge, ModelNode]]]]:
     """The models that the ledger knows and that this SQLMesh state does not own: in this environment, else in their own.
 
-    From another state a name leads to what its project's own environment has, whoever asks.
+    From another state a name leads to what its project's own environment has, whoever asks. Besides, what views among
+    them read.
     """
     projects = {n.project for n in plan.nodes.values() if n.version}
     found: dict[str, ModelNode] = {}
+    behind: dict[str, list[tuple[Edge, ModelNode]]] = {}
     for place in dict.fromkeys((environment, *ledger.homes())):
         with suppress(NotDeployedError):
-            for name, node in ledger.manifest(place).graph.nodes.items():
-                if node.version and node.project not in projects:
-                    found.setdefault(name, node)
-    return found
+            graph = ledger.manifest(place).graph
+            for name, node in graph.nodes.items():
+                if node.version and node.project not in projects and name not in found:
+                    found[name] = node
+                    if node.kind.transparent:
+                        behind[name] = [(edge, graph[edge.parent]) for edge in graph.parents(name)]
+    return found, behind
 
 
 def graph_of(
@@ -85,7 +92,8 @@ def graph_of(
         changed: What a project that is being deployed declares now, by its name.
     """
     manifests = ledger.manifests(environment) | dict(changed or {})
-    return build_graph(plan, manifests, elsewhere(ledger, environment, plan), environment)
+    theirs, behind = elsewhere(ledger, environment, plan)
+    return build_graph(plan, manifests, theirs, environment, behind)
 
 
 def reconcile(
