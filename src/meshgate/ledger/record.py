@@ -70,7 +70,7 @@ class Newer:
     parent_interval: Interval
     since: datetime | None
     read_at: datetime | None
-    read_revision: int
+    read_revision: int = 0
 
 
 @attrs.frozen
