@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from attrs import evolve
 
 from analysis_cases import Case, told
 from diamond_mesh import edit, named, remove, write
+from meshgate.analysis import parse
 from meshgate.interval import Interval, IntervalSet
 from meshgate.mesh import Mesh
+from meshgate.report import data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from meshgate.graph import MeshGraph
 
 PORTFOLIO = Path(__file__).resolve().parents[1] / "examples" / "portfolio"
 sys.path.insert(0, str(PORTFOLIO))
@@ -99,25 +105,35 @@ BOUNDED = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def portfolio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mesh, Path]]:
-    """Both projects deployed and evaluated up to minute 125; the shop is ahead. The mesh, and its files."""
-    folder = tmp_path_factory.mktemp("analysis-portfolio")
-    files = folder / "files"
-    shutil.copytree(
-        PORTFOLIO, files, ignore=shutil.ignore_patterns(".meshgate", ".cache", "logs", "__pycache__")
-    )
+@contextmanager
+def shop(folder: Path, files: Path, changed: datetime, *, hours: int = 3) -> Iterator[tuple[Mesh, Lakehouse]]:
+    """A lake of its own, and both projects of some files deployed at an instant; the shop is ahead."""
     with Lakehouse.start(folder) as started, pytest.MonkeyPatch.context() as patch:
         for name, value in started.environment().items():
             patch.setenv(name, value)
         source.create_tables(started.source)
-        source.generate(started.source, source.BEGINNING, source.BEGINNING + timedelta(hours=3))
+        source.generate(started.source, source.BEGINNING, source.BEGINNING + timedelta(hours=hours))
         with Mesh.open(files, check=False) as mesh:
             mesh.migrate()
             for project in BOTH:
-                mesh.deploy(project, now=BUILT)
-            yield mesh, files
+                mesh.deploy(project, now=changed)
+            yield mesh, started
         started.destroy()
+
+
+def copied(files: Path, to: Path) -> Path:
+    """The files, without what SQLMesh keeps beside them."""
+    shutil.copytree(files, to, ignore=shutil.ignore_patterns(".meshgate", ".cache", "logs", "__pycache__"))
+    return to
+
+
+@pytest.fixture(scope="module")
+def portfolio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mesh, Path]]:
+    """Both projects deployed and evaluated up to minute 125. The mesh, and its files."""
+    folder = tmp_path_factory.mktemp("analysis-portfolio")
+    files = copied(PORTFOLIO, folder / "files")
+    with shop(folder, files, BUILT) as (mesh, _):
+        yield mesh, files
 
 
 @pytest.mark.parametrize(
@@ -127,12 +143,58 @@ def portfolio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mesh, 
 def test_models_ranges_projects_and_order(portfolio: tuple[Mesh, Path], case: Case, tmp_path: Path) -> None:
     """Each change is told as `analysis_portfolio.txt` has it, and what may not be deployed is refused."""
     mesh, files = portfolio
-    root = tmp_path / "files"
-    shutil.copytree(files, root, ignore=shutil.ignore_patterns(".cache", "logs"))
+    root = copied(files, tmp_path / "files")
     case.change(root)
     found = mesh.analyze(named(root, case.projects), now=NOW)
     assert told(found) == case.expected(separate=False)
     assert found.refused is not case.deploys
+
+
+RUNS = (("upstream", 185), ("downstream", 190), ("upstream", 245), ("downstream", 250))
+DAY = (("upstream", 1445), ("downstream", 1450), ("upstream", 1450), ("downstream", 1455))
+"""For what is due once a day: both sides have got to the end of it."""
+
+
+@pytest.mark.analysis
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in CASES if c.deploys])
+def test_deployed_as_analysed_every_table_is_a_recomputations(case: Case, tmp_path: Path) -> None:
+    """What a change leaves is asked for; then both projects run. The other side never was anything else than the changed files."""
+    ticks = DAY if case.name == "a slower cron" else RUNS
+    hours = 25 if ticks is DAY else 5
+    files = copied(PORTFOLIO, tmp_path / "files")
+    tables: dict[str, list[tuple[Any, ...]]] = {}
+    with shop(tmp_path / "one", files, BUILT, hours=hours) as (mesh, started):
+        case.change(files)
+        found = mesh.analyze(named(files, case.projects), now=NOW)
+        document = json.loads(data.dumped(data.analyze(found)))
+        mesh.deploy_analysed(parse(document, "FILE"), now=NOW)
+        asked = mesh.leftovers(found, apply=True)
+        left = {one.left.model for one in asked.models if one.preview is None}
+        graph = tick(mesh, ticks)
+        left |= {name for name in graph.order() if {e.parent for e in graph.parents(name)} & left}
+        compared = [n for n in graph.order() if graph[n].version and graph[n].kind.recorded and n not in left]
+        tables = {name: rows(started, name) for name in compared}
+        assert mesh.verify().differences == ()
+    with shop(tmp_path / "other", files, NOW, hours=hours) as (mesh, started):
+        tick(mesh, ticks)
+        for name, found_rows in tables.items():
+            assert found_rows == rows(started, name), name
+    assert tables
+
+
+def tick(mesh: Mesh, ticks: tuple[tuple[str, int], ...]) -> MeshGraph:
+    """Run each project at its minutes."""
+    for project, minute in ticks:
+        report = mesh.run(project, now=source.BEGINNING + timedelta(minutes=minute))
+        assert not report.failed, report.failed
+    return mesh.ledger.manifest("prod").graph
+
+
+def rows(started: Lakehouse, name: str) -> list[tuple[Any, ...]]:
+    """A table, in an order that does not depend on when it was written."""
+    with started.lake.connect() as connection:
+        return sorted(connection.execute(f"SELECT * FROM {name}").fetchall(), key=str)
 
 
 def test_the_plan_of_one_checkout_is_that_of_all_and_the_analysis_says_the_same(
@@ -142,8 +204,7 @@ def test_the_plan_of_one_checkout_is_that_of_all_and_the_analysis_says_the_same(
     from sqlmesh import Context
 
     mesh, files = portfolio
-    root = tmp_path / "files"
-    shutil.copytree(files, root, ignore=shutil.ignore_patterns(".cache", "logs"))
+    root = copied(files, tmp_path / "files")
 
     def planned(*projects: str) -> tuple[dict[str, str], dict[str, IntervalSet]]:
         context = Context(paths=[root / name for name in projects])
