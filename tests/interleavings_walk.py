@@ -141,7 +141,13 @@ class Table:
             case "fail":
                 known |= {"detail": json({})}
             case "ask":
-                known = {"models": [self.name], "spans": [hours], "reason": "late rows", "by": who}
+                known = {
+                    "models": [self.name],
+                    "spans": [hours],
+                    "reason": "late rows",
+                    "by": who,
+                    "origin": None,
+                }
         names = {
             "acquire": "acquire_run", "renew": "renew_run", "finish": "finish_run", "bury": "bury_run",
             "break": "break_run", "open": "open_claims", "begin": "begin_claim", "commit": "commit_claim",

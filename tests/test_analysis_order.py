@@ -157,7 +157,13 @@ def test_the_comment_begins_with_what_must_not_be() -> None:
     )
     refusal = Refusal("removed_model", None, "up", "it | is <i>wrong</i>", "mend it")
     found = Analysis(
-        "prod", NOW, ("up",), Base((None,), "0", 1, "1"), (change,), order=Order(("up",)), refusals=(refusal,)
+        "prod",
+        NOW,
+        ("up",),
+        Base((None,), "0", 1, "1", (("up",),), ()),
+        (change,),
+        order=Order(("up",)),
+        refusals=(refusal,),
     )
     text = markdown(found)
     assert text.index("must not be merged") < text.index("wrong") < text.index("What changes")

@@ -120,7 +120,7 @@ def large(models: int, refusals: int = 0, name: str = "schema.a_model_with_a_nam
         Beyond(one, "project1", names[0], f"{one} reads too far", "declare it") for one in names[:5]
     )
     return Analysis(
-        "prod", NOW, ("project0", "project1"), Base(("p",), "0", 1, "1"), changes, work, left, edges,
+        "prod", NOW, ("project0", "project1"), Base(("p",), "0", 1, "1", (("project0", "project1"),), ()), changes, work, left, edges,
         (), Order(("project0", "project1"), precedences, "required"), said, beyond, ("a warning",) * (models // 4),
     )  # fmt: skip
 
