@@ -42,13 +42,13 @@ test-peers: setup ## Plain SQLMesh still shows the faults that meshgate prevents
 
 test-analysis: setup ## Every analysed change is deployed as the analysis says, and each table compared with a recomputation
 	@$(BIN)/python -m pytest -m '' -n $(WORKERS) --dist loadgroup tests/test_analysis.py \
-		tests/test_analysis_portfolio.py tests/test_analysis_deployed.py
+		tests/test_analysis_portfolio.py tests/test_analysis_deployed.py tests/test_analysis_followed.py tests/test_action.py
 
 mutation: setup ## Removes each protecting line and shows that a test fails
 	@$(BIN)/python tests/mutations.py
 
-mutation-bounded: setup ## The same for CI: thirty of them, by chance
-	@$(BIN)/python tests/mutations.py --sample 30
+mutation-bounded: setup ## The same for CI: twenty of them, by chance
+	@$(BIN)/python tests/mutations.py --sample 20
 
 chaos: setup ## Kills, pauses and starves real runs: every crash point, 200 faults, and each mutation found (half an hour)
 	@$(BIN)/python tests/crash_points.py --all
@@ -56,7 +56,7 @@ chaos: setup ## Kills, pauses and starves real runs: every crash point, 200 faul
 	@$(BIN)/python tests/chaos.py --without all
 
 chaos-bounded: setup ## The same for CI: a few minutes
-	@$(BIN)/python tests/chaos.py --seconds 60 --faults 40 --restarts 10
+	@$(BIN)/python tests/chaos.py --seconds 30 --faults 20 --restarts 5
 
 histories: setup ## Twenty random histories of the portfolio, from ticks to deploys and kills (half an hour)
 	@$(BIN)/python tests/portfolio_history.py --seeds 20

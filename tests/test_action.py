@@ -305,6 +305,7 @@ def steps_of_the_example() -> Any:
     return read(EXAMPLE)["jobs"]["plan"]
 
 
+@pytest.mark.analysis
 def test_beside_the_real_bot_of_sqlmesh(acme: Acme) -> None:
     """The example's own steps, twice: each keeps to its own comment; the bot makes its environment and its check runs."""
     pytest.importorskip("github", reason="needs sqlmesh[github]")

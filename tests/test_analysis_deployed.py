@@ -38,7 +38,7 @@ RUNS = (("crm", 185), ("sales", 186), ("finance", 190), ("crm", 245), ("sales", 
 UPTO = 240
 
 
-@pytest.fixture(scope="module", params=["shared", "separate"])
+@pytest.fixture(scope="module", params=["shared", pytest.param("separate", marks=pytest.mark.analysis)])
 def mesh(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,

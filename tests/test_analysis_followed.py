@@ -79,6 +79,12 @@ def written(found: Analysis) -> Analysis:
     return parse(json.loads(data.dumped(data.analyze(found))), "FILE")
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line is wrapped."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 def shown(found: Leftovers) -> list[str]:
     """What a person reads."""
     out = io.StringIO()
@@ -107,6 +113,7 @@ def test_the_order_is_followed_and_told_and_a_second_call_finds_it_done(
     assert said == [*each, *((name, 0, "there") for name in ORDER)]
 
 
+@pytest.mark.analysis
 def test_killed_anywhere_the_same_call_goes_on(whole: DiamondMesh, tmp_path: Path) -> None:
     """Killed after a commit, between SQLMesh's two steps of a promotion, and before the ledger's last; and then all is there."""
     twin, checkouts = changed(whole, GOES, tmp_path)

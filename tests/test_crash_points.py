@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-SAMPLE = 12
-SAMPLE_OF_RESTATEMENT = 6
+SAMPLE = 8
+SAMPLE_OF_RESTATEMENT = 4
 
 
 @pytest.mark.slow
