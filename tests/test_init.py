@@ -107,6 +107,28 @@ def test_what_cannot_be_written_is_said(
     assert not written.exists() or written.read_text() == "mine"
 
 
+@pytest.mark.parametrize("key", ["1e3", "null", "0x1f", "it's", "a: b", "2026"])
+def test_a_name_that_yaml_would_take_for_something_else(
+    init: Callable[..., Answer], tmp_path: Path, key: str
+) -> None:
+    """It comes back as it was."""
+    project(tmp_path / "one", key, {})
+    assert init().code == 0
+    assert load(tmp_path / "meshgate.yaml").projects[0].name == key
+
+
+def test_a_project_without_a_connection_is_told_like_any_other(
+    init: Callable[..., Answer], tmp_path: Path
+) -> None:
+    """Its gateway may be named elsewhere; nothing is said of its state."""
+    project(tmp_path / "one", "one", {})
+    config = {"project": "one", "gateways": {"local": {}}, "model_defaults": {"dialect": "duckdb"}}
+    (tmp_path / "one" / "config.yaml").write_text(json.dumps(config))
+    answer = init()
+    assert (answer.code, "internal error" in answer.err) == (0, False), answer
+    assert load(tmp_path / "meshgate.yaml").projects[0].name == "one"
+
+
 def test_a_folder_that_is_named_must_be_a_project(init: Callable[..., Answer], tmp_path: Path) -> None:
     """Of those that are found, one that cannot be read is passed over, and told."""
     project(tmp_path / "good", "good", {})

@@ -270,8 +270,8 @@ def _planned(
     for snapshot in plan.uncategorized:
         builder.set_choice(snapshot, SnapshotChangeCategory.BREAKING)  # as a deploy does
     plan = builder.build()
-    found = context.state_sync.get_environment(Environment.sanitize_name(environment))
-    old = _promoted(context, environment)
+    found = _environment(context, environment)
+    old = _promoted(context, found)
     context.state_sync.refresh_snapshot_intervals(old)
     new = list(plan.snapshots.values())
     models = [[s for s in side if s.is_model] for side in (old, new)]
@@ -301,7 +301,9 @@ def _planned(
         ),
         identities=tuple(tuple(sorted(f"{s.name} {s.identifier}" for s in side)) for side in (old, new)),  # type: ignore[arg-type]
         definitions=(
-            definitions(s.node for s in (old if found is not None else _promoted(context, c.PROD))),
+            definitions(
+                s.node for s in (old if found else _promoted(context, _environment(context, c.PROD)))
+            ),
             definitions(s.node for s in new),
         ),
         owners={s.name: s.node.owner for side in (old, new) for s in side if s.node.owner},
@@ -309,9 +311,12 @@ def _planned(
     )
 
 
-def _promoted(context: ReadingContext, environment: str) -> list[Snapshot]:
+def _environment(context: ReadingContext, name: str) -> Environment | None:
+    return context.state_sync.get_environment(Environment.sanitize_name(name))
+
+
+def _promoted(context: ReadingContext, found: Environment | None) -> list[Snapshot]:
     """What an environment promotes; nothing where it does not exist."""
-    found = context.state_sync.get_environment(Environment.sanitize_name(environment))
     return list(context.state_sync.get_snapshots(found.snapshots).values()) if found is not None else []
 
 

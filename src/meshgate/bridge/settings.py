@@ -39,7 +39,7 @@ class ProjectSettings:
     Attributes:
         key: The `project:` key; empty if there is none.
         gateways: The names of the configured gateways, lower case; empty where the only one has no name.
-        state: Where its default gateway keeps SQLMesh's state.
+        state: Where its default gateway keeps SQLMesh's state; None where that has no connection, as another one may be used.
     """
 
     key: str
@@ -117,10 +117,15 @@ def read_models(path: Path) -> ProjectModels | None:
         set_console(before)
 
 
-def _state(config: Config) -> StatePlace:
+def _state(config: Config) -> StatePlace | None:
+    from sqlmesh.utils.errors import ConfigError
+
     name = config.default_gateway_name
-    given = config.get_state_connection(name)
-    connection = given or config.get_connection(name)
+    try:
+        given = config.get_state_connection(name)
+        connection = given or config.get_connection(name)
+    except ConfigError:
+        return None
     facts = connection.dict()
     host, port, database = (facts.get(key) for key in ("host", "port", "database"))
     where = (f"{host}:{port}" if port else str(host)) if host else ""

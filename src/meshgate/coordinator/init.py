@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -213,11 +215,9 @@ def _text(projects: Sequence[FoundProject], into: Path, place: StatePlace | None
 
 
 def _quoted(text: str) -> str:
-    """As YAML, whatever is in it."""
-    plain = text.replace("_", "").replace("-", "").replace("/", "").replace(".", "")
-    if plain.isascii() and plain.isalnum() and not plain.isdigit() and text.lower() not in _WORDS:
-        return text
-    return "'" + text.replace("'", "''") + "'"
+    """As YAML, whatever is in it: what may not be a plain word is a JSON string, which is YAML too."""
+    plain = re.fullmatch(r"[A-Za-z][\w./-]*", text, re.ASCII) and text.lower() not in _WORDS
+    return text if plain else json.dumps(text)
 
 
 _WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
