@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timedelta
+from typing import Any
 
 import oracle
 import source
@@ -25,10 +25,6 @@ from meshgate.errors import MeshgateError
 from meshgate.interval import Interval, IntervalSet
 from meshgate.mesh import Mesh
 from meshgate.report import data
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
 
 HOURS = 5
 FACT = "gold.fact_sales"
@@ -83,7 +79,7 @@ def serve(name: str) -> None:
     """The warm process: one line in, an instant; one line out, a report."""
     with Mesh.open(HERE) as mesh:
         for line in sys.stdin:
-            report = mesh.run(name, now=source.datetime.fromisoformat(line.strip()))
+            report = mesh.run(name, now=datetime.fromisoformat(line.strip()))
             sys.stdout.write(json.dumps(json.loads(data.dumped(data.run(report, (), "run")))) + "\n")
             sys.stdout.flush()
 
@@ -136,9 +132,7 @@ def _short(model: str) -> str:
 
 
 def _interval(found: dict[str, str]) -> Interval:
-    return Interval(
-        source.datetime.fromisoformat(found["start"]), source.datetime.fromisoformat(found["end"])
-    )
+    return Interval(datetime.fromisoformat(found["start"]), datetime.fromisoformat(found["end"]))
 
 
 def _times(spans: IntervalSet) -> str:
