@@ -33,7 +33,7 @@ lint: setup ## ruff and mypy
 test: setup lint ## Lint, types and every test but the slow lanes
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-test-slow: setup ## Whole processes, packages and histories: the wheel, crash points, signals, the portfolio, analyses
+test-slow: setup ## Whole processes, packages and histories: the wheel, crash points, signals, the shops, analyses
 	@$(BIN)/python -m pytest -m 'slow and not peers and not cli and not analysis' -n $(WORKERS) --dist loadgroup
 
 test-peers: setup ## Plain SQLMesh still shows the faults that meshgate prevents; its own commands under the ledger
@@ -42,7 +42,7 @@ test-peers: setup ## Plain SQLMesh still shows the faults that meshgate prevents
 
 test-analysis: setup ## Every analysed change is deployed as the analysis says, and each table compared with a recomputation
 	@$(BIN)/python -m pytest -m '' -n $(WORKERS) --dist loadgroup tests/test_analysis.py \
-		tests/test_analysis_portfolio.py tests/test_analysis_deployed.py tests/test_analysis_followed.py tests/test_action.py
+		tests/test_analysis_corner_shop.py tests/test_analysis_deployed.py tests/test_analysis_followed.py tests/test_action.py
 
 mutation: setup ## Removes each protecting line and shows that a test fails
 	@$(BIN)/python tests/mutations.py
@@ -58,8 +58,8 @@ chaos: setup ## Kills, pauses and starves real runs: every crash point, 200 faul
 chaos-bounded: setup ## The same for CI: a few minutes
 	@$(BIN)/python tests/chaos.py --seconds 30 --faults 20 --restarts 5
 
-histories: setup ## Twenty random histories of the portfolio, from ticks to deploys and kills (half an hour)
-	@$(BIN)/python tests/portfolio_history.py --seeds 20
+histories: setup ## Twenty random histories of the corner shop, from ticks to deploys and kills (half an hour)
+	@$(BIN)/python tests/corner_history.py --seeds 20
 
 bench: setup ## The figures of benchmarks/README.md
 	@$(BIN)/python benchmarks/waiting.py

@@ -1,40 +1,11 @@
-"""The shops behind the example, which write into the source database.
+"""The shop behind the example, which writes into the source database: `python -m source --help`.
 
-`shop` is the one to read: customers, items whose prices and descriptions change, stores, transactions with line items,
-refunds, corrections, and faults on demand; `python -m source --help` writes it. `tills` is a smaller one, on three tables
-in the schema `public`, which the models of this folder read; its names can be had from here.
+Customers, items whose prices and descriptions change, stores, transactions with line items, refunds, corrections, and faults
+on demand; all a function of the seed and of time.
 """
 
-from source.tills import (
-    BEGINNING,
-    SLOT,
-    TABLES,
-    Customer,
-    Item,
-    Row,
-    Transaction,
-    create_tables,
-    generate,
-    poison,
-    repair,
-    rows_of,
-    write_late,
-    write_late_item,
-)
+from source.faults import Fault
+from source.people_and_things import SLOT
+from source.writer import BEGINNING, SourceError, Written, create_tables, generate
 
-__all__ = [
-    "BEGINNING",
-    "SLOT",
-    "TABLES",
-    "Customer",
-    "Item",
-    "Row",
-    "Transaction",
-    "create_tables",
-    "generate",
-    "poison",
-    "repair",
-    "rows_of",
-    "write_late",
-    "write_late_item",
-]
+__all__ = ["BEGINNING", "SLOT", "Fault", "SourceError", "Written", "create_tables", "generate"]

@@ -91,6 +91,13 @@ def generate(
     return Written(first, start, rows, tuple(past))
 
 
+def create_tables(url: str) -> None:
+    """Create what is missing of the shop's tables, empty; what is there stays as it is."""
+    with closing(psycopg2.connect(url)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
+        cursor.execute(DDL)
+
+
 def _floor(instant: datetime) -> datetime:
     if instant.tzinfo is None:
         raise SourceError(f"{instant} has no time zone: it has to be UTC")

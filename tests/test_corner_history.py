@@ -1,4 +1,4 @@
-"""A random history of the real portfolio; `make histories` plays many."""
+"""A random history of the corner shop; `make histories` plays many."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from portfolio_bound import Bound, Evaluation
+from corner_bound import Bound, Evaluation
 
-SCRIPT = Path(__file__).with_name("portfolio_history.py")
+SCRIPT = Path(__file__).with_name("corner_history.py")
 STEPS = 8
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_random_history_of_the_portfolio_ends_right(tmp_path: Path, extensions: None) -> None:
+def test_a_random_history_of_the_corner_shop_ends_right(tmp_path: Path, extensions: None) -> None:
     """Every table is the source's, `verify` finds nothing, and nothing was evaluated more often than the history justifies."""
     words = ["--seed", os.environ.get("MESHGATE_SEED", "1"), "--steps", str(STEPS)]
     done = subprocess.run(
@@ -26,7 +26,7 @@ def test_a_random_history_of_the_portfolio_ends_right(tmp_path: Path, extensions
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "right" in done.stdout.splitlines()[-1]
-    assert not list(tmp_path.glob("portfolio-history-*"))
+    assert not list(tmp_path.glob("corner-history-*"))
 
 
 def evaluated(bound: Bound, model: str, start: int, end: int) -> None:

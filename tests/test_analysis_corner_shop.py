@@ -1,4 +1,4 @@
-"""What an analysis says of changes of the portfolio's two projects: models, ranges, projects, order."""
+"""What an analysis says of changes of the corner shop's two projects: models, ranges, projects, order."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
     from meshgate.graph import MeshGraph
 
-PORTFOLIO = Path(__file__).resolve().parents[1] / "examples" / "portfolio"
-sys.path.insert(0, str(PORTFOLIO))
+CORNER_SHOP = Path(__file__).resolve().parent / "corner_shop"
+sys.path[:0] = [str(CORNER_SHOP), str(CORNER_SHOP.parents[1] / "examples" / "portfolio")]
 
 pytest.importorskip("duckdb", reason="needs meshgate[local]")
 
-import source  # noqa: E402
+import tills  # noqa: E402
 from lakehouse import Lakehouse  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("analysis-portfolio")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("analysis-corner-shop")]
 
-BUILT = source.BEGINNING + timedelta(minutes=125)
-NOW = source.BEGINNING + timedelta(minutes=135)
+BUILT = tills.BEGINNING + timedelta(minutes=125)
+NOW = tills.BEGINNING + timedelta(minutes=135)
 ORDERS, ITEMS = "upstream/models/silver/orders.sql", "upstream/models/silver/items.sql"
 CUSTOMERS, TRANSACTIONS = "upstream/models/silver/customers.sql", "upstream/models/bronze/transactions.sql"
 FACT, BY_HOUR = "downstream/models/gold/fact_sales.sql", "downstream/models/gold/sales_by_category_hour.sql"
@@ -71,7 +71,7 @@ def _drop_fact(root: Path) -> None:
 
 
 CASES = tuple(
-    evolve(case, book="analysis_portfolio.txt")
+    evolve(case, book="analysis_corner_shop.txt")
     for case in (
         Case("nothing", BOTH, lambda _: None),
         Case("breaking", UP, lambda root: edit(root, ORDERS, ("ranked.amount * currencies", "2 * ranked.amount * currencies"))),
@@ -111,8 +111,8 @@ def shop(folder: Path, files: Path, changed: datetime, *, hours: int = 3) -> Ite
     with Lakehouse.start(folder) as started, pytest.MonkeyPatch.context() as patch:
         for name, value in started.environment().items():
             patch.setenv(name, value)
-        source.create_tables(started.source)
-        source.generate(started.source, source.BEGINNING, source.BEGINNING + timedelta(hours=hours))
+        tills.create_tables(started.source)
+        tills.generate(started.source, tills.BEGINNING, tills.BEGINNING + timedelta(hours=hours))
         with Mesh.open(files, check=False) as mesh:
             mesh.migrate()
             for project in BOTH:
@@ -128,10 +128,10 @@ def copied(files: Path, to: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def portfolio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mesh, Path]]:
+def corner_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mesh, Path]]:
     """Both projects deployed and evaluated up to minute 125. The mesh, and its files."""
-    folder = tmp_path_factory.mktemp("analysis-portfolio")
-    files = copied(PORTFOLIO, folder / "files")
+    folder = tmp_path_factory.mktemp("analysis-corner-shop")
+    files = copied(CORNER_SHOP, folder / "files")
     with shop(folder, files, BUILT) as (mesh, _):
         yield mesh, files
 
@@ -140,9 +140,9 @@ def portfolio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mesh, 
     "case",
     [pytest.param(c, id=c.name, marks=() if c.name in BOUNDED else pytest.mark.analysis) for c in CASES],
 )
-def test_models_ranges_projects_and_order(portfolio: tuple[Mesh, Path], case: Case, tmp_path: Path) -> None:
-    """Each change is told as `analysis_portfolio.txt` has it, and what may not be deployed is refused."""
-    mesh, files = portfolio
+def test_models_ranges_projects_and_order(corner_shop: tuple[Mesh, Path], case: Case, tmp_path: Path) -> None:
+    """Each change is told as `analysis_corner_shop.txt` has it, and what may not be deployed is refused."""
+    mesh, files = corner_shop
     root = copied(files, tmp_path / "files")
     case.change(root)
     found = mesh.analyze(named(root, case.projects), now=NOW)
@@ -162,7 +162,7 @@ def test_deployed_as_analysed_every_table_is_a_recomputations(case: Case, tmp_pa
     """What a change leaves is asked for; then both projects run. The other side never was anything else than the changed files."""
     ticks = DAY if case.name == "a slower cron" else RUNS
     hours = 25 if ticks is DAY else 5
-    files = copied(PORTFOLIO, tmp_path / "files")
+    files = copied(CORNER_SHOP, tmp_path / "files")
     tables: dict[str, list[tuple[Any, ...]]] = {}
     with shop(tmp_path / "one", files, BUILT, hours=hours) as (mesh, started):
         case.change(files)
@@ -188,7 +188,7 @@ def test_deployed_as_analysed_every_table_is_a_recomputations(case: Case, tmp_pa
 def tick(mesh: Mesh, ticks: tuple[tuple[str, int], ...]) -> MeshGraph:
     """Run each project at its minutes."""
     for project, minute in ticks:
-        report = mesh.run(project, now=source.BEGINNING + timedelta(minutes=minute))
+        report = mesh.run(project, now=tills.BEGINNING + timedelta(minutes=minute))
         assert not report.failed, report.failed
     return mesh.ledger.manifest("prod").graph
 
@@ -200,12 +200,12 @@ def rows(started: Lakehouse, name: str) -> list[tuple[Any, ...]]:
 
 
 def test_the_plan_of_one_checkout_is_that_of_all_and_the_analysis_says_the_same(
-    portfolio: tuple[Mesh, Path], tmp_path: Path
+    corner_shop: tuple[Mesh, Path], tmp_path: Path
 ) -> None:
     """`docs/explanation/complete-version.md`: what SQLMesh's own plan changes and backfills, by both ways of loading it."""
     from sqlmesh import Context
 
-    mesh, files = portfolio
+    mesh, files = corner_shop
     root = copied(files, tmp_path / "files")
 
     def planned(*projects: str) -> tuple[dict[str, str], dict[str, IntervalSet]]:

@@ -1,4 +1,4 @@
-"""Every table of the portfolio against the source, when the history has changed what some of them compute."""
+"""Every table of the corner shop against the source, when the history has changed what some of them compute."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import psycopg2
 
 from tiny_mesh import at
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "portfolio"))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "corner_shop"))
 
-import oracle
+import corner_oracle as oracle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def gold(
     lakehouse: Lakehouse, minutes: int, factor: Mapping[str, int], folder: Path
 ) -> list[oracle.TableVerdict]:
-    """The gold tables by the portfolio's own oracle, told of the changes."""
+    """The gold tables by the corner shop's own oracle, told of the changes."""
     plain = oracle._facts, oracle.RATES
     rates = folder / "rates.csv"
     head, *lines = plain[1].read_text().splitlines()

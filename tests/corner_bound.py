@@ -1,4 +1,4 @@
-"""How often each interval of the portfolio may have been evaluated, by what happened to it, and how often it was.
+"""How often each interval of the corner shop may have been evaluated, by what happened to it, and how often it was.
 
 Each thing that happens justifies one more evaluation of what it touches: of a model's own time, and of whatever reads that time,
 directly or not. The rest is counting. It errs towards more than needed where two things come together, never towards less.

@@ -1,12 +1,12 @@
-"""Random histories of the portfolio in examples/: what becomes of its tables, and how often each interval is evaluated.
+"""Random histories of the corner shop: what becomes of its tables, and how often each interval is evaluated.
 
-    python tests/portfolio_history.py --seeds 20
-    python tests/portfolio_history.py --seed 3 --steps 40
+    python tests/corner_history.py --seeds 20
+    python tests/corner_history.py --seed 3 --steps 40
 
 Ticks that come late, late sales and late changes of items, poisoned sales and their repair, deploys (a breaking change, a column more,
 one forward only), runs and deploys killed anywhere, and colleagues who run plain SQLMesh: on the two real projects, with DuckLake and a
 private Postgres, over some simulated hours. Now and then, and at the end, everything is left to come to rest. Then every table must be
-what the source says, `verify` must find nothing, and nothing may have been evaluated more often than `portfolio_bound` can justify.
+what the source says, `verify` must find nothing, and nothing may have been evaluated more often than `corner_bound` can justify.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
+from corner_bound import Bound, Log, short
+from corner_tables import below, gold
 from crash_nursery import Nursery
 from meshgate.errors import EvaluationError, MeshgateError
 from meshgate.mesh import Mesh
 from meshgate.postgres_server import FSYNC_VARIABLE
-from portfolio_bound import Bound, Log, short
-from portfolio_tables import below, gold
 from tiny_mesh import DAY, TinyMesh, at, span
 
-PORTFOLIO = Path(__file__).resolve().parents[1] / "examples" / "portfolio"
-sys.path.insert(0, str(PORTFOLIO))
+CORNER_SHOP = Path(__file__).resolve().parent / "corner_shop"
+sys.path[:0] = [str(CORNER_SHOP), str(CORNER_SHOP.parents[1] / "examples" / "portfolio")]
 
-import source  # noqa: E402
+import tills  # noqa: E402
 from lakehouse import Lakehouse  # noqa: E402
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ class Story:
         self.mesh = Mesh.open(folder, check=False)
 
     def _write(self) -> None:
-        """The portfolio's files, with policies of this history."""
-        shutil.copytree(PORTFOLIO, self.folder, ignore=shutil.ignore_patterns(".*", "logs", "__pycache__"))
+        """The corner shop's files, with policies of this history."""
+        shutil.copytree(CORNER_SHOP, self.folder, ignore=shutil.ignore_patterns(".*", "logs", "__pycache__"))
         yaml = YAML(typ="safe", pure=True)
         file = self.folder / "meshgate.yaml"
         facts = yaml.load(file)
@@ -144,7 +144,7 @@ class Story:
     def wait(self, minutes: int) -> None:
         """Time goes on, and the shop with it."""
         if minutes:
-            source.generate(self.lakehouse.source, at(self.minutes), at(self.minutes + minutes))
+            tills.generate(self.lakehouse.source, at(self.minutes), at(self.minutes + minutes))
             self.minutes += minutes
 
     def run(self, project: str) -> RunReport:
@@ -168,7 +168,7 @@ class Story:
         """Sales arrive that happened a while ago, and somebody says so."""
         start = self._past()
         end = min(start + self.chance.choice((5, 5, 15, 60)), self.minutes)
-        touched = source.write_late(
+        touched = tills.write_late(
             self.lakehouse.source,
             at(start),
             at(end),
@@ -182,7 +182,7 @@ class Story:
     def late_item(self) -> None:
         """An item's price has been another one for a while, and somebody says so."""
         since = self._past()
-        slot = source.write_late_item(
+        slot = tills.write_late_item(
             self.lakehouse.source,
             at(since) + timedelta(seconds=self.chance.randrange(1, 299)),
             arrived=at(self.minutes) + timedelta(seconds=len(self.told)),
@@ -213,7 +213,7 @@ class Story:
     def poison(self) -> None:
         """The till's next sales include one that bronze refuses; what was read before is looked at again."""
         start = self._past()
-        source.poison(
+        tills.poison(
             self.lakehouse.source, at(start), at(start + 5), self.chance.choice(("amount", "currency"))
         )
         self.tell(f"poisoned {start}")
@@ -223,7 +223,7 @@ class Story:
     def repair(self) -> None:
         """The shop repairs what was poisoned."""
         for start, end in self.poisoned:
-            source.repair(self.lakehouse.source, at(start), at(end))
+            tills.repair(self.lakehouse.source, at(start), at(end))
             self._ask("bronze.transactions", start, end)
         self.tell(f"repaired {len(self.poisoned)}")
         self.poisoned.clear()
@@ -405,17 +405,18 @@ def one(seed: int, steps: int, *, talk: bool) -> int:
     """Play one history; 0 if everything is right."""
     began = time.monotonic()
     os.environ[FSYNC_VARIABLE] = "off"
-    folder = Path(tempfile.mkdtemp(prefix="portfolio-history-"))
+    folder = Path(tempfile.mkdtemp(prefix="corner-history-"))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         lakehouse = stack.enter_context(Lakehouse.start(folder / "house"))
         stack.callback(lakehouse.destroy)
         os.environ.update(lakehouse.environment())
+        tills.create_tables(lakehouse.source)
         log = Log(folder / "evaluations")
         log.watch()
         nursery = Nursery()
         stack.callback(nursery.close)
-        story = Story(folder / "portfolio", lakehouse, nursery, log, seed)
+        story = Story(folder / "shop", lakehouse, nursery, log, seed)
         stack.callback(story.mesh.close)
         wrong = ""
         try:
