@@ -62,7 +62,7 @@ class Fault:
             raise ValueError(
                 f"{text!r} is no fault: write KIND, KIND=AMOUNT or KIND=AMOUNT@START/END, with KIND one of {', '.join(KINDS)}"
             )
-        kind: Kind = found[1]  # type: ignore[assignment]
+        kind: Kind = found[1]
         fault = cls(
             kind, float(found[2]) if found[2] else USUAL[kind], _instant(found[3]), _instant(found[4])
         )

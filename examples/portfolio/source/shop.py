@@ -117,13 +117,13 @@ class Shop:
         yield head
         yield from lines
         if drawn["duplicates"]:
-            again = {
-                "created_at": head.created_at + timedelta(milliseconds=1),
-                "updated_at": head.updated_at + timedelta(milliseconds=1),
-            }
-            yield replace(head, transaction_id=f"{head.transaction_id}-again", **again)
+            again = f"{head.transaction_id}-again"
+            created, updated = (
+                instant + timedelta(milliseconds=1) for instant in (head.created_at, head.updated_at)
+            )
+            yield replace(head, transaction_id=again, created_at=created, updated_at=updated)
             for line in lines:
-                yield replace(line, transaction_id=f"{line.transaction_id}-again", **again)
+                yield replace(line, transaction_id=again, created_at=created, updated_at=updated)
 
     def _late_sales(self, slot: int) -> Iterator[Row]:
         share = self._share("late", slot)
