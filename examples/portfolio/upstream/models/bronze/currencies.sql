@@ -1,0 +1,14 @@
+MODEL (
+  name bronze.currencies,
+  description 'Fixed rates of the currencies that the tills accept.',
+  kind SEED (
+    path '../../seeds/currencies.csv'
+  ),
+  -- With the default, @daily, it would be loaded only when its first whole day is over.
+  cron '*/5 * * * *',
+  columns (
+    currency STRING,
+    euro_per_unit DECIMAL(9, 6)
+  ),
+  grain currency
+)

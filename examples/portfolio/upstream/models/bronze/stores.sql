@@ -1,0 +1,17 @@
+MODEL (
+  name bronze.stores,
+  description 'The list of stores as it is now.',
+  kind FULL,
+  cron '*/5 * * * *',
+  grain store_id
+);
+
+SELECT
+  store_id,
+  name,
+  city,
+  country,
+  currency,
+  CAST(created_at AS TIMESTAMP) AS created_at,
+  CAST(updated_at AS TIMESTAMP) AS updated_at
+FROM source.shop.stores

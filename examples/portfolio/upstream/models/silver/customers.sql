@@ -1,0 +1,38 @@
+MODEL (
+  name silver.customers,
+  description 'The register of customers as it is now.',
+  kind INCREMENTAL_BY_UNIQUE_KEY (
+    unique_key customer_id,
+    forward_only TRUE
+  ),
+  cron '*/5 * * * *',
+  grain customer_id
+);
+
+WITH told AS (
+  -- By when it was entered, not by when it begins to hold: a version that comes late is news now.
+  SELECT DISTINCT
+    customer_id
+  FROM silver.customer_versions
+  WHERE
+    loaded_at BETWEEN @start_dt AND @end_dt
+), ranked AS (
+  SELECT
+    versions.*,
+    ROW_NUMBER() OVER (PARTITION BY versions.customer_id ORDER BY versions.updated_at DESC) AS newest_first
+  FROM silver.customer_versions AS versions
+  JOIN told
+    ON versions.customer_id = told.customer_id
+)
+SELECT
+  customer_id,
+  name,
+  email,
+  city,
+  country,
+  segment,
+  updated_at,
+  loaded_at
+FROM ranked
+WHERE
+  newest_first = 1
