@@ -63,6 +63,16 @@ def surrogate_key(evaluator: MacroEvaluator, *parts: exp.Expression) -> exp.Expr
 
 
 @macro()
+def analyzed_daily(
+    evaluator: MacroEvaluator, table: exp.Expression, start: exp.Expression
+) -> exp.Expression | None:
+    """Renew the statistics of a table on Databricks in the first five minutes of a day; nothing in DuckDB, which has them at hand."""
+    if on_duckdb(evaluator) or not start.name[11:16] == "00:00":
+        return None
+    return parse_one(f"ANALYZE TABLE {table.sql('databricks')} COMPUTE STATISTICS FOR ALL COLUMNS", dialect="databricks")
+
+
+@macro()
 def distinct_sketch(
     evaluator: MacroEvaluator, column: exp.Expression, size: exp.Expression
 ) -> exp.Expression:
@@ -82,8 +92,8 @@ def distinct_sketch(
     return either(
         evaluator,
         # 60 bits of an MD5: DuckDB's own hash may be another one in its next release.
-        "COALESCE(LIST_SLICE(LIST_SORT(LIST(DISTINCT CAST('0x' || LEFT(MD5({column}), 15) AS BIGINT)) "
-        f"FILTER (WHERE {{column}} IS NOT NULL)), 1, {number}), CAST([] AS BIGINT[]))",
+        "COALESCE(LIST_SLICE(LIST_SORT(LIST_DISTINCT(LIST(CAST('0x' || LEFT(MD5({column}), 15) AS BIGINT)))), "
+        f"1, {number}), CAST([] AS BIGINT[]))",
         f"HLL_SKETCH_AGG({{column}}, {number.bit_length() - 1})",
         column=column,
     )
