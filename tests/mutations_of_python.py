@@ -222,7 +222,16 @@ OF_PYTHON = (
         "deploys: tables of which nothing is due yet",
         "test_environments.py::test_models_of_which_nothing_is_due_yet_are_deployed_empty[prod]",
         "bridge/scheduler.py",
-        ("return {s: [] for s in fresh} | result", "return result"),
+        ("result = {s: [] for s in fresh} | result", "pass"),
+    ),
+    python(
+        "deploys: tables of what is left until after the promotion",
+        "test_environments.py::test_what_would_be_evaluated_after_the_promotion_has_its_table_before",
+        "bridge/scheduler.py",
+        (
+            'near = self.snapshots if kwargs["environment_naming_info"].name == PROD else chosen',
+            "near = chosen",
+        ),
     ),
     python(
         "environments: what begins is as settled as where the same is promoted",

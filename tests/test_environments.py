@@ -87,6 +87,27 @@ def test_models_of_which_nothing_is_due_yet_are_deployed_empty(duck: DuckMesh, e
         assert mesh.verify().differences == ()
 
 
+def test_what_would_be_evaluated_after_the_promotion_has_its_table_before(duck: DuckMesh) -> None:
+    """Nothing is due yet of a forward-only table and its reader, while something else is: the deploy makes both, and a run fills them.
+
+    Fails where `_admitted` looks only at what SQLMesh chose for the stage: it leaves new forward-only models and their descendants to the
+    one that follows the promotion, and has none where nothing is due of them.
+    """
+    kind = "kind INCREMENTAL_BY_UNIQUE_KEY (unique_key id, forward_only TRUE)"
+    text = f"MODEL (name lake.keyed, {kind}, cron '@daily', start '2026-01-05');\nSELECT id, ts, value FROM lake.silver"
+    duck.write("downstream", "keyed", f"{text} WHERE ts >= @start_dt AND ts < @end_dt")
+    duck.write("downstream", "gold", changed(GOLD_TEXT))
+    duck.write(
+        "downstream", "today", copied("lake.today", "lake.keyed", cron="@daily", model="start '2026-01-05'")
+    )
+    with duck.mesh() as mesh:
+        assert mesh.deploy("downstream", now=at(65)).exit_code == 0
+        assert duck.sql("SELECT * FROM lake.today") == []
+        mesh.run("upstream", now=at(24 * 60))
+        assert mesh.run("downstream", now=at(24 * 60)).failed == ()
+        assert duck.sql("SELECT count(*) FROM lake.today") == [(300,)]
+
+
 def test_a_dev_environment_of_downstream_is_gated_by_what_it_promotes(duck: DuckMesh) -> None:
     """Its changed model reads production's silver there, and waits for it; upstream's production run opens its gate."""
     duck.write("downstream", "gold", changed(GOLD_TEXT))

@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sqlmesh.core.constants import PROD
 from sqlmesh.core.context import Context
 from sqlmesh.core.scheduler import Scheduler
 from sqlmesh.core.snapshot import SnapshotIdBatch
@@ -262,24 +263,24 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         result = {s: ranges for s, ranges in merged.items() if s not in under}
         # Also what nothing is ready of: SQLMesh makes the tables of what stands here, and promotes views on them.
         result.update({s: pairs(admitted.get(s.name, ())) for s in under})
-        # And of what nothing is due yet, which SQLMesh forgets where something else is.
-        chosen = (self.snapshots[key] for key in kwargs.get("selected_snapshot_ids") or ())
-        fresh = (s for s in chosen if s.is_model and not s.is_symbolic and not s.intervals)
-        return {s: [] for s in fresh} | result
+        # And of what nothing is due yet, which SQLMesh forgets where something else is; in production also where it would be
+        # evaluated after the promotion: new forward-only models, which all SCD tables are, and their descendants.
+        if chosen := set(kwargs.get("selected_snapshot_ids") or ()):
+            near = self.snapshots if kwargs["environment_naming_info"].name == PROD else chosen
+            models = [s for s in map(self.snapshots.__getitem__, near) if s.is_model and not s.is_symbolic]
+            fresh = [s for s in models if not s.intervals]
+            kwargs["selected_snapshot_ids"] = chosen | {s.snapshot_id for s in fresh}
+            result = {s: [] for s in fresh} | result
+        return result
 
     def evaluate(self, snapshot: Snapshot, start: Any, end: Any, *args: Any, **kwargs: Any) -> Any:
         """SQLMesh's hook: one batch."""
         execution_time, index, batch_index = _positional(args, kwargs)
         if not gated(snapshot, index):
             return super().evaluate(
-                snapshot,
-                start,
-                end,
-                execution_time=execution_time,
-                deployability_index=index,
-                batch_index=batch_index,
-                **kwargs,
-            )
+                snapshot, start, end,
+                execution_time=execution_time, deployability_index=index, batch_index=batch_index, **kwargs,
+            )  # fmt: skip
         kwargs.update(execution_time=execution_time, deployability_index=index)
         results: list[Any] = []
         failures: list[Exception] = []
