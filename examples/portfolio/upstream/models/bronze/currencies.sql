@@ -1,6 +1,6 @@
 MODEL (
   name bronze.currencies,
-  description 'Fixed rates of the currencies that the tills accept.',
+  description 'Fixed rates of the currencies that the tills accept. A seed, because they change with a commit, and are reviewed.',
   kind SEED (
     path '../../seeds/currencies.csv'
   ),
@@ -10,5 +10,8 @@ MODEL (
     currency STRING,
     euro_per_unit DECIMAL(9, 6)
   ),
-  grain currency
+  grain currency,
+  audits (
+    unique_values(columns := (currency))
+  )
 )

@@ -8,7 +8,10 @@ MODEL (
     batch_size 288
   ),
   cron '*/5 * * * *',
-  grain (customer_id, updated_at)
+  grain (customer_id, updated_at),
+  audits (
+    not_null(columns := (customer_id, updated_at))
+  )
 );
 
 SELECT

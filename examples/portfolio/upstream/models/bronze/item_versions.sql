@@ -1,6 +1,6 @@
 MODEL (
   name bronze.item_versions,
-  description 'Versions of the items as they are in the source, by the time from which they hold.',
+  description 'Versions of the items as they are in the source, by the time from which they hold; one that is entered late belongs to the past.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column updated_at,
     -- Else the table is partitioned by the raw timestamp: one file per value.
@@ -8,7 +8,10 @@ MODEL (
     batch_size 288
   ),
   cron '*/5 * * * *',
-  grain (item_id, updated_at)
+  grain (item_id, updated_at),
+  audits (
+    not_null(columns := (item_id, updated_at))
+  )
 );
 
 SELECT

@@ -1,6 +1,6 @@
 MODEL (
   name bronze.line_items,
-  description 'Lines of receipts as they are in the source, by the time of the sale.',
+  description 'Lines of receipts as they are in the source, by the time of the sale, as the receipts are.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column occurred_at,
     -- Else the table is partitioned by the raw timestamp: one file per value.
@@ -8,7 +8,13 @@ MODEL (
     batch_size 288
   ),
   cron '*/5 * * * *',
-  grain (transaction_id, line_no)
+  grain (transaction_id, line_no),
+  audits (
+    not_null(columns := (transaction_id, line_no, item_id, occurred_at)),
+    most_lines_are_usable,
+    quantity_is_named,
+    amount_is_positive
+  )
 );
 
 SELECT

@@ -8,7 +8,11 @@ MODEL (
     batch_size 288
   ),
   cron '*/5 * * * *',
-  grain refund_id
+  grain refund_id,
+  audits (
+    not_null(columns := (refund_id, transaction_id, line_no, refunded_at)),
+    amount_is_positive
+  )
 );
 
 SELECT

@@ -1,9 +1,13 @@
 MODEL (
   name bronze.stores,
-  description 'The list of stores as it is now.',
+  description 'The list of stores as it is now. FULL, because it is tiny, and rows of it may go without a trace.',
   kind FULL,
   cron '*/5 * * * *',
-  grain store_id
+  grain store_id,
+  audits (
+    not_null(columns := (store_id, currency)),
+    unique_values(columns := (store_id))
+  )
 );
 
 SELECT

@@ -1,6 +1,6 @@
 MODEL (
   name bronze.transactions,
-  description 'Receipts as they are in the source, by the time of the sale.',
+  description 'Receipts as they are in the source, by the time of the sale. A time range, because a receipt belongs to the five minutes in which it happened, however late it comes or is changed: these are replaced as one.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column occurred_at,
     -- Else the table is partitioned by the raw timestamp: one file per value.
@@ -8,7 +8,12 @@ MODEL (
     batch_size 288
   ),
   cron '*/5 * * * *',
-  grain transaction_id
+  grain transaction_id,
+  audits (
+    not_null(columns := (transaction_id, receipt_no, store_id, status, occurred_at)),
+    currency_is_named,
+    receipts_come_in_time
+  )
 );
 
 SELECT

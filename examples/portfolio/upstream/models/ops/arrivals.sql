@@ -1,6 +1,6 @@
 MODEL (
   name ops.arrivals,
-  description 'How many receipts arrived in each five minutes, and how late.',
+  description 'What each tick saw arrive: receipts, changes of earlier ones, and how late the latest receipt was. Unmanaged, because it is an observation: appended once, and never made again, not even where the source is repaired later.',
   kind INCREMENTAL_UNMANAGED,
   cron '*/5 * * * *',
   grain interval_start

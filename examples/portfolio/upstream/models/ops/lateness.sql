@@ -1,6 +1,6 @@
 MODEL (
   name ops.lateness,
-  description 'How late the receipts of each five minutes reached the source.',
+  description 'How late the receipts of each five minutes reached the source. The lookback reads the last three hours again at each tick, which is as late as a till comes; the restatement every day reads the last day again. Both stand in for the watch of the sources where plain SQLMesh runs alone.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column slot,
     partition_by_time_column FALSE,

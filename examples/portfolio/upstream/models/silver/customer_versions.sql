@@ -8,7 +8,11 @@ MODEL (
     batch_size 288
   ),
   cron '*/5 * * * *',
-  grain (customer_id, updated_at)
+  grain (customer_id, updated_at),
+  audits (
+    unique_combination_of_columns(columns := (customer_id, updated_at)),
+    versions_are_entered_in_time
+  )
 );
 
 WITH ranked AS (

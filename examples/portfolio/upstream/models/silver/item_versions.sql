@@ -1,6 +1,6 @@
 MODEL (
   name silver.item_versions,
-  description 'One row per version of an item: what was entered last.',
+  description 'One row per version of an item: what was entered last. Versions, not validity: the end of one depends on the next, which may be of another interval; gold.dim_item finds it.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column updated_at,
     -- Else the table is partitioned by the raw timestamp: one file per value.
@@ -8,7 +8,11 @@ MODEL (
     batch_size 288
   ),
   cron '*/5 * * * *',
-  grain (item_id, updated_at)
+  grain (item_id, updated_at),
+  audits (
+    unique_combination_of_columns(columns := (item_id, updated_at)),
+    versions_are_entered_in_time
+  )
 );
 
 WITH ranked AS (

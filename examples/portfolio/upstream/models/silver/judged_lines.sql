@@ -1,6 +1,6 @@
 MODEL (
   name silver.judged_lines,
-  description 'Each line of a receipt with its head, and the reason why it cannot be used, if there is one.',
+  description 'Each line of a receipt with its head, and the reason why it cannot be used, if there is one. Embedded, because both tables that read it must judge alike, and nobody else needs it.',
   kind EMBEDDED
 );
 

@@ -1,6 +1,6 @@
 MODEL (
   name silver.order_lines,
-  description 'Lines of receipts that can be used, each once, with the amount in euro.',
+  description 'Lines of receipts that can be used, each once, with the amount in euro. A time range: what comes late replaces its own five minutes.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column occurred_at,
     -- Else the table is partitioned by the raw timestamp: one file per value.
@@ -8,7 +8,11 @@ MODEL (
     batch_size 288
   ),
   cron '*/5 * * * *',
-  grain (transaction_id, line_no)
+  grain (transaction_id, line_no),
+  audits (
+    unique_combination_of_columns(columns := (transaction_id, line_no)),
+    not_null(columns := (store_id, item_id, amount_eur))
+  )
 );
 
 SELECT

@@ -1,6 +1,6 @@
 MODEL (
   name silver.refunds,
-  description 'Refunds of an amount.',
+  description 'Refunds of an amount, by the time at which the money was given back.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column refunded_at,
     -- Else the table is partitioned by the raw timestamp: one file per value.
@@ -8,7 +8,10 @@ MODEL (
     batch_size 288
   ),
   cron '*/5 * * * *',
-  grain refund_id
+  grain refund_id,
+  audits (
+    unique_values(columns := (refund_id))
+  )
 );
 
 SELECT
