@@ -1,0 +1,1 @@
+"""SQLMesh's macros of this project."""

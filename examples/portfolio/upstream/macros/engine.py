@@ -21,7 +21,9 @@ def on_duckdb(evaluator: MacroEvaluator) -> bool:
     return evaluator.var("engine", "databricks") == "duckdb"
 
 
-def either(evaluator: MacroEvaluator, duckdb: str, databricks: str, **parts: exp.Expression) -> exp.Expression:
+def either(
+    evaluator: MacroEvaluator, duckdb: str, databricks: str, **parts: exp.Expression
+) -> exp.Expression:
     """Choose one of two texts, each in its engine's own words; `{name}` stands for a part."""
     text, dialect = (duckdb, "duckdb") if on_duckdb(evaluator) else (databricks, "databricks")
     written = {name: part.sql(dialect=dialect) for name, part in parts.items()}
@@ -41,9 +43,7 @@ def five_minutes(evaluator: MacroEvaluator, instant: exp.Expression) -> exp.Expr
 
 
 @macro()
-def seconds_between(
-    evaluator: MacroEvaluator, start: exp.Expression, end: exp.Expression
-) -> exp.Expression:
+def seconds_between(evaluator: MacroEvaluator, start: exp.Expression, end: exp.Expression) -> exp.Expression:
     """Count the whole seconds that have passed from one instant to another."""
     return either(
         evaluator,
@@ -56,7 +56,7 @@ def seconds_between(
 
 
 @macro()
-def surrogate_key(evaluator: MacroEvaluator, *parts: exp.Expression) -> exp.Expression:
+def surrogate_key(evaluator: MacroEvaluator, *parts: exp.Expression) -> exp.Expression:  # noqa: ARG001 - SQLMesh gives it
     """Make a key of texts: equal ones for equal texts, on either engine."""
     texts = [exp.cast(part, "text", dialect="databricks") for part in parts]
     return exp.func("MD5", exp.ConcatWs(expressions=[exp.Literal.string("|"), *texts]))
@@ -67,9 +67,11 @@ def analyzed_daily(
     evaluator: MacroEvaluator, table: exp.Expression, start: exp.Expression
 ) -> exp.Expression | None:
     """Renew the statistics of a table on Databricks in the first five minutes of a day; nothing in DuckDB, which has them at hand."""
-    if on_duckdb(evaluator) or not start.name[11:16] == "00:00":
+    if on_duckdb(evaluator) or start.name[11:16] != "00:00":
         return None
-    return parse_one(f"ANALYZE TABLE {table.sql('databricks')} COMPUTE STATISTICS FOR ALL COLUMNS", dialect="databricks")
+    return parse_one(
+        f"ANALYZE TABLE {table.sql('databricks')} COMPUTE STATISTICS FOR ALL COLUMNS", dialect="databricks"
+    )
 
 
 @macro()
