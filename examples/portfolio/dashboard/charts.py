@@ -197,7 +197,9 @@ def _tick(mark: float, marks: Sequence[float], show: Callable[[float], str]) -> 
 
 
 def _label(share: float, text: str) -> str:
-    return f'<span style="left:{share * 100:.2f}%">{escape(text)}</span>'
+    """Centred below its place, but never beyond an end of the line."""
+    aside = ";transform:none" if share < 0.02 else ";transform:translateX(-100%)" if share > 0.98 else ""
+    return f'<span style="left:{share * 100:.2f}%{aside}">{escape(text)}</span>'
 
 
 def _legend(names: Sequence[str]) -> str:

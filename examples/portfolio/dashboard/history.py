@@ -45,7 +45,7 @@ def section(past: Timeline, waiting: str) -> str:
     return f"""
 <section><h2>How the tables came to be</h2>
 <p class="lead">Each table is computed piece by piece: five minutes, an hour or a day of it at a time. A piece is computed when everything that it reads
-is there; if something that it had read changes later, exactly that piece is computed again. Nobody started any of this by hand.</p>{forgotten}
+is there; if something that it had read changes later, exactly that piece is computed again. Each run finds out by itself what is due.</p>{forgotten}
 <div class="card"><h3>The runs of each project</h3>{_legend(KINDS)}{_axis(grid)}{"".join(_runs(name, runs, grid) for name, runs in past.runs.items())}</div>
 <div class="card"><h3>The tables: which of their time is there</h3>{_legend(STATES)}{_axis(grid)}{"".join(_lanes(past.lanes, grid))}{_axis(grid)}</div>
 {_reasons(past)}{_incidents(past.incidents)}{waiting}</section>"""
@@ -158,6 +158,8 @@ def _lane(lane: Lane, grid: tuple[datetime, timedelta, int]) -> str:
         high = min(count, -((start - min(time.end, start + step * count)) // step))
         cells[low:high] = [(kind, tip)] * max(0, high - low)
 
+    if lane.kind == "seed" and lane.covered:
+        cells = [("once", "loaded")] * count
     for _, time in lane.first:
         paint(time, "once", "computed once")
     for one in lane.again:
@@ -172,6 +174,8 @@ def _lane(lane: Lane, grid: tuple[datetime, timedelta, int]) -> str:
 
 
 def _counts(lane: Lane, since: datetime) -> str:
+    if not lane.covered:
+        return "nothing yet"
     if lane.kind == "seed":
         return "a file, loaded once"
     unit = {"five_minute": "5 min", "quarter_hour": "15 min", "half_hour": "30 min"}.get(
@@ -182,7 +186,7 @@ def _counts(lane: Lane, since: datetime) -> str:
     if lane.covered.last and lane.covered.last.end <= since:
         said += f", up to {instant(lane.covered.last.end)}"
     if lane.delays:
-        usual, worst = median(lane.delays), max(lane.delays)
+        usual, worst = sorted(lane.delays)[len(lane.delays) // 2], max(lane.delays)
         late = "at once" if not usual else f"{_length(usual)} later"
         said += f"; there {late}" + (f", at the latest {_length(worst)}" if worst > usual else "")
     return said

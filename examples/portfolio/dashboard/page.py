@@ -43,7 +43,8 @@ def write(lakehouse: Lakehouse, folder: Path) -> Path:
         duckdb.Error: A table is missing.
     """
     with datasets.connect(lakehouse) as connection:
-        found = {name: datasets.rows(connection, name) for name in datasets.names()}
+        # The runs it has from the ledger itself, with all the rest of the history.
+        found = {name: datasets.rows(connection, name) for name in datasets.names() if name != "runs"}
     with _variables(lakehouse.environment()), Mesh.open(HERE.parent) as mesh:
         past = timeline.read(mesh)
         waits = mesh.status(now=past.span.end).waits if past.span else ()

@@ -148,7 +148,7 @@ def read(mesh: Mesh, environment: str = "prod") -> Timeline:
     story = _Story(manifest.graph, {v["version_id"]: v for v in mesh.ledger.versions()}, told)
     for event in mesh.ledger.history():
         story.tell(event)
-    lanes = [story.lanes[name] for name in manifest.graph.order() if name in story.lanes]
+    lanes = [story.lane(name) for name in manifest.graph.order() if manifest.graph[name].kind.recorded]
     runs: dict[str, list[RunMark]] = {}
     for run in told:
         runs.setdefault(run["project"], []).append(_run(run))
@@ -231,12 +231,13 @@ class _Story:
         assert self._at is not None  # noqa: S101 - set before anything is told
         self.incidents.append(Incident(self._at, kind, model, time, text))
 
-    def _lane(self, model: str) -> Lane:
+    def lane(self, model: str) -> Lane:
+        """What has become of a model so far."""
         node = self.graph[model]
         return self.lanes.setdefault(model, Lane(model, node.project, node.kind.value, node.kind.as_of, node))
 
     def _other(self, what: str, event: dict[str, Any], model: str) -> None:
-        lane, time, detail = self._lane(model), event["interval"], event["detail"]
+        lane, time, detail = self.lane(model), event["interval"], event["detail"]
         if what in ("failed", "suspect", "removed", "requested", "lookback"):
             written = detail.get("written")
             self._open.setdefault(event["version_id"], []).append((time, what, detail))
@@ -272,7 +273,7 @@ class _Story:
 
     def _committed(self, event: dict[str, Any], model: str, run: Mapping[str, Any] | None) -> None:
         assert self._at is not None  # noqa: S101 - as above
-        lane, time, detail, key = self._lane(model), event["interval"], event["detail"], event["version_id"]
+        lane, time, detail, key = self.lane(model), event["interval"], event["detail"], event["version_id"]
         known = self._made.get(key, IntervalSet())
         # A table that is refreshed whole may have changed before the time that it was refreshed for.
         stamped = _instants(detail["stamped"]) if detail.get("stamped") else time
