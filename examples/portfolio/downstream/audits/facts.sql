@@ -1,5 +1,5 @@
 -- A sale may reach us before its item or customer does; when they arrive, its hour is computed again. Those that never arrive are
--- orphans in the source, and must be seen, but a report without them would be wrong by their amount.
+-- orphans in the source. They must be seen, but not stop anything: a report without them would be wrong by their amount.
 AUDIT (
   name members_are_known,
   blocking FALSE

@@ -10,7 +10,8 @@ MODEL (
   cron '@hourly',
   grain customer_key,
   audits (
-    unique_values(columns := (customer_key))
+    unique_values(columns := (customer_key)),
+    spans_do_not_overlap(id := customer_id)
   )
 );
 

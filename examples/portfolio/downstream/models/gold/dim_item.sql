@@ -4,8 +4,13 @@ MODEL (
   kind FULL,
   cron '@hourly',
   grain item_key,
+  -- Each refresh leaves the whole table that was before to VACUUM.
+  physical_properties (
+    'delta.deletedFileRetentionDuration' = 'interval 2 days'
+  ),
   audits (
     unique_values(columns := (item_key)),
+    spans_do_not_overlap(id := item_id),
     number_of_rows(threshold := 1)
   )
 );

@@ -12,6 +12,7 @@ MODEL (
   references (item_key, store_id),
   audits (
     unique_values(columns := (refund_id)),
+    not_null(columns := (refunded_at)),
     sale_is_known
   )
 );

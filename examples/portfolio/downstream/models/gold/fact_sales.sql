@@ -8,9 +8,14 @@ MODEL (
   ),
   cron '@hourly',
   grain (transaction_id, line_no),
+  clustered_by (sold_at, item_key),
+  physical_properties (
+    'delta.deletedFileRetentionDuration' = 'interval 7 days'
+  ),
   references (item_key, customer_key, store_id, date_key),
   audits (
     unique_combination_of_columns(columns := (transaction_id, line_no)),
+    forall(criteria := (quantity > 0, amount_eur > 0)),
     members_are_known
   )
 );

@@ -8,6 +8,7 @@ MODEL (
   ),
   cron '@daily',
   grain (sale_date, item_id),
+  clustered_by (sale_date, item_id),
   audits (
     unique_combination_of_columns(columns := (sale_date, item_id))
   )

@@ -1,6 +1,6 @@
 MODEL (
   name serving.receipts,
-  description 'A row for each receipt, with its items as an array: for whoever shows a receipt, or asks what is bought together.',
+  description 'A row for each receipt, with its items as an array, by line (structs are ordered by their first field): for whoever shows a receipt, or asks what is bought together.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column sold_at,
     partition_by_time_column FALSE,
@@ -8,6 +8,7 @@ MODEL (
   ),
   cron '@hourly',
   grain transaction_id,
+  clustered_by (sold_at, store_id),
   audits (
     unique_values(columns := (transaction_id))
   )
@@ -20,7 +21,6 @@ SELECT
   sold_at,
   CAST(COUNT(*) AS BIGINT) AS lines,
   CAST(SUM(amount_eur) AS DECIMAL(18, 2)) AS revenue_eur,
-  -- Structs are ordered by their first field.
   SORT_ARRAY(
     COLLECT_LIST(
       STRUCT(

@@ -8,6 +8,11 @@ MODEL (
   ),
   cron '@hourly',
   grain (transaction_id, line_no),
+  -- Databricks chooses the columns by what is asked: nobody can know it here.
+  clustered_by AUTO,
+  physical_properties (
+    'delta.deletedFileRetentionDuration' = 'interval 7 days'
+  ),
   audits (
     unique_combination_of_columns(columns := (transaction_id, line_no)),
     not_null(columns := (store_country, sale_date))

@@ -8,6 +8,11 @@ MODEL (
   ),
   cron '@hourly',
   grain (sale_hour, store_country, category),
+  -- The report's filters.
+  clustered_by (sale_date, store_country, category),
+  physical_properties (
+    'delta.deletedFileRetentionDuration' = 'interval 7 days'
+  ),
   audits (
     unique_combination_of_columns(columns := (sale_hour, store_country, category))
   )
