@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 3
+DAYS    ?= 3
 
 export SQLMESH__DISABLE_ANONYMIZED_ANALYTICS := true
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-slow test-peers test-analysis mutation mutation-bounded chaos chaos-bounded histories bench check-wheel clean
+.PHONY: help setup demo soak soak-bounded test lint test-slow test-peers test-analysis mutation mutation-bounded chaos chaos-bounded histories bench check-wheel clean
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,8 +23,14 @@ $(VENV)/.installed: pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[local,dev]'
 	@touch $@
 
-demo: setup ## Two projects, five simulated hours, four troubles, and an oracle's verdict
+demo: setup ## The whole portfolio: five simulated hours with troubles, an oracle's verdict, plain SQLMesh beside it, a dashboard
 	@$(BIN)/python examples/portfolio/demo.py
+
+soak: setup ## The portfolio unattended, with every fault of its source: make soak DAYS=30; goes on where it was killed
+	@$(BIN)/python examples/portfolio/soak.py --days $(DAYS)
+
+soak-bounded: setup ## The same for CI: three simulated hours
+	@$(BIN)/python examples/portfolio/soak.py --anew --hours 3 --rate 1200
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check src tests examples benchmarks
@@ -71,4 +78,4 @@ check-wheel: setup ## Builds the wheel and uses it from an empty environment
 	@$(BIN)/python -m pytest -m slow tests/test_wheel.py
 
 clean: ## Removes what the targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build examples/portfolio/.meshgate
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build examples/portfolio/.meshgate*

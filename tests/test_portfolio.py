@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -24,7 +25,6 @@ sys.path.insert(0, str(PORTFOLIO))
 pytest.importorskip("duckdb", reason="needs meshgate[local]")
 
 import oracle  # noqa: E402
-import psycopg2  # noqa: E402
 import source  # noqa: E402
 from expectation import Expectation, Source, may_be_missing  # noqa: E402
 from lakehouse import Lakehouse  # noqa: E402
@@ -288,3 +288,85 @@ def shop_rows() -> dict[str, list[dict[str, Any]]]:
         "customer_versions": [{"customer_id": "C1", **person, "updated_at": at(0), "loaded_at": at(0)}],
         "stores": [{"store_id": "S1", "name": "Soho", "city": "London", "country": "GB", "currency": "GBP", "created_at": at(0)}],
     }  # fmt: skip
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Iterator[Path]:
+    """The folder, copied, so that nothing of it lies where another test or a person works."""
+    folder = tmp_path / "portfolio"
+    shutil.copytree(PORTFOLIO, folder, ignore=shutil.ignore_patterns(".*", "logs", "__pycache__"))
+    yield folder
+    for home in (folder / ".meshgate", folder / ".meshgate-soak"):
+        if home.exists():
+            Lakehouse.start(home).destroy()
+
+
+def environment() -> dict[str, str]:
+    """That of a person who has just cloned the repository."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MESHGATE_LEDGER", "MESHGATE_LOCAL", "PORTFOLIO"))
+    }
+    return kept | {"PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", "MESHGATE_LOCAL_FSYNC": "off"}
+
+
+@pytest.mark.slow
+class TestWholeProcesses:
+    """What a person starts."""
+
+    @pytest.mark.timeout(900)
+    def test_the_demo_ends_with_right_tables(self, copied: Path) -> None:
+        """Two hours of it: upstream late, a tick started twice; plain SQLMesh makes rows missing and rows double of them."""
+        done = subprocess.run(
+            [sys.executable, "demo.py", "--hours", "2"],
+            cwd=copied, env=environment(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "every row of every table is right" in done.stdout
+        assert "skipped, as another run of it lives" in done.stdout
+        assert f"{copied}/.meshgate/dashboard/index.html" in done.stdout.replace("\n", "")
+        counts = re.search(r"rows: (\d+) missing, (\d+) double", done.stdout)
+        assert counts is not None, done.stdout
+        assert int(counts[1]) > 0
+        assert int(counts[2]) > 0
+
+    @pytest.mark.timeout(900)
+    def test_a_soak_that_is_killed_goes_on(self, copied: Path) -> None:
+        """Killed with its processes in the middle of a tick, and started again: it ends with right tables, and does not begin anew."""
+        soak = [sys.executable, "soak.py", "--hours", "2", "--rate", "1500"]
+        with subprocess.Popen(
+            soak, cwd=copied, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as killed:
+            assert killed.stdout is not None
+            for line in killed.stdout:
+                if line.startswith("01-05 01:00"):
+                    break
+            else:
+                pytest.fail("it ended too early")
+            os.killpg(killed.pid, signal.SIGKILL)
+        done = subprocess.run(
+            soak, cwd=copied, env=environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.startswith("going on after 1")
+        assert "most_lines_are_usable" in done.stdout
+        other = subprocess.run(
+            [*soak, "--seed", "2"], cwd=copied, env=environment(), capture_output=True, text=True, check=False
+        )
+        assert other.returncode == 2
+        assert "--anew" in other.stderr
+
+    def test_what_the_readme_shows_runs(self, copied: Path) -> None:
+        """Each command of the README ends well, in a fresh copy of the folder, and prints what is printed there."""
+        blocks = re.findall(
+            r"^```console\n(.*?)^```", (copied / "README.md").read_text(), re.MULTILINE | re.DOTALL
+        )
+        for block in blocks:
+            for command, shown in re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", block, re.MULTILINE):
+                done = subprocess.run(
+                    ["bash", "-c", command], cwd=copied, env=environment(),
+                    capture_output=True, text=True, timeout=240, check=False,
+                )  # fmt: skip
+                assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+                assert shown in {"", done.stdout}, command

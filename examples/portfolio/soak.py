@@ -228,10 +228,10 @@ class Soak:
         """The shop is quiet, and time goes on until nothing is left to do; when that is, UTC, a whole hour."""
         now = self.plan.end
         for _ in range(MOST_HOURS_TO_REST):
-            for _ in range(12):
-                now += source.SLOT
-                self._run("upstream", warm, now)
-            self._run("downstream", warm, now)
+            # Nothing happens: each tick would find what the last one of the hour finds.
+            now = now.replace(minute=0) + HOUR
+            for project in PROJECTS:
+                self._run(project, warm, now)
             self._person(mesh, now)
             left = [
                 short(model.model)
