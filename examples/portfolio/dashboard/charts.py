@@ -48,6 +48,7 @@ def columns(
     if not any(totals):
         return _figure(title, note, _empty())
     top, lines = scale(max(totals))
+    wide = min(0.8, len(slots) * 0.08)  # a single column need not fill the chart
     drawn = []
     for at, (slot, total) in enumerate(zip(slots, totals, strict=True)):
         said = [f"{name}: {show(values[at])} {unit}" for name, values in series.items() if values[at]]
@@ -58,7 +59,7 @@ def columns(
             high = values[at] / top * 100
             if high:
                 rects.append(
-                    f'<rect class="{_colour(place)}" x="{at + 0.1:.2f}" y="{100 - below - high:.2f}" width="0.8" height="{high:.2f}"/>'
+                    f'<rect class="{_colour(place)}" x="{at + 0.5 - wide / 2:.2f}" y="{100 - below - high:.2f}" width="{wide:.2f}" height="{high:.2f}"/>'
                 )
                 below += high
         tip = escape("\n".join([slot, *(said or ["nothing"])]))

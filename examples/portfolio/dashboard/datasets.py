@@ -51,10 +51,16 @@ def connect(lakehouse: Lakehouse) -> duckdb.DuckDBPyConnection:
 
 
 def rows(connection: duckdb.DuckDBPyConnection, name: str) -> list[dict[str, Any]]:
-    """A dataset's rows, by column; times are UTC."""
-    found = connection.execute(local(name))
-    columns = [column[0] for column in found.description]
-    return [dict(zip(columns, row, strict=True)) for row in found.fetchall()]
+    """A dataset's rows, by column; instants are UTC, without saying so."""
+    found = connection.sql(local(name))
+    # DuckDB's Python client would want another library for instants with a time zone.
+    shown = (
+        f'CAST("{column}" AS TIMESTAMP) AS "{column}"'
+        if str(kind) == "TIMESTAMP WITH TIME ZONE"
+        else f'"{column}"'
+        for column, kind in zip(found.columns, found.types, strict=True)
+    )
+    return [dict(zip(found.columns, row, strict=True)) for row in found.project(", ".join(shown)).fetchall()]
 
 
 def _sketch(node: exp.Expression) -> exp.Expression:

@@ -149,7 +149,7 @@ def _sales(found: Mapping[str, Rows]) -> Iterator[str]:
     counted = {
         ("all stores" if c == "all" else c): [seen.get((day, c)) for day in days] for c in ("all", *countries)
     }
-    note = "Estimated from sketches, a kilobyte or so for each hour: whoever buys on two days, or in two countries, counts once in each sum."
+    note = "Estimated from sketches, a kilobyte or so for each hour: whoever buys on two days, or in two countries, counts once in each sum. The last day may not be over."
     draw: Callable[..., str] = charts.lines
     if len(days) == 1:
         rows = [(name, "", values[0] or 0.0) for name, values in counted.items()]
