@@ -38,7 +38,8 @@ SELECT transaction_id, store_id, store_country, sold_at, count(*) AS lines, sum(
 FROM lake.rows GROUP BY ALL ORDER BY sold_at, transaction_id;
 """
 ITEMS = "lake.arrays, unnest(items) AS u(item)"
-ONE = "'T' || lpad(({receipts} // 3)::varchar, 12, '0')"
+ONE = "transaction_id = 'T' || lpad(({receipts} // 3)::varchar, 12, '0')"
+PAIRED = "lake.arrays, unnest(items) AS a(item), unnest(items) AS b(item)"
 QUESTIONS = {
     "revenue by country and day": (
         "SELECT store_country, sold_at::date, sum(amount_eur) FROM lake.rows GROUP BY ALL",
@@ -53,16 +54,12 @@ QUESTIONS = {
         f"SELECT item.category, sum(item.amount_eur) FROM {ITEMS} GROUP BY ALL",
     ),
     "one receipt with its items": (
-        f"SELECT line_no, item_id, quantity, amount_eur FROM lake.rows WHERE transaction_id = {ONE}",
-        "SELECT item.line_no, item.item_id, item.quantity, item.amount_eur"
-        + f" FROM (SELECT unnest(items) AS item FROM lake.arrays WHERE transaction_id = {ONE})",
+        f"SELECT line_no, item_id, quantity, amount_eur FROM lake.rows WHERE {ONE}",
+        f"SELECT i.line_no, i.item_id, i.quantity, i.amount_eur FROM (SELECT unnest(items) AS i FROM lake.arrays WHERE {ONE})",
     ),
     "pairs bought together": (
         "SELECT a.item_id, b.item_id, count(*) FROM lake.rows a JOIN lake.rows b USING (transaction_id) WHERE a.line_no < b.line_no GROUP BY ALL",
-        (
-            "SELECT a.item.item_id, b.item.item_id, count(*) FROM lake.arrays, unnest(items) AS a(item), "
-            "unnest(items) AS b(item) WHERE a.item.line_no < b.item.line_no GROUP BY ALL"
-        ),
+        f"SELECT a.item.item_id, b.item.item_id, count(*) FROM {PAIRED} WHERE a.item.line_no < b.item.line_no GROUP BY ALL",
     ),
 }
 """Each asked of the rows, and of the arrays."""

@@ -208,12 +208,20 @@ def test_no_python_file_is_longer_than_a_reader_can_hold() -> None:
 
 
 def test_names_say_responsibility() -> None:
-    """No file or package is called utils, models, manager or helpers, nor `test_utils`, nor `run_helpers`."""
+    """No file or package is called utils, models, manager or helpers, nor `test_utils`, nor `run_helpers`.
+
+    SQLMesh gives the folder `models` of a project its name.
+    """
     words = {
         str(f.relative_to(REPOSITORY)): set(re.split(r"[_./]", str(f.relative_to(REPOSITORY))))
         for f in python_files()
     }
-    assert not [file for file, parts in words.items() if parts & MEANINGLESS]
+    given = {file for file in words if re.match(r"examples/portfolio/\w+/models/", file)}
+    assert not [
+        file
+        for file, parts in words.items()
+        if (parts - {"models"} if file in given else parts) & MEANINGLESS
+    ]
 
 
 # The named statements

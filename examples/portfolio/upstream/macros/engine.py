@@ -86,11 +86,11 @@ def distinct_sketch(
     Args:
         evaluator: SQLMesh's.
         column: What is counted.
-        size: How many entries a sketch has at most: a power of 2, from 16 on. Sketches that are merged have the same.
+        size: How many entries a sketch has at most: a power of 2, 16 to 2097152. Sketches that are merged have the same.
     """
     number = int(size.name)
-    if number < 16 or number & (number - 1):
-        raise ValueError(f"the size of a sketch is a power of 2 from 16 on, not {number}")
+    if not 16 <= number <= 2**21 or number & (number - 1):
+        raise ValueError(f"the size of a sketch is a power of 2 from 16 to 2097152, not {number}")
     return either(
         evaluator,
         # 60 bits of an MD5: DuckDB's own hash may be another one in its next release.
