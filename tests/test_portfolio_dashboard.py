@@ -37,7 +37,9 @@ from lakehouse import Lakehouse  # noqa: E402
 from meshgate.mesh import Mesh  # noqa: E402
 
 NAMES = datasets.names()
-BUILT_AT = source.BEGINNING + timedelta(hours=2, minutes=55)
+BUILT_AT = source.BEGINNING + timedelta(
+    hours=1, minutes=55
+)  # over an hour ago: what is stale is not too fresh to be made anew
 END = source.BEGINNING + timedelta(hours=3)
 RATE = 600  # few buy at night
 FAULTS = ("late=0.3", "duplicates=0.05", "nulls=0.05", "negative", "orphans", "late_items")
@@ -171,7 +173,7 @@ def test_a_dataset_names_its_tables_and_columns(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def lakehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lakehouse]:
-    """The portfolio, deployed almost three hours after its beginning, and a tick of each project."""
+    """The portfolio, deployed almost two hours after its beginning, and a tick of each project."""
     with (
         Lakehouse.start(tmp_path_factory.mktemp("dashboard")) as started,
         pytest.MonkeyPatch.context() as patch,
