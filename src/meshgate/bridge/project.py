@@ -270,6 +270,20 @@ class SqlmeshProject:
                 with self._named("has a state that cannot be written"):
                     self._state.add_snapshots_intervals([_addition(snapshot, interval)])
 
+    def postpone_restatements(self, environment: str, until: Mapping[str, datetime]) -> None:
+        """Tell SQLMesh's own record when models are computed again by themselves next: what is asked for is not done twice.
+
+        Args:
+            environment: SQLMesh's environment.
+            until: The next tick of each model's `auto_restatement_cron`, UTC.
+        """
+        found = self._environment(environment)
+        snapshots = self._snapshots(found) if found is not None else []
+        with self._named("has a state that cannot be written"):
+            self._state.update_auto_restatements(
+                {s.name_version: milliseconds(until[s.name]) for s in snapshots if s.name in until}
+            )
+
     def prints(
         self, table: str, time_column: str, updated_at: str | None, time: Interval, bucket_s: int
     ) -> dict[int, tuple[int, str | None]]:

@@ -159,7 +159,15 @@ def _node(snapshot: Snapshot, start: datetime) -> ModelNode:
         # SQLMesh calls every full-history kind dependent on its past; here it means that the query reads itself.
         depends_on_past=kind.time_partitioned and bool(snapshot.depends_on_past),
         allow_partials=bool(snapshot.model.allow_partials),
+        **_restates(snapshot.model),
     )
+
+
+def _restates(model: Any) -> dict[str, Any]:
+    """When SQLMesh's own runs would compute a model again by themselves, and how much of it; nothing where that is disabled."""
+    if not model.auto_restatement_cron or model.disable_restatement:
+        return {}
+    return {"restate_cron": model.auto_restatement_cron, "restate_units": model.auto_restatement_intervals}
 
 
 def gated(snapshot: Snapshot, index: Any) -> bool:

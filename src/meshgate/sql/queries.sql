@@ -123,7 +123,8 @@ SELECT name, manifest, deployed_at, sqlmesh_version, sqlglot_version FROM meshga
 
 -- name: promotions
 SELECT m.name, p.name AS project, v.version_id, v.version, v.kind, q.unit, q.cron, q.cron_tz,
-       q.start_at, q.end_at, q.lookback, q.batch_size, q.depends_on_past, q.allow_partials
+       q.start_at, q.end_at, q.lookback, q.batch_size, q.depends_on_past, q.allow_partials,
+       q.restate_cron, q.restate_units, q.answered_at
 FROM meshgate.promotion q
 JOIN meshgate.model m USING (model_id) JOIN meshgate.project p USING (project_id) JOIN meshgate.version v USING (version_id)
 WHERE q.environment = %(environment)s
@@ -137,7 +138,7 @@ SELECT m.name, CASE WHEN q.model_id IS NULL THEN '' ELSE p.name END AS project, 
        CASE WHEN q.model_id IS NULL THEN 'external' ELSE v.kind END AS kind,
        coalesce(q.unit, 'day') AS unit, coalesce(q.cron, '@daily') AS cron, coalesce(q.cron_tz, 'UTC') AS cron_tz,
        q.start_at, q.end_at, coalesce(q.lookback, 0) AS lookback, q.batch_size, coalesce(q.depends_on_past, false) AS depends_on_past,
-       coalesce(q.allow_partials, false) AS allow_partials
+       coalesce(q.allow_partials, false) AS allow_partials, q.restate_cron, q.restate_units
 FROM meshgate.model m JOIN meshgate.project p USING (project_id)
 LEFT JOIN meshgate.promotion q ON q.model_id = m.model_id AND q.environment = meshgate.home_of(p.project_id)
 CROSS JOIN LATERAL (SELECT x.* FROM meshgate.version x WHERE x.model_id = m.model_id AND x.version_id = coalesce(q.version_id, x.version_id)
@@ -331,6 +332,10 @@ FROM (
     WHERE %(request_id)s::bigint IS NULL OR q.request_id = %(request_id)s) q
 WHERE q.place <= %(limit)s OR q.cancelled_at IS NULL AND NOT isempty(q.missing)
 ORDER BY q.request_id DESC;
+
+-- name: answer_ticks
+SELECT meshgate.answer_ticks(%(environment)s, %(model)s, %(since)s, %(last)s, %(span)s::tstzrange, %(reason)s, %(by)s,
+                             %(origin)s) AS answer;
 
 -- name: durations
 -- How long the last evaluations of versions took, and over how much time.

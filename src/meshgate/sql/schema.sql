@@ -129,6 +129,9 @@ CREATE TABLE meshgate.promotion (
     batch_size   integer,                            -- units
     depends_on_past boolean  NOT NULL DEFAULT false,
     allow_partials  boolean  NOT NULL DEFAULT false,
+    restate_cron    text,                            -- when it is computed again by itself, read in UTC
+    restate_units   integer,                         -- how many units before a tick; null: all that is recorded
+    answered_at     timestamptz,                     -- the ticks up to there are answered
     -- What was recorded of this time up to this revision was not stale by what its parents were at this revision.
     settled         tstzmultirange NOT NULL DEFAULT '{}',
     settled_revision bigint  NOT NULL DEFAULT 0,
@@ -287,7 +290,7 @@ CREATE TABLE meshgate.request (
     model_id     bigint      NOT NULL REFERENCES meshgate.model,
     span         tstzrange   NOT NULL CONSTRAINT "a request is about some time" CHECK (NOT isempty(span)),
     reason       text        NOT NULL,
-    origin       text,                               -- an analysis that asks by itself, and once
+    origin       text,                               -- an analysis, or a cron, that asks by itself: of a model one request
     made_by      text        NOT NULL,
     made_at      timestamptz NOT NULL,
     revision     bigint      NOT NULL,               -- done where a commit read at or after this
@@ -1288,7 +1291,8 @@ BEGIN
     CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS
     SELECT m.model_id, v.version_id, x.* FROM jsonb_to_recordset(p_models) AS x (
         name text, version text, unit text, cron text, cron_tz text, start_at timestamptz, end_at timestamptz,
-        lookback integer, batch_size integer, depends_on_past boolean, allow_partials boolean)
+        lookback integer, batch_size integer, depends_on_past boolean, allow_partials boolean,
+        restate_cron text, restate_units integer, seen_at timestamptz)
     JOIN meshgate.model m USING (name) JOIN meshgate.version v USING (model_id, version);
     SELECT array_agg(i.version_id) INTO changed
     FROM incoming i JOIN meshgate.promotion p ON p.environment = p_environment AND p.model_id = i.model_id
@@ -1332,16 +1336,21 @@ BEGIN
         RETURNING p.version_id)
     SELECT array_agg(version_id) INTO gone FROM removed;
     INSERT INTO meshgate.promotion (environment, model_id, version_id, revision, promoted_at, unit, cron, cron_tz, start_at,
-                                    end_at, lookback, batch_size, depends_on_past, allow_partials)
+                                    end_at, lookback, batch_size, depends_on_past, allow_partials, restate_cron, restate_units, answered_at)
     SELECT p_environment, i.model_id, i.version_id, made, meshgate.clock(), i.unit, i.cron, coalesce(i.cron_tz, 'UTC'),
            i.start_at, i.end_at, coalesce(i.lookback, 0), i.batch_size, coalesce(i.depends_on_past, false),
-           coalesce(i.allow_partials, false)
+           coalesce(i.allow_partials, false), i.restate_cron, i.restate_units,
+           -- Its first tick is one that comes: what was there before is not computed again for having been found.
+           CASE WHEN i.restate_cron IS NOT NULL THEN coalesce(i.seen_at, meshgate.clock()) END
     FROM incoming i
     ON CONFLICT (environment, model_id) DO UPDATE SET
         version_id = excluded.version_id, unit = excluded.unit, cron = excluded.cron, cron_tz = excluded.cron_tz,
         start_at = excluded.start_at, end_at = excluded.end_at, lookback = excluded.lookback,
         batch_size = excluded.batch_size, depends_on_past = excluded.depends_on_past,
         allow_partials = excluded.allow_partials,
+        restate_cron = excluded.restate_cron, restate_units = excluded.restate_units,
+        answered_at = CASE WHEN promotion.restate_cron = excluded.restate_cron THEN promotion.answered_at
+                           ELSE excluded.answered_at END,
         revision = CASE WHEN promotion.version_id = excluded.version_id THEN promotion.revision ELSE excluded.revision END,
         promoted_at = CASE WHEN promotion.version_id = excluded.version_id THEN promotion.promoted_at ELSE excluded.promoted_at END,
         settled_revision = CASE WHEN promotion.version_id = excluded.version_id THEN promotion.settled_revision ELSE 0 END;
@@ -1687,6 +1696,42 @@ BEGIN
         made := made || meshgate.request_range(wanted.model, wanted.span, p_reason, p_by);
     END LOOP;
     RETURN jsonb_build_object('requests', made);
+END $$;
+
+-- The cron by which a model is computed again by itself has ticked: what that is about is asked for in the same transaction,
+-- so that of all who see it one asks, and a crash neither forgets a tick nor asks twice. p_since: up to where the ticks were
+-- answered when they were seen; where that has changed, nothing is done: {"overtaken": true}. Else {"request": its key, or
+-- null: nothing is recorded there}. What is left of the last such request is taken along, so that there is one of a model.
+CREATE FUNCTION meshgate.answer_ticks(p_environment text, p_model text, p_since timestamptz, p_last timestamptz, p_span tstzrange,
+                                      p_reason text, p_by text, p_origin text)
+RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    old record;
+    made bigint;
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    UPDATE meshgate.promotion p SET answered_at = p_last FROM meshgate.model m
+    WHERE m.name = p_model AND p.model_id = m.model_id AND p.environment = p_environment AND p.answered_at = p_since;
+    IF NOT FOUND THEN
+        RETURN jsonb_build_object('overtaken', true);
+    END IF;
+    IF p_span IS NULL OR NOT EXISTS (
+            SELECT FROM meshgate.promotion p JOIN meshgate.model m USING (model_id)
+            WHERE m.name = p_model AND NOT isempty(meshgate.requested_time(p.version_id, p_span))) THEN
+        RETURN jsonb_build_object('request', NULL);
+    END IF;
+    FOR old IN
+        SELECT q.request_id, (SELECT range_agg(piece) FROM meshgate.promotion p,
+                                     unnest(meshgate.requested_time(p.version_id, q.span, q.revision)) AS piece
+                              WHERE p.model_id = q.model_id) AS rest
+        FROM meshgate.request q JOIN meshgate.model m USING (model_id)
+        WHERE m.name = p_model AND q.origin = p_origin AND q.cancelled_at IS NULL
+    LOOP
+        p_span := range_merge(tstzmultirange(p_span) + coalesce(old.rest, '{}'));
+        DELETE FROM meshgate.request WHERE request_id = old.request_id;
+    END LOOP;
+    made := meshgate.request_range(p_model, p_span, p_reason, p_by, p_origin);
+    RETURN jsonb_build_object('request', made);
 END $$;
 
 -- Takes back what of a request was not begun. False where somebody had cancelled it before. What another request wants

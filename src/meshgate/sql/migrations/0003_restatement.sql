@@ -21,7 +21,10 @@ DROP INDEX meshgate.coverage_of_version;
 
 ALTER TABLE meshgate.promotion
     ADD COLUMN settled tstzmultirange NOT NULL DEFAULT '{}',
-    ADD COLUMN settled_revision bigint NOT NULL DEFAULT 0;
+    ADD COLUMN settled_revision bigint NOT NULL DEFAULT 0,
+    ADD COLUMN restate_cron text,
+    ADD COLUMN restate_units integer,
+    ADD COLUMN answered_at timestamptz;
 
 CREATE TABLE meshgate.hold (
     hold_id      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
