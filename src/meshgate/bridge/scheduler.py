@@ -261,7 +261,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         admitted = self._journal.admit(plan, wanted, emptied)
         result = {s: ranges for s, ranges in merged.items() if s not in under}
         # Also what nothing is ready of: SQLMesh makes the tables of what stands here, and promotes views on them.
-        result.update({s: pairs(admitted.get(s.name, ())) for s in under})
+        result.update({s: pairs(admitted.get(s.name, ())) for s in under if s.is_model or s.name in admitted})
         # And of what nothing is due yet, which SQLMesh forgets where something else is.
         chosen = (self.snapshots[key] for key in kwargs.get("selected_snapshot_ids") or ())
         fresh = (s for s in chosen if s.is_model and not s.is_symbolic and not s.intervals)

@@ -124,6 +124,8 @@ class VersionState:
     holds: tuple[Hold, ...] = ()
     accepted: IntervalSet = attrs.field(factory=IntervalSet)
     """The part of `covered` that a person took as it was."""
+    warned: IntervalSet = attrs.field(factory=IntervalSet)
+    """The part of `covered` that a non-blocking audit rejected."""
 
 
 @attrs.frozen
@@ -203,6 +205,10 @@ def _spans(settled: Mapping[str, IntervalSet], ids: Mapping[str, int]) -> list[d
 def _declared_in(manifest: Mapping[str, Any], environment: str | None) -> Mapping[str, Any]:
     found: Mapping[str, Any] = manifest.get("environments", {}).get(environment, manifest)
     return found
+
+
+def _times(row: Mapping[str, Any], name: str) -> IntervalSet:
+    return IntervalSet(to_interval(span) for span in row.get(name, ()))
 
 
 def _instant(instant: datetime) -> str | None:
@@ -403,12 +409,9 @@ class RecordLedger:
             holds.setdefault(row["version_id"], []).append(found)
         return {
             key: VersionState(
-                covered=IntervalSet(to_interval(s) for s in covered[key]["spans"])
-                if key in covered
-                else IntervalSet(),
-                accepted=IntervalSet(to_interval(s) for s in covered[key]["accepted"])
-                if key in covered
-                else IntervalSet(),
+                covered=_times(covered.get(key, {}), "spans"),
+                accepted=_times(covered.get(key, {}), "accepted"),
+                warned=_times(covered.get(key, {}), "warned"),
                 holds=tuple(holds.get(key, ())),
                 marks=tuple(marks.get(key, ())),
                 claims=tuple(claims.get(key, ())),
@@ -425,11 +428,7 @@ class RecordLedger:
         """The ledger's present number."""
         return int(self.database.one("revision", again=True)["revision"])
 
-    def newer(
-        self,
-        environment: str,
-        gates: Sequence[Gate],
-    ) -> tuple[Newer, ...]:
+    def newer(self, environment: str, gates: Sequence[Gate]) -> tuple[Newer, ...]:
         """What is recorded of children, and newer of their parents than they read, where both are promoted."""
         rows = self.database.rows(
             "stale", environment=environment, children=[g[0] for g in gates], parents=[g[1] for g in gates],

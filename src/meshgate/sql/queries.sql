@@ -75,7 +75,7 @@ SELECT meshgate.begin_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(p
 -- name: commit_claim
 SELECT meshgate.commit_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(verdict)s, %(audits)s, %(duration)s,
                              %(rows)s, %(lookback)s::tstzrange, %(stale_from)s, %(hold)s, %(changed_from)s, %(past)s, %(upto)s,
-                             %(same)s::tstzrange[]) AS revision;
+                             %(same)s::tstzrange[], %(judged)s::bigint[], %(spans)s::tstzrange[], %(whys)s::text[]) AS revision;
 
 -- name: touched
 SELECT c.span FROM meshgate.coverage c WHERE c.version_id = %(version_id)s AND c.touched_revision = %(revision)s ORDER BY c.span;
@@ -160,7 +160,8 @@ ORDER BY c.name, p.name;
 
 -- name: covered
 SELECT c.version_id, ARRAY(SELECT unnest(range_agg(c.span))) AS spans,
-       ARRAY(SELECT unnest(range_agg(c.span) FILTER (WHERE c.verdict = 'accepted'))) AS accepted, max(c.committed_at) AS last_commit,
+       ARRAY(SELECT unnest(range_agg(c.span) FILTER (WHERE c.verdict = 'accepted'))) AS accepted,
+       ARRAY(SELECT unnest(range_agg(c.span) FILTER (WHERE c.verdict = 'warned'))) AS warned, max(c.committed_at) AS last_commit,
        max(c.read_at) AS last_read,
        max(c.revision) AS last_revision, sum(c.rows)::bigint AS rows
 FROM meshgate.coverage c WHERE c.version_id = ANY (%(versions)s) GROUP BY c.version_id;

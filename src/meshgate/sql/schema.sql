@@ -275,6 +275,7 @@ CREATE TABLE meshgate.hold (
     hold_id      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     model_id     bigint      NOT NULL REFERENCES meshgate.model,
     version_id   bigint      REFERENCES meshgate.version,  -- whose rows a policy holds; null: a person's, of all versions
+    judge_id     bigint      REFERENCES meshgate.version,  -- the standalone audit that rejected them; null: one of the model's own
     span         tstzrange   NOT NULL CONSTRAINT "a hold is about some time" CHECK (NOT isempty(span)),
     reason       text        NOT NULL,
     made_by      text        NOT NULL,
@@ -864,7 +865,9 @@ BEGIN
                             WHERE int8range(c.version_id, c.version_id, '[]') = int8range(v, v, '[]'))
           UNION ALL
           SELECT v, u.reason, u.span, u.detail FROM unnest(p_loaded) AS v, meshgate.unclean(v, '(,)') u
-          WHERE u.reason <> 'missing') o;
+          WHERE u.reason <> 'missing') o
+    -- A standalone audit judges what is held, and may be why it is.
+    WHERE o.reason <> 'held' OR (SELECT v.kind FROM meshgate.version v WHERE v.version_id = p_version_id) <> 'audit';
     IF refused IS NOT NULL THEN
         RETURN jsonb_build_object('refused', refused);
     END IF;
@@ -962,11 +965,14 @@ $$;
 -- p_stale_from: the first instant from which a table that is refreshed was stale. p_hold: why a policy keeps the batch from
 -- its readers. p_changed_from, p_past, p_upto: from when on an as-of table tells another history than it did, and which one
 -- that is now. p_same: what of the batch holds the rows that it held before; it keeps its revision where that is safe.
+-- p_judged, p_judged_spans, p_whys: as in hold_judged.
 CREATE FUNCTION meshgate.commit_claim(p_run_id bigint, p_version_id bigint, p_span tstzrange, p_verdict text,
                                       p_audits jsonb, p_duration interval, p_rows bigint, p_lookback tstzrange,
                                       p_stale_from timestamptz, p_hold text DEFAULT NULL,
                                       p_changed_from timestamptz DEFAULT NULL, p_past jsonb DEFAULT NULL,
-                                      p_upto timestamptz DEFAULT NULL, p_same tstzrange[] DEFAULT NULL)
+                                      p_upto timestamptz DEFAULT NULL, p_same tstzrange[] DEFAULT NULL,
+                                      p_judged bigint[] DEFAULT '{}', p_judged_spans tstzrange[] DEFAULT '{}',
+                                      p_whys text[] DEFAULT '{}')
 RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     present timestamptz;
@@ -1094,6 +1100,7 @@ BEGIN
         PERFORM meshgate.put_mark(p_version_id, old.span, 'lookback', p_run_id, '{}');
     END LOOP;
     PERFORM meshgate.hold_by_policy(p_version_id, CASE WHEN refreshed THEN '(,)' ELSE p_span END, p_span, p_hold, p_run_id);
+    PERFORM meshgate.hold_judged(p_version_id, p_judged, p_judged_spans, p_whys, p_run_id);
     PERFORM pg_notify('meshgate', p_version_id::text);
     RETURN made;
 END $$;
@@ -1816,8 +1823,8 @@ CREATE FUNCTION meshgate.cut_hold(h meshgate.hold, p_span tstzrange, p_by text) 
 BEGIN
     UPDATE meshgate.hold x SET span = h.span * p_span, released_by = p_by, released_at = meshgate.clock()
     WHERE x.hold_id = h.hold_id;
-    INSERT INTO meshgate.hold (model_id, version_id, span, reason, made_by, made_at)
-    SELECT h.model_id, h.version_id, piece, h.reason, h.made_by, h.made_at
+    INSERT INTO meshgate.hold (model_id, version_id, judge_id, span, reason, made_by, made_at)
+    SELECT h.model_id, h.version_id, h.judge_id, piece, h.reason, h.made_by, h.made_at
     FROM unnest(tstzmultirange(h.span) - tstzmultirange(p_span)) AS piece;
     PERFORM meshgate.note('interval.released', NULL,
                           coalesce(h.version_id, (SELECT max(v.version_id) FROM meshgate.version v WHERE v.model_id = h.model_id)),
@@ -1833,6 +1840,8 @@ DECLARE
 BEGIN
     FOR h IN SELECT x.* FROM meshgate.hold x JOIN meshgate.version v USING (model_id)
              WHERE v.version_id = p_version_id AND x.version_id = p_version_id AND x.released_at IS NULL AND x.span && p_gone
+               -- Rows that a standalone audit rejected were made anew: whether they are better, it has to say.
+               AND x.judge_id IS NULL
              ORDER BY x.hold_id LOOP
         PERFORM meshgate.cut_hold(h, p_gone, 'run ' || p_run_id);
     END LOOP;
@@ -1843,6 +1852,31 @@ BEGIN
         PERFORM meshgate.note('interval.held', p_run_id, p_version_id, p_span,
                               jsonb_build_object('reason', p_why, 'by', 'on_audit_warning'));
     END IF;
+END $$;
+
+-- A standalone audit has looked at these versions, each in a span: what it had rejected of these models there is judged anew.
+-- p_whys: why a policy keeps it from readers now; null: it does not.
+CREATE FUNCTION meshgate.hold_judged(p_judge_id bigint, p_versions bigint[], p_spans tstzrange[], p_whys text[], p_run_id bigint)
+RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    h meshgate.hold;
+    seen record;
+BEGIN
+    FOR seen IN SELECT v.model_id, x.span FROM unnest(p_versions, p_spans) AS x (version_id, span)
+                JOIN meshgate.version v USING (version_id) ORDER BY 1, 2 LOOP
+        FOR h IN SELECT x.* FROM meshgate.hold x
+                 WHERE x.model_id = seen.model_id AND x.judge_id = p_judge_id AND x.released_at IS NULL AND x.span && seen.span
+                 ORDER BY x.hold_id LOOP
+            PERFORM meshgate.cut_hold(h, seen.span, 'run ' || p_run_id);
+        END LOOP;
+    END LOOP;
+    FOR seen IN SELECT v.model_id, v.version_id, x.span, x.why FROM unnest(p_versions, p_spans, p_whys) AS x (version_id, span, why)
+                JOIN meshgate.version v USING (version_id) WHERE x.why IS NOT NULL ORDER BY 2, 3 LOOP
+        INSERT INTO meshgate.hold (model_id, version_id, judge_id, span, reason, made_by, made_at)
+        VALUES (seen.model_id, seen.version_id, p_judge_id, seen.span, seen.why, 'on_audit_warning', meshgate.clock());
+        PERFORM meshgate.note('interval.held', p_run_id, seen.version_id, seen.span,
+                              jsonb_build_object('reason', seen.why, 'by', 'on_audit_warning'));
+    END LOOP;
 END $$;
 
 -- Lets readers have a range of a model again: what was held of it, by whom and why. The rest of a hold that reaches

@@ -30,6 +30,7 @@ CREATE TABLE meshgate.hold (
     hold_id      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     model_id     bigint      NOT NULL REFERENCES meshgate.model,
     version_id   bigint      REFERENCES meshgate.version,
+    judge_id     bigint      REFERENCES meshgate.version,
     span         tstzrange   NOT NULL CONSTRAINT "a hold is about some time" CHECK (NOT isempty(span)),
     reason       text        NOT NULL,
     made_by      text        NOT NULL,
