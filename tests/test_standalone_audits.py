@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,7 @@ from attrs import evolve
 from duck_mesh import DuckMesh, copied
 from ledger_story import Story, fqn, mesh_graph, node
 from meshgate.coordinator.allowance import allowance
+from meshgate.coordinator.staleness import Policy
 from meshgate.errors import LeaseLostError, MeshgateError, ProjectError
 from meshgate.graph import Kind, MeshGraph
 from meshgate.interval import Interval, IntervalSet
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meshgate.coordinator.run import RunReport
+    from meshgate.ledger import Lease
     from meshgate.local_postgres import LocalPostgres
 
 A, B, C, GOLD = (f'"house"."{name}"' for name in ('lake"."a', 'lake"."b', 'lake"."c', 'gold"."g'))
@@ -306,6 +309,45 @@ def test_a_run_that_lost_its_lease_holds_nothing(database_url: str, tmp_path: Pa
         story.ledger.commit(lease.run_id, judge, span(0, 60), verdict=verdict, judged=judged)
     (hold,) = story.ledger.states([model])[model].holds
     assert (hold.interval, hold.by, hold.reason) == (span(0, 30), "on_audit_warning", "audit x found 1")
+
+
+def test_rows_that_are_made_anew_stay_held_until_the_audit_has_passed(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Whether they are better, it has to say; and it may look at what is held."""
+    judge = evolve(node("x", "downstream", "hour"), kind=Kind.AUDIT)
+    story = Story(database_url, tmp_path, mesh_graph(more=[judge], reads=[("x", "gold.fact_sales")]))
+    story.time("2026-01-05 02:00")
+    model = story.ids[fqn("gold.fact_sales")]
+
+    def ask(lease: Lease, verdict: str, why: str | None) -> None:
+        key = story.ids[fqn("x")]
+        story.ledger.open_claims(lease.run_id, key, [span(0, 60)])
+        begun = story.ledger.begin(
+            lease.run_id, key, span(0, 60), needs=[(model, span(0, 60))], loaded=[], environment="prod"
+        )
+        assert begun.refused == ()
+        story.ledger.commit(
+            lease.run_id, key, span(0, 60), verdict=verdict, judged=[Judged(model, span(0, 60), why)]
+        )
+
+    with story.run("downstream") as lease:
+        story.commit(lease, "gold.fact_sales", "2026-01-05/2026-01-05T01:00")
+        ask(lease, "warned", "audit x found 1")
+        story.commit(lease, "gold.fact_sales", "2026-01-05/2026-01-05T01:00")
+        assert [h.interval for h in story.ledger.states([model])[model].holds] == [span(0, 60)]
+        ask(lease, "passed", None)
+        assert story.ledger.states([model])[model].holds == ()
+
+
+def test_an_audit_is_asked_again_at_once() -> None:
+    """What it holds should not wait for a day because it is asked once a day; unless a throttle is declared."""
+    once_a_day = node("x", "downstream", "day", "audit")
+    assert Policy().again_at(once_a_day, at(0), at(1)) is None
+    assert Policy().again_at(evolve(once_a_day, kind=Kind.INCREMENTAL_BY_TIME_RANGE), at(0), at(1)) == at(
+        24 * 60
+    )
+    assert Policy(throttle=timedelta(minutes=5)).again_at(once_a_day, at(0), at(1)) == at(5)
 
 
 @pytest.mark.parametrize(

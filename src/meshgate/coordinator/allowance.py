@@ -126,6 +126,7 @@ def _judging(
     found: dict[str, frozenset[str]] = {}
     for name, node in graph.nodes.items():
         if node.kind is Kind.AUDIT:
+            # What others hold of their own is theirs to decide.
             read = {g.parent for g in graph.gates(name) if graph[g.parent].project == node.project}
             mine = {"hold": read, "pass": set()}.get(told.get(name, ""), read & holding)
             found[name] = frozenset(mine)

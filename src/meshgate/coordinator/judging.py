@@ -22,7 +22,7 @@ def judged(
     why: str | None,
     holding: Collection[str],
 ) -> tuple[Judged, ...]:
-    """What an audit of some time has looked at of its own project's models; nothing for other nodes.
+    """What an audit of some time has looked at; nothing for other nodes.
 
     Args:
         graph: The mesh.
@@ -37,8 +37,6 @@ def judged(
     found: list[Judged] = []
     for gate in graph.gates(node.name):
         parent = graph[gate.parent]
-        if parent.project != node.project:
-            continue  # what they hold of their own is theirs to decide
         # Of a table that is one whole the newest verdict is about all of it.
         whole = parent.kind.as_of or gate.window.mode == "loaded"
         time = (WHOLE,) if whole else window_of(node, parent, gate.window, piece)
