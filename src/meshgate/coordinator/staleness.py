@@ -37,7 +37,8 @@ class Policy:
 
     Attributes:
         reprocess: Whether it is computed again; else it is only shown.
-        throttle: How long after its own last read it is left alone; None for one period of the model's cron.
+        throttle: How long after its own last read it is left alone; None for one period of the model's cron, of a standalone
+            audit for no time.
         horizon: How long after its end time is still computed again; None for ever.
     """
 
