@@ -175,12 +175,10 @@ class SqlmeshProject:
         return str(self._context.config.get_state_schema(self._context.gateway) or c.SQLMESH)
 
     def local_models(self) -> tuple[str, ...]:
-        """The names of the models in the project's own files (needs `load`)."""
-        return tuple(
-            name
-            for name, model in self._context.models.items()
-            if model.project == self.project and not model.kind.is_external
-        )
+        """The names of the models and standalone audits in the project's own files (needs `load`)."""
+        models = {n: m for n, m in self._context.models.items() if not m.kind.is_external}
+        nodes = models | dict(self._context.standalone_audits)
+        return tuple(name for name, node in nodes.items() if node.project == self.project)
 
     def definitions(self) -> dict[str, str]:
         """What the project's own files say of each of its models, as a digest (needs `load`)."""
@@ -270,6 +268,20 @@ class SqlmeshProject:
                 with self._named("has a state that cannot be written"):
                     self._state.add_snapshots_intervals([_addition(snapshot, interval)])
 
+    def postpone_restatements(self, environment: str, until: Mapping[str, datetime]) -> None:
+        """Tell SQLMesh's own record when models are computed again by themselves next: what is asked for is not done twice.
+
+        Args:
+            environment: SQLMesh's environment.
+            until: The next tick of each model's `auto_restatement_cron`, UTC.
+        """
+        found = self._environment(environment)
+        snapshots = self._snapshots(found) if found is not None else []
+        with self._named("has a state that cannot be written"):
+            self._state.update_auto_restatements(
+                {s.name_version: milliseconds(until[s.name]) for s in snapshots if s.name in until}
+            )
+
     def prints(
         self, table: str, time_column: str, updated_at: str | None, time: Interval, bucket_s: int
     ) -> dict[int, tuple[int, str | None]]:
@@ -301,7 +313,7 @@ class SqlmeshProject:
             return frozenset()
         snapshots = self._snapshots(found)
         index = _deployability(found.naming_info, snapshots)
-        return frozenset(s.name for s in snapshots if s.is_model and not index.is_deployable(s))
+        return frozenset(s.name for s in snapshots if not index.is_deployable(s))
 
     def execute(
         self, environment: str, work: Mapping[str, IntervalSet], journal: Journal, *, now: datetime

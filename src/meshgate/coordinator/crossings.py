@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meshgate.analysis import Boundary, Reason, reasons_of
+from meshgate.graph import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,6 +42,8 @@ def boundaries(
             effect = "new" if now else "gone"
         else:
             effect = effects.get(child, "left" if parent in forward else "none")
+        if effect == "none" and child in scene.after.graph and scene.after.graph[child].kind is Kind.AUDIT:
+            continue  # it makes nothing, and is asked again
         found.append(Boundary(parent, other, child, own, scene.owners.get(child), effect, reason))
     return tuple(found)
 

@@ -17,6 +17,7 @@ from meshgate.coordinator.policies import declared_settings
 from meshgate.coordinator.reconcile import Finding, graph_of, reconcile
 from meshgate.coordinator.run import RunReport, Workbench, _counts, _finish, _in_progress, _report
 from meshgate.coordinator.sources import check_sources
+from meshgate.coordinator.ticks import check_ticks
 from meshgate.coordinator.waiting import until_free
 from meshgate.coordinator.world import DEFINITION, project_digest
 from meshgate.errors import LeaseLostError, MeshgateError, ProjectError, StoppedError
@@ -161,7 +162,7 @@ def _apply(
             )
         journal = RunJournal(
             bench, lease.run_id, project.name, keeper, MeshGraph({}, []), {},
-            environment=None, now=now, build=lambda plan: _build(bench, project, target, plan, deploying),
+            environment=None, now=now, build=lambda plan: _build(bench, project, target, plan, deploying, now),
             promoted=_versions(current or opened.promoted("prod", now)),
             allow=lambda graph: allowance(graph, {**bench.ledger.manifests(target), project.name: declared}, project.name),
         )  # fmt: skip
@@ -242,11 +243,13 @@ def _build(
     target: str,
     plan: Promoted,
     deploying: Mapping[str, Mapping[str, Any]],
+    now: datetime,
 ) -> MeshGraph:
     """The graph of what the plan holds, and whatever the project declares about its models is about models of it."""
     graph = graph_of(bench.ledger, target, plan, deploying)
     check_names(graph, project)
     check_sources(graph, project)
+    check_ticks(graph, project.name, now)
     return graph
 
 

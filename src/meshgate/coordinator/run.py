@@ -19,6 +19,7 @@ from meshgate.coordinator.policies import Policies, policies_of
 from meshgate.coordinator.progress import Planned
 from meshgate.coordinator.reconcile import Finding, reconcile, unchanged
 from meshgate.coordinator.staleness import rested_by, settle, states_of, tidy
+from meshgate.coordinator.ticks import answer_own, postpone
 from meshgate.coordinator.waiting import until_free, until_ready
 from meshgate.errors import (
     ConfigError,
@@ -343,6 +344,9 @@ def _work(
             opened = bench.open_project(project, load=False)
             findings = reconcile(bench.ledger, opened, target, now, run_id=lease.run_id)
             manifest = bench.ledger.manifest(target)
+        if until := answer_own(bench.ledger, manifest, project.name, only, now):
+            opened = opened or bench.open_project(project, load=False)
+            postpone(opened, target, until)
         if project.sources:
             opened = opened or bench.open_project(project, load=False)
             watch_before_planning(bench, project, opened, manifest, now)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
 from meshgate.ledger.foreign import ForeignLedger
 from meshgate.ledger.history import Change, HistoryLedger
-from meshgate.ledger.holds import HoldLedger
+from meshgate.ledger.holds import HoldLedger, Judged
 from meshgate.ledger.record import (
     CoverageRow,
     Hold,
@@ -65,6 +65,7 @@ __all__ = [
     "ClaimAnswer",
     "CoverageRow",
     "Hold",
+    "Judged",
     "Lease",
     "Ledger",
     "Limits",
