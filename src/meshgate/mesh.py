@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from meshgate.bridge.project import SqlmeshProject
     from meshgate.config import MeshConfig, ProjectConfig
     from meshgate.coordinator.deploys import Deploys
-    from meshgate.coordinator.doctor import Diagnosis
+    from meshgate.coordinator.diagnosis import Diagnosis
     from meshgate.coordinator.explain import GateAnswer, Why
     from meshgate.coordinator.leftovers import Leftovers
     from meshgate.coordinator.observe import Look

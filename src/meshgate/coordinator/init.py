@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from meshgate.bridge.settings import ProjectModels, StatePlace
+    from meshgate.bridge.settings import StatePlace
+    from meshgate.bridge.survey import ProjectModels
 
 _CONFIGS = ("config.yaml", "config.yml", "config.py")
 _DEEP = 3
@@ -145,10 +147,13 @@ def _is_project(folder: Path) -> bool:
 
 
 def _look(folder: Path) -> FoundProject:
-    from meshgate.bridge.settings import read_models, read_settings
+    from meshgate.bridge.settings import read_settings
+    from meshgate.bridge.survey import survey_models
 
     settings = read_settings(folder)
-    models = read_models(folder)
+    models: ProjectModels | None = None
+    with suppress(MeshgateError):  # whatever its files or its packages lack: `meshgate doctor` says what
+        models = survey_models(folder)
     then = datetime(2026, 1, 5, 0, 0, 1, tzinfo=UTC)
     crons = models.crons if models else ()
     schedule = min(crons, key=lambda c: cron_next(c[0], c[1], then))[0] if crons else None

@@ -32,6 +32,7 @@ from meshgate.interval import IntervalSet
 from meshgate.lease import proven_gone
 from meshgate.ledger import Busy
 from meshgate.stop import Stop
+from meshgate.yaml_source import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -131,10 +132,10 @@ class Workbench:
         for project in self.config.projects:
             if project.name == name:
                 return project
-        known = ", ".join(p.name for p in self.config.projects)
         raise UnknownProjectError(
-            f"there is no project {name!r} in {self.config.path}", hint=f"it has: {known}", project=name
-        )
+            f"there is no project {name!r} in {self.config.path}",
+            hint=nearest(name, [p.name for p in self.config.projects]), project=name,
+        )  # fmt: skip
 
     def instant(self, now: datetime | None) -> datetime:
         """The instant that counts: the database's clock, or an instant in the past.
