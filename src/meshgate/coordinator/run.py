@@ -159,13 +159,7 @@ class Workbench:
         Raises:
             ConfigError: It is not a name that SQLMesh keeps.
         """
-        try:
-            return environment_name(project.environment if environment is None else environment)
-        except ValueError:
-            raise ConfigError(
-                f"{environment!r} is not the name of an environment",
-                hint="write it as SQLMesh keeps it: lower case letters, digits and underscores",
-            ) from None
+        return environment_name(project.environment if environment is None else environment)
 
     def bury_the_gone(self) -> None:
         """Take over runs whose process is proven to be gone, before their leases end.
