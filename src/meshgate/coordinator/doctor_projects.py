@@ -110,7 +110,8 @@ def _models(project: ProjectConfig, models: ProjectModels) -> Iterator[Check]:
         hint = "write its models into models/, or correct its `path:` in meshgate.yaml"
         yield Check("models", name, "warn", f"{project.path} has no models", hint)
     elif not models.missing:
-        yield Check("models", name, "ok", f"{len(models.names)} models can be loaded")
+        count = len(models.names)
+        yield Check("models", name, "ok", f"{count} model{'s' * (count != 1)} can be loaded")
 
 
 def _schedule(project: ProjectConfig, models: ProjectModels) -> Iterator[Check]:
