@@ -379,3 +379,11 @@ WHERE o.environment = %(environment)s AND p.name = %(project)s AND o.source = %(
 -- name: save_observation
 SELECT meshgate.save_observation(%(environment)s, %(project)s, %(source)s, %(looks)s, %(declared)s, %(span)s::tstzrange,
                                  %(prints)s, %(models)s, %(spans)s::tstzrange[], %(reason)s, %(by)s) AS answer;
+
+-- name: note_maintenance
+SELECT meshgate.note_maintenance(%(run_id)s, %(version_id)s, %(operation)s, %(detail)s) AS noted;
+
+-- name: maintained
+SELECT DISTINCT ON (e.version_id, e.detail ->> 'operation') e.version_id, e.detail ->> 'operation' AS operation, e.at
+FROM meshgate.event e WHERE e.kind = 'table.maintained' AND e.version_id = ANY (%(versions)s)
+ORDER BY e.version_id, e.detail ->> 'operation', e.event_id DESC;
