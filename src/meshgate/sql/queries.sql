@@ -275,10 +275,12 @@ WHERE r.state = 'running'
 GROUP BY r.run_id, p.name ORDER BY r.run_id;
 
 -- name: runs
+-- Maintenance is left out: it computes nothing, and there may be many of it.
 SELECT r.run_id, p.name AS project, r.environment, r.purpose, r.state, r.holder, r.as_of, r.started_at, r.ended_at,
        r.expires_at, r.expires_at <= meshgate.clock() AS expired, r.counts, r.error
 FROM meshgate.run r JOIN meshgate.project p USING (project_id)
-WHERE (%(project)s::text IS NULL OR p.name = %(project)s) AND (%(environment)s::text IS NULL OR r.environment = %(environment)s)
+WHERE r.purpose <> 'maintenance'
+  AND (%(project)s::text IS NULL OR p.name = %(project)s) AND (%(environment)s::text IS NULL OR r.environment = %(environment)s)
 ORDER BY r.run_id DESC LIMIT %(limit)s;
 
 -- name: events
