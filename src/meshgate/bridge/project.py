@@ -28,7 +28,7 @@ from sqlmesh.utils.errors import SignalEvalError  # noqa: E402
 
 from meshgate.bridge.definitions import definitions  # noqa: E402
 from meshgate.bridge.dropped import Dropped, dropped  # noqa: E402
-from meshgate.bridge.engine import interrupt  # noqa: E402
+from meshgate.bridge.engine import interrupt, statement  # noqa: E402
 from meshgate.bridge.failures import describe  # noqa: E402
 from meshgate.bridge.queries import Rendered, rendered  # noqa: E402
 from meshgate.bridge.removals import removals  # noqa: E402
@@ -302,6 +302,23 @@ class SqlmeshProject:
         """
         with self._named(f"cannot look at {table.replace(chr(34), '')}"), self._quiet():
             return prints(self._context.engine_adapter, table, time_column, updated_at, time, bucket_s)
+
+    @property
+    def dialect(self) -> str:
+        """The engine's dialect."""
+        return str(self._context.engine_adapter.dialect)
+
+    def tables(self, environment: str) -> dict[str, tuple[str, str]]:
+        """The version of each of the project's models that has a table of its own, and that table, as the engine writes it."""
+        found = self._environment(environment)
+        snapshots = self._snapshots(found) if found is not None else []
+        own = [s for s in snapshots if s.is_model and s.node.project == self.project]
+        return {s.name: (s.version, s.table_name()) for s in own if not s.is_symbolic and not s.is_view}
+
+    def statement(self, sql: str, longest_s: float) -> list[tuple[Any, ...]]:
+        """Run a statement in the warehouse as it stands, for so many seconds at most; what it answers. Failed: ProjectError."""
+        with self._named("had a statement that failed"), self._quiet():
+            return statement(self._context.engine_adapter, sql, longest_s)
 
     def previews(self, environment: str) -> frozenset[str]:
         """The models of which the environment shows a preview in a table of its own, made by its deploy.

@@ -93,15 +93,21 @@ def promoted(
         parents[snapshot.name] = tuple(sorted(snapshot.node.depends_on))
         recorded[snapshot.name] = interval_set(snapshot.intervals)
         unbroken[snapshot.name] = _unbroken(snapshot)
-    for name in sorted({p for names in parents.values() for p in names} - set(nodes)):
-        # A table that only a query names: nobody's model in this state.
-        nodes[name] = ModelNode(
-            name=name, project="", version="", kind=Kind.EXTERNAL, unit=IntervalUnit.DAY, cron="@daily"
-        )
-        parents[name] = ()
+    for name, node in named_only(parents, nodes).items():
+        nodes[name], parents[name] = node, ()
     altered = {s.name: instant(s.last_altered_ts) for s in snapshots if s.is_model and s.last_altered_ts}
     kept = frozenset(s.name for s in snapshots if s.is_model and s.model.disable_restatement)
     return Promoted(plan_id, finalized, nodes, parents, recorded, kept, unbroken, altered)
+
+
+def named_only(parents: Mapping[str, Iterable[str]], nodes: Collection[str]) -> dict[str, ModelNode]:
+    """The tables that only a query names: nobody's models."""
+    return {
+        name: ModelNode(
+            name=name, project="", version="", kind=Kind.EXTERNAL, unit=IntervalUnit.DAY, cron="@daily"
+        )
+        for name in sorted({parent for names in parents.values() for parent in names} - set(nodes))
+    }
 
 
 def _unbroken(snapshot: Snapshot) -> frozenset[str]:

@@ -485,7 +485,7 @@ class RecordLedger:
     def runs(
         self, project: str | None = None, environment: str | None = None, *, limit: int = 20
     ) -> list[dict[str, Any]]:
-        """The newest runs, newest first."""
+        """The newest runs and deploys, newest first."""
         return self.database.rows("runs", project=project, environment=environment, limit=limit, again=True)
 
     def events(

@@ -57,7 +57,7 @@ class LiveRun:
         run_id: The run's id.
         project: Whose run.
         environment: SQLMesh's environment.
-        purpose: `run` or `deploy`.
+        purpose: `run`, `deploy` or `maintenance`.
         holder: Who it is.
         started_at: By the database's clock, UTC.
         expires_at: By the database's clock, UTC.
@@ -197,7 +197,7 @@ class WorkLedger:
         Args:
             project: The `project:` key.
             environment: SQLMesh's environment.
-            purpose: `run` or `deploy`.
+            purpose: `run`, `deploy` or `maintenance`.
             holder: Who asks: host, pid, and what proves the process's end.
             ttl: How long the lease lasts without a renewal.
             grace: How long after expiry a write of this run may still land.

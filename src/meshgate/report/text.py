@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meshgate.coordinator.causes import Cause
-    from meshgate.coordinator.doctor import Diagnosis
+    from meshgate.coordinator.diagnosis import Diagnosis
     from meshgate.coordinator.explain import GateAnswer, Why
     from meshgate.coordinator.run import RunReport
     from meshgate.coordinator.status import ModelStatus, ProjectStatus, Status, Wait

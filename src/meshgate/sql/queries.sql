@@ -277,10 +277,12 @@ WHERE r.state = 'running'
 GROUP BY r.run_id, p.name ORDER BY r.run_id;
 
 -- name: runs
+-- Maintenance is left out: it computes nothing, and there may be many of it.
 SELECT r.run_id, p.name AS project, r.environment, r.purpose, r.state, r.holder, r.as_of, r.started_at, r.ended_at,
        r.expires_at, r.expires_at <= meshgate.clock() AS expired, r.counts, r.error
 FROM meshgate.run r JOIN meshgate.project p USING (project_id)
-WHERE (%(project)s::text IS NULL OR p.name = %(project)s) AND (%(environment)s::text IS NULL OR r.environment = %(environment)s)
+WHERE r.purpose <> 'maintenance'
+  AND (%(project)s::text IS NULL OR p.name = %(project)s) AND (%(environment)s::text IS NULL OR r.environment = %(environment)s)
 ORDER BY r.run_id DESC LIMIT %(limit)s;
 
 -- name: events
@@ -385,3 +387,11 @@ WHERE o.environment = %(environment)s AND p.name = %(project)s AND o.source = %(
 -- name: save_observation
 SELECT meshgate.save_observation(%(environment)s, %(project)s, %(source)s, %(looks)s, %(declared)s, %(span)s::tstzrange,
                                  %(prints)s, %(models)s, %(spans)s::tstzrange[], %(reason)s, %(by)s) AS answer;
+
+-- name: note_maintenance
+SELECT meshgate.note_maintenance(%(run_id)s, %(version_id)s, %(operation)s, %(detail)s) AS noted;
+
+-- name: maintained
+SELECT DISTINCT ON (e.version_id, e.detail ->> 'operation') e.version_id, e.detail ->> 'operation' AS operation, e.at
+FROM meshgate.event e WHERE e.kind = 'table.maintained' AND e.version_id = ANY (%(versions)s)
+ORDER BY e.version_id, e.detail ->> 'operation', e.event_id DESC;

@@ -157,7 +157,7 @@ CREATE TABLE meshgate.run (
     run_id       bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     project_id   integer     NOT NULL REFERENCES meshgate.project,
     environment  text        NOT NULL,
-    purpose      text        NOT NULL CONSTRAINT "a run has a known purpose" CHECK (purpose IN ('run', 'deploy')),
+    purpose      text        NOT NULL CONSTRAINT "a run has a known purpose" CHECK (purpose IN ('run', 'deploy', 'maintenance')),
     holder       jsonb       NOT NULL,               -- host, pid and what proves that the process is gone
     as_of        timestamptz,                        -- --now, if it was given
     started_at   timestamptz NOT NULL,
@@ -603,6 +603,7 @@ END $$;
 
 -- A new run, or {"busy": ...} with the one that is in its way: to a deploy, another deploy in the environment; to a
 -- run, a deploy of its project and, unless it shares, another run of its project. Expired ones are taken over first.
+-- Maintenance is in nobody's way, and nobody in its: what it works on it claims, like everybody.
 CREATE FUNCTION meshgate.acquire_run(p_project text, p_environment text, p_purpose text, p_holder jsonb,
                                      p_ttl interval, p_grace interval, p_as_of timestamptz, p_share boolean,
                                      p_warehouse text, p_retry_first interval, p_retry_longest interval)
@@ -626,8 +627,9 @@ BEGIN
     owner := meshgate.project_id(p_project);
     SELECT x.* INTO r FROM meshgate.run x
     WHERE x.environment = p_environment AND x.state = 'running'
-      AND CASE WHEN p_purpose = 'deploy' THEN x.purpose = 'deploy'
-               ELSE x.project_id = owner AND (x.purpose = 'deploy' OR NOT p_share) END
+      AND CASE p_purpose WHEN 'deploy' THEN x.purpose = 'deploy'
+               WHEN 'run' THEN x.project_id = owner AND (x.purpose = 'deploy' OR x.purpose = 'run' AND NOT p_share)
+               ELSE false END
     ORDER BY x.purpose, x.run_id LIMIT 1;
     IF FOUND THEN
         RETURN jsonb_build_object('busy', jsonb_build_object('run_id', r.run_id, 'holder', r.holder, 'purpose', r.purpose,
@@ -1173,6 +1175,22 @@ BEGIN
       AND (p_span IS NULL OR whole OR c.span <@ p_span);
     GET DIAGNOSTICS ended = ROW_COUNT;
     RETURN ended;
+END $$;
+
+-- Something was done to a whole table that leaves its rows as they are. False where the lease was lost, or the table is not
+-- reserved: then nothing is noted. Nothing but the next turn of maintenance goes by it.
+CREATE FUNCTION meshgate.note_maintenance(p_run_id bigint, p_version_id bigint, p_operation text, p_detail jsonb)
+RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    IF NOT meshgate.holds_lease(p_run_id) OR NOT EXISTS (
+        SELECT FROM meshgate.claim c
+        WHERE c.run_id = p_run_id AND c.version_id = p_version_id AND c.state = 'open' AND c.span = '(,)') THEN
+        RETURN false;
+    END IF;
+    PERFORM meshgate.note('table.maintained', p_run_id, p_version_id, NULL,
+                          coalesce(p_detail, '{}') || jsonb_build_object('operation', p_operation));
+    RETURN true;
 END $$;
 
 -- SQLMesh's own record now holds what the run committed; with a refresh, also what earlier runs had committed of the

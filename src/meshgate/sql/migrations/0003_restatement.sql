@@ -82,3 +82,7 @@ CREATE TABLE meshgate.past (
     upto          timestamptz NOT NULL,
     prints        jsonb
 );
+
+ALTER TABLE meshgate.run
+    DROP CONSTRAINT "a run has a known purpose",
+    ADD CONSTRAINT "a run has a known purpose" CHECK (purpose IN ('run', 'deploy', 'maintenance'));
