@@ -87,14 +87,14 @@ def promoted(
     nodes: dict[str, ModelNode] = {}
     parents: dict[str, tuple[str, ...]] = {}
     recorded: dict[str, IntervalSet] = {}
-    unbroken: dict[str, frozenset[str]] = {}
+    kin: dict[str, frozenset[str]] = {}
     for snapshot in snapshots:
         if not snapshot.is_model:
             continue
         nodes[snapshot.name] = _node(snapshot, starts[snapshot.snapshot_id])
         parents[snapshot.name] = tuple(sorted(snapshot.model.depends_on))
         recorded[snapshot.name] = interval_set(snapshot.intervals)
-        unbroken[snapshot.name] = _unbroken(snapshot)
+        kin[snapshot.name] = unbroken(snapshot)
     for name in sorted({p for names in parents.values() for p in names} - set(nodes)):
         # A table that only a query names: nobody's model in this state.
         nodes[name] = ModelNode(
@@ -103,10 +103,11 @@ def promoted(
         parents[name] = ()
     altered = {s.name: instant(s.last_altered_ts) for s in snapshots if s.is_model and s.last_altered_ts}
     kept = frozenset(s.name for s in snapshots if s.is_model and s.model.disable_restatement)
-    return Promoted(plan_id, finalized, nodes, parents, recorded, kept, unbroken, altered)
+    return Promoted(plan_id, finalized, nodes, parents, recorded, kept, kin, altered)
 
 
-def _unbroken(snapshot: Snapshot) -> frozenset[str]:
+def unbroken(snapshot: Snapshot) -> frozenset[str]:
+    """The older versions of which a version is no breaking change."""
     found: set[str] = set()
     category = snapshot.change_category
     for older in reversed(snapshot.previous_versions):
