@@ -20,6 +20,8 @@ _CONFLICT = re.compile(
     re.IGNORECASE,
 )
 
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")  # SQLGlot underlines what it cannot parse
+
 
 def is_conflict(error: BaseException) -> bool:
     """Whether the engine gave this write up because another one to the same table came first; nothing was written."""
@@ -45,9 +47,8 @@ def is_outage(failures: list[Exception]) -> bool:
 
 def first_line(error: BaseException) -> str:
     """What an error says, in a line. Never a password."""
-    lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()] or [
-        type(error).__name__
-    ]
+    told = _STYLE.sub("", redact(str(error)))
+    lines = [line.strip() for line in told.splitlines() if line.strip()] or [type(error).__name__]
     # A line that ends like this one does announces what comes next: a statement, and then the reason.
     said = " ".join(lines[:3]) if lines[0].endswith(":") else lines[0]
     return said[:_MESSAGE_LIMIT]

@@ -87,17 +87,17 @@ def promoted(
     nodes: dict[str, ModelNode] = {}
     parents: dict[str, tuple[str, ...]] = {}
     recorded: dict[str, IntervalSet] = {}
-    unbroken: dict[str, frozenset[str]] = {}
+    kin: dict[str, frozenset[str]] = {}
     for snapshot in snapshots:
         nodes[snapshot.name] = _node(snapshot, starts[snapshot.snapshot_id])
         parents[snapshot.name] = tuple(sorted(snapshot.node.depends_on))
         recorded[snapshot.name] = interval_set(snapshot.intervals)
-        unbroken[snapshot.name] = _unbroken(snapshot)
+        kin[snapshot.name] = unbroken(snapshot)
     for name, node in named_only(parents, nodes).items():
         nodes[name], parents[name] = node, ()
     altered = {s.name: instant(s.last_altered_ts) for s in snapshots if s.is_model and s.last_altered_ts}
     kept = frozenset(s.name for s in snapshots if s.is_model and s.model.disable_restatement)
-    return Promoted(plan_id, finalized, nodes, parents, recorded, kept, unbroken, altered)
+    return Promoted(plan_id, finalized, nodes, parents, recorded, kept, kin, altered)
 
 
 def named_only(parents: Mapping[str, Iterable[str]], nodes: Collection[str]) -> dict[str, ModelNode]:
@@ -110,7 +110,8 @@ def named_only(parents: Mapping[str, Iterable[str]], nodes: Collection[str]) -> 
     }
 
 
-def _unbroken(snapshot: Snapshot) -> frozenset[str]:
+def unbroken(snapshot: Snapshot) -> frozenset[str]:
+    """The older versions of which a version is no breaking change."""
     found: set[str] = set()
     category = snapshot.change_category
     for older in reversed(snapshot.previous_versions):

@@ -34,8 +34,8 @@ def boundaries(
         was, now = (_reads(side, child, parent) for side in (scene.before, scene.after))
         if parent not in moved and not (child in moved and was != now):
             continue
-        reads = scene.after.reads.get(child, {}) if now else scene.before.reads.get(child, {})
-        reason = next(iter(reasons_of({parent: reads.get(parent, frozenset())}, told, rows)), Reason(parent))
+        side = scene.after if now else scene.before
+        reason = next(iter(reasons_of({parent: side.read_of(child, parent)}, told, rows)), Reason(parent))
         if scene.after.owner(parent) is None:
             effect = "broken" if now else "gone"
         elif was != now:
