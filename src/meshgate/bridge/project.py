@@ -23,13 +23,11 @@ from sqlmesh.core.snapshot import (  # noqa: E402
     SnapshotChangeCategory,
     SnapshotIntervals,
 )
-from sqlmesh.utils.concurrency import NodeExecutionFailedError  # noqa: E402
-from sqlmesh.utils.errors import SignalEvalError  # noqa: E402
 
 from meshgate.bridge.definitions import definitions  # noqa: E402
 from meshgate.bridge.dropped import Dropped, dropped  # noqa: E402
 from meshgate.bridge.engine import interrupt, statement  # noqa: E402
-from meshgate.bridge.failures import describe  # noqa: E402
+from meshgate.bridge.failures import evaluation_error, said_of_node, sentence  # noqa: E402
 from meshgate.bridge.queries import Rendered, rendered  # noqa: E402
 from meshgate.bridge.removals import removals  # noqa: E402
 from meshgate.bridge.scheduler import GatedContext, Journal  # noqa: E402
@@ -123,7 +121,7 @@ class SqlmeshProject:
             configs = load_configs(None, Config, str(path))
         except Exception as error:  # noqa: BLE001 - SQLMesh raises whatever its parsers raise
             raise ProjectError(
-                f"the SQLMesh project in {path} has no usable configuration: {_line(error)}"
+                f"the SQLMesh project in {path} has no usable configuration: {sentence(error)}"
             ) from None
         return str(next(iter(configs.values())).project or "")
 
@@ -145,7 +143,7 @@ class SqlmeshProject:
             raise
         except Exception as error:
             raise ProjectError(
-                f"the SQLMesh project {self.project!r} in {self.path} {what}: {_line(error)}",
+                f"the SQLMesh project {self.project!r} in {self.path} {what}: {sentence(error)}",
                 project=self.project,
             ) from error
 
@@ -375,10 +373,10 @@ class SqlmeshProject:
                 Exception
             ) as error:  # a signal, a statement of before_all or after_all, an engine that is gone
                 raise EvaluationError(
-                    f"SQLMesh stopped the run of {self.project!r}: {_line(error)}", project=self.project
+                    f"SQLMesh stopped the run of {self.project!r}: {sentence(error)}", project=self.project
                 ) from error
         if errors:
-            raise _evaluation_error(errors)
+            raise evaluation_error(errors)
 
     @contextmanager
     def _under(self, journal: Journal) -> Iterator[None]:
@@ -433,7 +431,7 @@ class SqlmeshProject:
                 raise
             except Exception as error:
                 # SQLMesh says on its console which model failed, and why; what it raises says only that one did.
-                said = "; ".join(map(_failure, self._console.failures[:3])) or _line(error)
+                said = "; ".join(map(said_of_node, self._console.failures[:3])) or sentence(error)
                 left = self._environment(environment)
                 hint = (
                     "mend the cause and deploy again: the environment is half changed, and no project runs on it until then"
@@ -482,29 +480,3 @@ def _addition(snapshot: Snapshot, interval: Interval) -> SnapshotIntervals:
         dev_version=snapshot.dev_version,
         intervals=pairs([interval]),
     )
-
-
-def _line(error: BaseException) -> str:
-    facts = describe(error)
-    said = str(facts.get("message") or facts)
-    if isinstance(error, SignalEvalError):
-        # Its last line is SQLMesh's own: which signal, of which model, in which file.
-        return f"signal {redact(str(error)).strip().splitlines()[-1].strip()}: {said}"
-    return said
-
-
-def _failure(error: Any) -> str:
-    """What failed, and why: of a node of SQLMesh's plan."""
-    node = error.node if isinstance(error, NodeExecutionFailedError) else None
-    name = getattr(node, "snapshot_name", None) or getattr(node, "name", None)
-    facts = describe(error)
-    audits = ", ".join(f"audit {a['audit']} found {a['count']}" for a in facts.get("audits", ()))
-    said = audits or str(facts.get("message"))
-    return f"{name.replace(chr(34), '')}: {said}" if isinstance(name, str) else said
-
-
-def _evaluation_error(errors: list[Any]) -> EvaluationError:
-    first = errors[0].__cause__ or errors[0]
-    if isinstance(first, MeshgateError):
-        raise first
-    return EvaluationError(f"SQLMesh stopped: {'; '.join(map(_failure, errors[:3]))}")

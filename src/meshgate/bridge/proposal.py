@@ -34,7 +34,8 @@ from meshgate.bridge.columns import (  # noqa: E402
 )
 from meshgate.bridge.definitions import definition, definitions  # noqa: E402
 from meshgate.bridge.dropped import Dropped, dropped  # noqa: E402
-from meshgate.bridge.project import SqlmeshProject, _line, _QuietConsole  # noqa: E402
+from meshgate.bridge.failures import sentence  # noqa: E402
+from meshgate.bridge.project import SqlmeshProject, _QuietConsole  # noqa: E402
 from meshgate.bridge.queries import Rendered, rendered  # noqa: E402
 from meshgate.bridge.scheduler import GatedContext  # noqa: E402
 from meshgate.bridge.translate import Promoted, interval_set, promoted, unbroken  # noqa: E402
@@ -219,7 +220,7 @@ def _named(projects: Sequence[str], what: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = ", ".join(map(repr, projects))
-        raise ProjectError(f"{said} cannot be {what}: {_line(error)}", projects=list(projects)) from error
+        raise ProjectError(f"{said} cannot be {what}: {sentence(error)}", projects=list(projects)) from error
 
 
 def propose(
