@@ -12,6 +12,7 @@ from meshgate.coordinator.journal import RunJournal
 from meshgate.coordinator.leased import leased
 from meshgate.coordinator.manifest import declared_edges
 from meshgate.coordinator.objections import takings
+from meshgate.coordinator.observe import look_before_deploying
 from meshgate.coordinator.outcome import Outcome
 from meshgate.coordinator.policies import declared_settings
 from meshgate.coordinator.reconcile import Finding, graph_of, reconcile
@@ -162,7 +163,7 @@ def _apply(
             )
         journal = RunJournal(
             bench, lease.run_id, project.name, keeper, MeshGraph({}, []), {},
-            environment=None, now=now, build=lambda plan: _build(bench, project, target, plan, deploying, now),
+            environment=None, now=now, build=lambda plan: _build(bench, project, opened, target, plan, deploying, now),
             promoted=_versions(current or opened.promoted("prod", now)),
             allow=lambda graph: allowance(graph, {**bench.ledger.manifests(target), project.name: declared}, project.name),
         )  # fmt: skip
@@ -240,16 +241,21 @@ def _ask_for(bench: Workbench, target: str, restating: Mapping[str, Interval]) -
 def _build(
     bench: Workbench,
     project: ProjectConfig,
+    opened: SqlmeshProject,
     target: str,
     plan: Promoted,
     deploying: Mapping[str, Mapping[str, Any]],
     now: datetime,
 ) -> MeshGraph:
-    """The graph of what the plan holds, and whatever the project declares about its models is about models of it."""
+    """The graph of what the plan holds, and whatever the project declares about its models is about models of it.
+
+    It is built before anything is evaluated: from then on changes of the project's sources are seen.
+    """
     graph = graph_of(bench.ledger, target, plan, deploying)
     check_names(graph, project)
     check_sources(graph, project)
     check_ticks(graph, project.name, now)
+    look_before_deploying(bench, project, opened, graph, target, now)
     return graph
 
 
