@@ -88,7 +88,7 @@ def told(found: Analysis) -> str:
         lines.append(f"order {found.order.state}: {' '.join(found.order.projects)} ({', '.join(musts)})")
     lines += [f"? {warning}" for warning in found.warnings]
     lines += [f"! {r.what} {_short(r.model) if r.model else r.project}" for r in found.refusals]
-    return "\n".join(lines)
+    return "\n".join(lines).strip()
 
 
 def _rename_model(root: Path) -> None:

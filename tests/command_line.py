@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from meshgate import cli
+from meshgate.cli import exits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,11 +27,13 @@ class Answer:
 
 
 def answer_of(capsys: pytest.CaptureFixture[str], config: Path | None, *arguments: str) -> Answer:
-    """Call the command line; whatever happens, it shows no traceback."""
+    """Call the command line; whatever happens, it shows no traceback, and exits with a code that the reference has."""
     capsys.readouterr()
     code = cli.execute([*(["--config", str(config)] if config else []), *arguments])
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
+    verb = next((word for word in arguments if word in cli.cli.commands), "")
+    assert code in {**exits.EVERYWHERE, **exits.PARTICULAR.get(verb, {})}, (arguments, code)
     return Answer(code, out, err)
 
 

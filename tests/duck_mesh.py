@@ -47,13 +47,14 @@ def copied(name: str, parent: str, **facts: str) -> str:
 
 
 class DuckMesh:
-    """Two projects, `upstream` and `downstream`, in a folder.
+    """Two projects, `upstream` and `downstream`, in a folder, or more.
 
     Args:
         folder: Where everything goes.
         postgres: The server for state and ledger.
         upstream: Files of that project by their path in it.
         downstream: The same.
+        more: The same of further projects, by name.
         settings: What each project's configuration has besides, by project.
     """
 
@@ -64,6 +65,7 @@ class DuckMesh:
         *,
         upstream: Mapping[str, str],
         downstream: Mapping[str, str] | None = None,
+        more: Mapping[str, Mapping[str, str]] | None = None,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.folder = folder
@@ -74,7 +76,8 @@ class DuckMesh:
         self.sql(
             "CREATE SCHEMA raw; CREATE TABLE raw.events (id BIGINT PRIMARY KEY, ts TIMESTAMP, value BIGINT)"
         )
-        files = {"upstream": upstream, "downstream": downstream or {}}
+        files = {"upstream": upstream, "downstream": downstream or {}, **(more or {})}
+        self.projects = tuple(files)
         for project, texts in files.items():
             self.write(
                 project,
@@ -118,9 +121,7 @@ class DuckMesh:
         """Write meshgate.yaml, with what each project has besides its name and path."""
         # Tests run twice for one instant: what failed is not left alone, unless they say so.
         at_once = {"retry": {"first": "0s"}}
-        listed = [
-            {"name": p, "path": p, **at_once, **projects.get(p, {})} for p in ("upstream", "downstream")
-        ]
+        listed = [{"name": p, "path": p, **at_once, **projects.get(p, {})} for p in self.projects]
         mesh = {"ledger": {"url": self.state_url, **ledger}, "projects": listed}
         (self.folder / "meshgate.yaml").write_text(json.dumps(mesh))
 

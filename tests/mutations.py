@@ -28,6 +28,7 @@ from pathlib import Path
 from meshgate.local_postgres import LocalPostgres
 from meshgate.postgres_server import FSYNC_VARIABLE
 from mutation import REPOSITORY, Mutation, located
+from mutations_of_audits import OF_AUDITS
 from mutations_of_comments import OF_COMMENTS
 from mutations_of_coordination import OF_COORDINATION
 from mutations_of_enforced import OF_ENFORCED
@@ -46,6 +47,7 @@ MUTATIONS = (
     *OF_VERIFICATION,
     *OF_ENFORCED,
     *OF_COMMENTS,
+    *OF_AUDITS,
 )
 
 

@@ -402,4 +402,39 @@ OF_COORDINATION = (
             'cursor.execute(functions_sql().replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION"))',
         ),
     ),
+    sql(
+        "maintenance keeps no run out",
+        "test_upkeep.py::test_it_is_in_no_runs_way_and_no_run_in_its",
+        (
+            "x.project_id = owner AND (x.purpose = 'deploy' OR x.purpose = 'run' AND NOT p_share)",
+            "x.project_id = owner AND (x.purpose = 'deploy' OR NOT p_share)",
+        ),
+    ),
+    sql(
+        "maintenance is kept out by no run",
+        "test_upkeep.py::test_it_is_in_no_runs_way_and_no_run_in_its",
+        ("               ELSE false END\n", "               ELSE x.project_id = owner END\n"),
+    ),
+    sql(
+        "maintenance is noted under its lease",
+        "test_upkeep.py::test_what_dies_leaves_nothing_behind",
+        (
+            "    IF NOT meshgate.holds_lease(p_run_id) OR NOT EXISTS (\n        SELECT FROM meshgate.claim c\n        WHERE c.run_id = p_run_id AND c.version_id = p_version_id AND c.state = 'open' AND c.span = '(,)') THEN",
+            "    IF false THEN",
+        ),
+    ),
+    sql(
+        "maintenance is noted of what it holds",
+        "test_upkeep.py::test_it_is_remembered_by_operation_and_only_for_what_is_reserved",
+        (
+            "    IF NOT meshgate.holds_lease(p_run_id) OR NOT EXISTS (\n        SELECT FROM meshgate.claim c\n        WHERE c.run_id = p_run_id AND c.version_id = p_version_id AND c.state = 'open' AND c.span = '(,)') THEN",
+            "    IF NOT meshgate.holds_lease(p_run_id) THEN",
+        ),
+    ),
+    python(
+        "maintenance reserves the whole of a table",
+        "test_upkeep.py::test_statements_run_while_the_tables_are_held",
+        "coordinator/upkeep.py",
+        ("        if answer.refused_by is not None:", "        if False:"),
+    ),
 )

@@ -47,7 +47,7 @@ OF_PEOPLE = (
     sql(
         "release: the rest stays held",
         f"{L}releasing_a_part_leaves_the_rest_held_as_it_was",
-        ("    SELECT h.model_id, h.version_id, piece, h.reason, h.made_by, h.made_at\n", "    SELECT h.model_id, h.version_id, piece, h.reason, p_by, h.made_at\n"),
+        ("    SELECT h.model_id, h.version_id, h.judge_id, piece, h.reason, h.made_by, h.made_at\n", "    SELECT h.model_id, h.version_id, h.judge_id, piece, h.reason, p_by, h.made_at\n"),
     ),
     sql(
         "release: only what is asked for",

@@ -135,3 +135,28 @@ def test_a_window_is_judged_behind_views_of_other_projects(duck: DuckMesh) -> No
     assert told.message.startswith(
         "lake.late reads lake.events through lake.seen from 1h before its start on"
     )
+
+
+def test_who_merges_rows_of_what_is_left_is_left_too(duck: DuckMesh) -> None:
+    """Asking for a forward-only table alone would leave it as it was: it does not follow by itself. All of it is asked for."""
+    keyed = copied("lake.keyed", "lake.events").replace(
+        "INCREMENTAL_BY_TIME_RANGE (time_column ts, partition_by_time_column FALSE)",
+        "INCREMENTAL_BY_UNIQUE_KEY (unique_key id)",
+    )
+    duck.write("downstream", "keyed", keyed)
+    forward = copied("lake.events", "raw.events", cron="*/5 * * * *", kind="forward_only TRUE")
+    duck.write("upstream", "events", forward)
+    with duck.mesh() as mesh:
+        for project in ("upstream", "downstream"):
+            mesh.deploy(project, now=at(NOW))
+    duck.write("upstream", "events", forward.replace("ts, value", "ts, value + 1 AS value"))
+    found = analysed(duck, "upstream")
+    assert [(one.model, one.reason) for one in found.left] == [
+        ('"house"."lake"."events"', "forward_only"), ('"house"."lake"."keyed"', "reported"),
+    ]  # fmt: skip
+    with duck.mesh() as mesh:
+        assert mesh.deploy_analysed(found, now=at(NOW)).done
+        assert len(mesh.leftovers(found, apply=True).made) == 2
+        for project in ("upstream", "downstream"):
+            mesh.run(project, now=at(125))
+    assert {value for _, stamp, value in duck.table("lake.keyed")} == {2}

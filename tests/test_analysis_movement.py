@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -151,17 +152,38 @@ ANALYSES = st.builds(
 )  # fmt: skip
 
 
+def agreeing(found: Analysis) -> Analysis:
+    """The same about one set of projects."""
+    names = tuple(dict.fromkeys(found.projects))
+    definitions = tuple(evolve(d, state=d.state and 1) for d in found.base.definitions)
+    base = evolve(found.base, states=(names[:1], names[1:]), definitions=definitions)
+    musts = tuple(evolve(p, first=names[0], then=names[-1]) for p in found.order.precedences if names)
+    order = evolve(found.order, projects=names[::-1], precedences=musts)
+    return evolve(found, projects=names, base=base, order=order)
+
+
 @settings(max_examples=50, deadline=None)
-@given(ANALYSES)
+@given(ANALYSES.map(agreeing))
 def test_a_document_read_back_is_the_analysis(found: Analysis) -> None:
     """Every record, every instant, every duration; what a later meshgate adds is left alone."""
     document = json.loads(data.dumped(data.analyze(found)))
     assert parse({**document, "added later": 1}, "FILE") == found
 
 
+BASE = {
+    "plans": [None],
+    "promoted": "a",
+    "revision": 1,
+    "proposed": "b",
+    "states": [["crm"]],
+    "definitions": [],
+}
+WORK = {"model": "a", "project": "crm", "why": "stale", "by": "run", "doer": "crm", "range": [], "ready": []}
+
+
 def whole() -> dict[str, Any]:
     base = Base((None,), "a", 1, "b", (("crm",),), ())
-    found = Analysis("prod", datetime(2026, 1, 5, tzinfo=UTC), ("crm",), base)
+    found = Analysis("prod", datetime(2026, 1, 5, tzinfo=UTC), ("crm",), base, order=Order(("crm",)))
     document: dict[str, Any] = json.loads(data.dumped(data.analyze(found)))
     return document
 
@@ -179,6 +201,15 @@ def whole() -> dict[str, Any]:
         ({"environment": True}, "FILE is no whole analysis: environment is True"),
         ({"order": {"projects": [], "state": "some"}}, "FILE is no whole analysis: order.state is 'some', none of"),
         ({"left": [{"model": "a", "project": "b", "reason": "c", "range": [1]}]}, "left[0].range holds 1, no interval"),
+        ({"projects": ["crm", "sales"]}, "FILE is no whole analysis: base.states has other projects than projects: crm"),
+        ({"order": {"projects": ["crm", "crm"]}}, "FILE is no whole analysis: order.projects has other projects than projects"),
+        ({"order": {"projects": ["crm"], "precedences": [{"first": "a", "then": "crm", "why": "", "parent": "", "child": ""}]}},
+         "FILE is no whole analysis: order.precedences[0] is about other projects"),
+        ({"base": {**BASE, "definitions": [{"model": "a", "project": "crm", "state": 1, "before": None, "after": "b"}]}},
+         "FILE is no whole analysis: base.definitions has a state that is not in base.states"),
+        ({"work": [{**WORK, "expected_s": float("nan")}]}, "FILE is no whole analysis: work[0].expected_s is nan"),
+        ({"work": [{**WORK, "expected_s": 1e300}]}, "FILE is no whole analysis: work[0].expected_s is 1e+300"),
+        ({"environment": "a\0"}, "FILE is no whole analysis: environment is 'a\\x00'"),
     ],
 )  # fmt: skip
 def test_what_is_no_whole_analysis_is_refused_with_the_place(change: Mapping[str, Any], said: str) -> None:

@@ -71,6 +71,16 @@ def keeps(order: tuple[str, ...], pairs: set[tuple[str, str]]) -> bool:
     return all(order.index(first) < order.index(then) for first, then in pairs)
 
 
+def test_a_star_between_them_passes_what_comes_and_goes() -> None:
+    """What counts is whose deploy makes the column; and who reads through a project that stays comes after whom it reads."""
+    through = Reading("child", "a", "view", "m", frozenset({"x"}), frozenset({"y"}), {"x": {"z"}, "y": {"z"}})
+    found = precedences([through], ("a", "z"), ({"view": {"x"}}, {"view": {"y"}}))
+    assert [(p.first, p.then, p.why) for p in found] == [
+        ("a", "z", "reads_removed_column"), ("z", "a", "reads_new_column"),
+    ]  # fmt: skip
+    assert arrange(("a", "z"), (), [("m", "a"), ("z", "m")]).projects == ("z", "a")
+
+
 @examples(200)
 @given(PAIRS, PAIRS)
 def test_an_order_keeps_to_what_is_required_if_any_order_does(must, wish) -> None:

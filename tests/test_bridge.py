@@ -251,6 +251,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory, postgres: LocalPostgres) 
         (fqn("seeded"), Kind.SEED),
         (fqn("events", "raw"), Kind.EXTERNAL),
         (fqn("undeclared", "raw"), Kind.EXTERNAL),
+        ("alone", Kind.AUDIT),
     ],
 )
 def test_every_kind_of_model_is_told_apart(deployed: Deployed, name: str, kind: Kind) -> None:
@@ -295,9 +296,17 @@ def test_parents_are_what_a_query_reads(deployed: Deployed) -> None:
     assert parents[fqn("chained")] == ()
 
 
-def test_a_standalone_audit_is_no_model(deployed: Deployed) -> None:
-    """It holds no data, so nothing of it is covered or waited for."""
-    assert not [name for name in deployed.promoted.nodes if "alone" in name]
+def test_a_standalone_audit_reads_models_and_nobody_reads_it(deployed: Deployed) -> None:
+    """It holds no data; its verdicts are recorded by time, by its own cron, since what it reads begins."""
+    found = deployed.promoted.nodes["alone"]
+    assert (found.project, found.cron, found.unit, found.start) == (
+        "upstream",
+        "@hourly",
+        IntervalUnit.HOUR,
+        at(0),
+    )
+    assert deployed.promoted.parents["alone"] == (fqn("ranged"),)
+    assert not any("alone" in parents for parents in deployed.promoted.parents.values())
 
 
 def test_a_table_that_only_a_query_names_belongs_to_nobody(deployed: Deployed) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from meshgate import config, config_parts
+from meshgate import config
 from meshgate.cli import cli
 from meshgate.db import schema_sql
 from meshgate.graph import Kind, ModelNode, Window, readers_of, window_of
@@ -23,19 +23,6 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 DECISIONS = sorted((DOCS / "decisions").glob("*.md"))
 CONFIGURATION = DOCS / "reference" / "configuration.md"
-
-# The sections of the configuration reference, and the keys that each has to list.
-KEYS = {
-    "Top level": config._TOP_KEYS,
-    "ledger": config._LEDGER_KEYS,
-    "project": config._PROJECT_KEYS,
-    "retry": config._RETRY_KEYS,
-    "limits": config._LIMITS_KEYS,
-    "validity": config_parts.VALIDITY_KEYS,
-    "edges": config_parts.EDGE_KEYS,
-    "window": config_parts._WINDOW_KEYS,
-    "sources": config_parts._SOURCE_KEYS,
-}
 
 
 def name_of(page: Path) -> str:
@@ -108,43 +95,6 @@ def test_the_code_names_only_pages_that_are_there() -> None:
         if file.suffix in {".py", ".sql", ".md"}:
             for path in re.findall(r"docs/[\w/.-]+\.md", text_of(file)):
                 assert (ROOT / path).is_file(), f"{file}: {path}"
-
-
-@pytest.mark.parametrize("heading", KEYS)
-def test_the_reference_lists_exactly_the_keys_of_meshgate_yaml(heading: str) -> None:
-    """Each key has its row, in the order of the code, and no row is about a key that is not read."""
-    assert [row[0] for row in table(section(CONFIGURATION, heading))] == [f"`{key}`" for key in KEYS[heading]]
-
-
-def test_the_reference_tells_the_defaults(tmp_path: Path) -> None:
-    """What a key is without being given is what the reference says."""
-    (tmp_path / "meshgate.yaml").write_text("ledger: {url: local}\nproject: {name: only}")
-    found = config.load(tmp_path)
-    told = {
-        h: {row[0].strip("`"): row[1].strip("`") for row in table(section(CONFIGURATION, h))} for h in KEYS
-    }
-    ledger, project = told["ledger"], told["project"]
-    assert found.ledger.lease_ttl_s == config.parse_duration(ledger["lease_ttl"]).total_seconds()
-    assert (
-        found.ledger.statement_timeout_s == config.parse_duration(ledger["statement_timeout"]).total_seconds()
-    )
-    assert ledger["grace"] == "statement_timeout"
-    assert found.ledger.grace_s == found.ledger.statement_timeout_s
-    only = found.project()
-    assert only.path == (tmp_path / project["path"]).resolve()
-    for key in ("environment", "overlap", "on_audit_warning"):
-        assert getattr(only, key) == project[key], key
-    assert (only.gateway, only.schedule, only.patience, only.edges) == (None, None, None, ())
-    for key, words in (("schedule", "none"), ("edges", "none"), ("gateway", "SQLMesh's own")):
-        assert project[key] == words
-    assert (told["window"]["from"], told["window"]["to"]) == ("0", "0")
-    for heading, keys in (
-        ("ledger", ["url"]),
-        ("project", ["name"]),
-        ("edges", ["reader", "parent", "window"]),
-    ):
-        required = [key for key, default in told[heading].items() if default == "required"]
-        assert required == keys
 
 
 def test_the_reference_lists_every_environment_variable() -> None:

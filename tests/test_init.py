@@ -70,7 +70,7 @@ def test_a_single_project_is_no_list(init: Callable[..., Answer], tmp_path: Path
 def test_a_state_in_postgres_is_where_the_ledger_goes(
     init: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without its user and password; a project that cannot be loaded, as its state is away, is there without schedule."""
+    """Without its user and password; that it is away hinders nobody, a project that cannot be loaded has no schedule."""
     state = {
         "type": "postgres", "host": "127.0.0.1", "port": 1, "user": "me", "password": "secret", "database": "meta",
     }  # fmt: skip
@@ -79,7 +79,11 @@ def test_a_state_in_postgres_is_where_the_ledger_goes(
     text = (tmp_path / "meshgate.yaml").read_text()
     assert "secret" not in text + answer.out + answer.err
     assert "127.0.0.1:1/meta" in text
-    assert "# schedule:" in text
+    assert 'schedule: "0 0 * * *"' in text
+    (tmp_path / "meshgate.yaml").unlink()
+    (tmp_path / "up" / "models" / "broken.sql").write_text("MODEL (")
+    assert init().code == 0
+    assert "# schedule:" in (tmp_path / "meshgate.yaml").read_text()
     monkeypatch.setenv("MESHGATE_LEDGER_URL", "postgresql://me:secret@127.0.0.1:1/meta")
     assert load(tmp_path / "meshgate.yaml").ledger.url.endswith("/meta")
 

@@ -101,6 +101,28 @@ def test_late_rows_are_noticed_and_come_through_both_projects(
     assert "declares no sources" in answer_of(capsys, tiny.folder, "watch", "downstream").err
 
 
+def test_what_comes_after_a_deploy_is_noticed_by_the_first_run(
+    tmp_path: Path, postgres: LocalPostgres, extensions: None
+) -> None:
+    """The deploy looks before it reads: else the first run would take the late row for given.
+
+    Fails without `look_before_deploying` in `coordinator.deploy._build`.
+    """
+    tiny = watched(tmp_path, postgres)
+    tiny.feed(0, 60)
+    with tiny.mesh() as mesh:
+        mesh.deploy("upstream", now=at(60))
+        late(tiny, 12)
+        tiny.feed(60, 65)
+        assert mesh.run("upstream", now=at(65)).committed[BRONZE_EVENTS] == IntervalSet(
+            [span(10, 15), span(60, 65)]
+        )
+        # Another deploy moves nothing that a run has yet to compare.
+        late(tiny, 22)
+        mesh.deploy("upstream", now=at(65))
+        assert mesh.run("upstream", now=at(65)).committed[BRONZE_EVENTS] == IntervalSet([span(20, 25)])
+
+
 def test_what_was_evaluated_before_anybody_looked_is_asked_for(
     tmp_path: Path, postgres: LocalPostgres, extensions: None
 ) -> None:

@@ -61,10 +61,13 @@ def environment_name(text: str) -> str:
     """An environment's name. SQLMesh would change any other, and the ledger would know it by two names.
 
     Raises:
-        ValueError: It is not in lower case letters, digits and underscores.
+        ConfigError: It is not in lower case letters, digits and underscores.
     """
     if not re.fullmatch(r"[a-z0-9_]+", text):
-        raise ValueError(text)
+        raise ConfigError(
+            f"{text!r} is not the name of an environment",
+            hint="write it as SQLMesh keeps it: lower case letters, digits and underscores",
+        )
     return text
 
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo
 
 from attrs import frozen
-from croniter import croniter
+from croniter import CroniterError, croniter
 
 from meshgate.errors import GraphError
 from meshgate.graph import Kind
-from meshgate.interval import IntervalSet, utc
+from meshgate.interval import Interval, IntervalSet, utc
 
 if TYPE_CHECKING:
     from meshgate.graph import ModelNode
@@ -96,7 +96,10 @@ def _span_after(
 
 def _tick(cron: str, tz: str, instant: datetime, *, next_one: bool) -> datetime:
     found = _croniter(cron, tz, instant)
-    return datetime.fromtimestamp(found.get_next(float) if next_one else found.get_prev(float), UTC)
+    try:
+        return datetime.fromtimestamp(found.get_next(float) if next_one else found.get_prev(float), UTC)
+    except CroniterError:
+        raise GraphError(f"the cron {cron!r} never ticks") from None
 
 
 def cron_next(cron: str, tz: str, now: datetime) -> datetime:
@@ -222,3 +225,71 @@ def next_due(node: ModelNode, now: datetime) -> datetime | None:
     boundary = node.unit.next(max(tick, node.start) if node.start else tick)
     at = cron_floor(node.cron, node.cron_tz, boundary)
     return boundary if at == boundary else cron_next(node.cron, node.cron_tz, boundary)
+
+
+@frozen
+class Ticks:
+    """Ticks of an `auto_restatement_cron` that nobody has answered yet. UTC.
+
+    Attributes:
+        since: Up to where they had been answered.
+        first: The first of them.
+        last: The last of them.
+        next: The one that comes then.
+    """
+
+    since: datetime
+    first: datetime
+    last: datetime
+    next: datetime
+
+
+def ticked(node: ModelNode, answered: datetime, now: datetime) -> Ticks | None:
+    """Whether a model is to be computed again by itself.
+
+    Args:
+        node: The model.
+        answered: Up to where the ticks were answered, UTC.
+        now: The instant that counts, UTC.
+
+    Returns:
+        None where its `auto_restatement_cron` has not ticked since, or it has none.
+
+    Raises:
+        GraphError: The cron cannot be read, or never ticks.
+    """
+    if node.restate_cron is None:
+        return None
+    try:
+        last, later = _span(node.restate_cron, "UTC", utc(now))
+        if last <= utc(answered):
+            return None
+        return Ticks(answered, _span(node.restate_cron, "UTC", answered)[1], last, later)
+    except GraphError as error:
+        raise GraphError(
+            f"the auto_restatement_cron of {node.display}: {error.message}",
+            hint=f"correct it in the model's file, and run `meshgate deploy {node.project}`",
+            model=node.name,
+        ) from None
+
+
+def restated(node: ModelNode, ticks: Ticks, recorded: IntervalSet, now: datetime) -> Interval | None:
+    """What of a model its ticks are about: so many units before them.
+
+    SQLMesh counts the units back from its run. Here they are counted back from the first tick that nobody has answered: who
+    answers each in time does the same, and what an outage kept from being computed again is made up for.
+
+    Args:
+        node: The model.
+        ticks: Of its `auto_restatement_cron`.
+        recorded: What is recorded for its version, UTC.
+        now: The instant that counts, UTC.
+
+    Returns:
+        The time, or None where nothing of it is recorded.
+    """
+    if node.restate_units is None:
+        return recorded.hull
+    begin = node.unit.shift(node.unit.floor(ticks.first), -node.restate_units)
+    (reached,) = IntervalSet.of(begin, node.unit.floor(now))
+    return reached if recorded & IntervalSet([reached]) else None

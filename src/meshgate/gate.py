@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attrs import field, frozen
 
-from meshgate.graph import reach_of, readers_of
+from meshgate.graph import Kind, reach_of, readers_of
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval, IntervalSet
 
 if TYPE_CHECKING:
@@ -225,6 +225,9 @@ def decide(
     entries: list[Blocked] = []
     for gate in graph.gates(name):
         known = state.get(gate.parent, ParentState())
+        if child.kind is Kind.AUDIT:
+            # It judges what is held, and may be why it is.
+            known = known.unheld
         made = produced.get(gate.parent, IntervalSet.empty())
         if gate.window.mode == "loaded":
             entries += _unloaded(graph, gate, known, made, wanted)

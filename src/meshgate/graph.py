@@ -31,7 +31,7 @@ _ZERO: Final = timedelta(0)
 
 
 class Kind(Enum):
-    """What a model is, as far as intervals go. Values are SQLMesh's kind names in lower case."""
+    """What a model is, as far as intervals go. Values are SQLMesh's kind names in lower case; a standalone audit is one too."""
 
     INCREMENTAL_BY_TIME_RANGE = "incremental_by_time_range"
     INCREMENTAL_BY_UNIQUE_KEY = "incremental_by_unique_key"
@@ -43,6 +43,7 @@ class Kind(Enum):
     SEED = "seed"
     EXTERNAL = "external"
     EMBEDDED = "embedded"
+    AUDIT = "audit"
     CUSTOM = "custom"
     MANAGED = "managed"
 
@@ -61,8 +62,8 @@ class Kind(Enum):
 
     @property
     def time_partitioned(self) -> bool:
-        """Whether each range of the table has its own history."""
-        return self is Kind.INCREMENTAL_BY_TIME_RANGE
+        """Whether each range of it has its own history."""
+        return self in (Kind.INCREMENTAL_BY_TIME_RANGE, Kind.AUDIT)
 
     @property
     def as_of(self) -> bool:
@@ -90,7 +91,7 @@ class Kind(Enum):
         return self is not Kind.INCREMENTAL_UNMANAGED
 
 
-_NOT_AS_OF: Final = (Kind.INCREMENTAL_BY_TIME_RANGE, Kind.SEED, Kind.EXTERNAL, Kind.EMBEDDED)
+_NOT_AS_OF: Final = (Kind.INCREMENTAL_BY_TIME_RANGE, Kind.AUDIT, Kind.SEED, Kind.EXTERNAL, Kind.EMBEDDED)
 
 
 def name_parts(name: str) -> tuple[str, ...]:
@@ -130,6 +131,8 @@ class ModelNode:
         batch_size: The most units in one evaluation, or None.
         depends_on_past: Whether an interval needs the ones before it.
         allow_partials: Whether a unit may be evaluated before it is over.
+        restate_cron: When it is computed again by itself: SQLMesh's `auto_restatement_cron`, read in UTC, or None.
+        restate_units: How many units before a tick of that; None for all.
 
     Raises:
         GraphError: The end is not after the start, or a count is out of range.
@@ -149,6 +152,8 @@ class ModelNode:
     batch_size: int | None = field(default=None, validator=validators.optional(_at_least(1)))
     depends_on_past: bool = False
     allow_partials: bool = False
+    restate_cron: str | None = None
+    restate_units: int | None = field(default=None, validator=validators.optional(_at_least(1)))
 
     def __attrs_post_init__(self) -> None:
         if self.start is not None and self.end is not None and self.start >= self.end:
@@ -366,22 +371,18 @@ class MeshGraph:
         found = [known for known in found if name_parts(known) == wanted] or found
         if len(found) == 1:
             return found[0]
-        if found:
-            names = [".".join(name_parts(known)) for known in found]
-            said = f"{name} could be any of {', '.join(names)}"
-            raise UnknownModelError(said, hint="write more of the name", candidates=names)
-        raise self._unknown(name)
+        if not found:
+            raise self._unknown(name)
+        names = [".".join(name_parts(known)) for known in found]
+        said = f"{name} could be any of {', '.join(names)}"
+        raise UnknownModelError(said, hint="write more of the name", candidates=names)
 
     def _unknown(self, name: str) -> UnknownModelError:
         spoken = ".".join(name_parts(name))
         known = [s for n in self._nodes.values() for s in (n.display, ".".join(name_parts(n.name)))]
         near = difflib.get_close_matches(spoken, known, n=3, cutoff=0.5)
-        return UnknownModelError(
-            f"there is no model {spoken}",
-            hint=f"did you mean {' or '.join(near)}?" if near else None,
-            model=name,
-            candidates=near,
-        )
+        hint = f"did you mean {' or '.join(near)}?" if near else None
+        return UnknownModelError(f"there is no model {spoken}", hint=hint, model=name, candidates=near)
 
 
 def window_of(child: ModelNode, parent: ModelNode, window: Window, interval: Interval) -> IntervalSet:
@@ -457,8 +458,7 @@ def readers_of(
         return IntervalSet.empty()
     life = parent.life
     touched = parent.unit.outward(parent_range.clip(life.start, life.end))
-    ranges = list(_reader_ranges(child, parent, window, touched))
-    if not ranges:
+    if not (ranges := list(_reader_ranges(child, parent, window, touched))):
         return IntervalSet.empty()
     near = within.clip(ranges[0][0], child.unit.next(ranges[-1][1]))
     whole = child.unit.inward(near)

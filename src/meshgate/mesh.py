@@ -14,6 +14,7 @@ from meshgate.stop import Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from contextlib import AbstractContextManager
     from datetime import datetime, timedelta
     from pathlib import Path
 
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from meshgate.bridge.project import SqlmeshProject
     from meshgate.config import MeshConfig, ProjectConfig
     from meshgate.coordinator.deploys import Deploys
-    from meshgate.coordinator.doctor import Diagnosis
+    from meshgate.coordinator.diagnosis import Diagnosis
     from meshgate.coordinator.explain import GateAnswer, Why
     from meshgate.coordinator.leftovers import Leftovers
     from meshgate.coordinator.observe import Look
     from meshgate.coordinator.progress import Progress
     from meshgate.coordinator.restate import Preview, RequestStanding
     from meshgate.coordinator.status import Status, Wait
+    from meshgate.coordinator.upkeep import Estate, Table, Upkeep
     from meshgate.coordinator.verify import Verification
     from meshgate.interval import Interval
     from meshgate.ledger import LiveRun, Request
@@ -393,6 +395,20 @@ class Mesh:
         from meshgate.coordinator.observe import watch
 
         return watch(self._bench, project, environment=environment, now=now)
+
+    def estate(self, project: str, *, environment: str | None = None) -> Estate:
+        """The tables of a project, and when they were looked after. See `coordinator.upkeep.estate`."""
+        from meshgate.coordinator.upkeep import estate
+
+        return estate(self._bench, project, environment)
+
+    def upkeep(
+        self, project: str, tables: Collection[Table] | None, *, environment: str | None = None
+    ) -> AbstractContextManager[Upkeep]:
+        """Keep runs out of whole tables while files of them are rewritten. See `coordinator.upkeep.upkeep`."""
+        from meshgate.coordinator.upkeep import upkeep
+
+        return upkeep(self._bench, project, tables, environment)
 
     def verify(self, *, ledger_only: bool = False) -> Verification:
         """Derive the ledger anew from its history, compare, and name what differs. See `coordinator.verify`."""

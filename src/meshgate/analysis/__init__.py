@@ -29,11 +29,12 @@ from meshgate.analysis.document import (
     Work,
 )
 from meshgate.analysis.movement import Moved, Movement, movement
-from meshgate.analysis.order import Reading, arrange, precedences, reasons_of
+from meshgate.analysis.order import ALL_COLUMNS, Reading, arrange, precedences, reasons_of
 from meshgate.analysis.parse import parse
 from meshgate.analysis.timing import Task, earliest
 
 __all__ = [
+    "ALL_COLUMNS",
     "BREAKING",
     "Analysis",
     "Base",

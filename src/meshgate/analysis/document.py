@@ -268,7 +268,8 @@ class Refusal:
 
     Attributes:
         what: `removed_model` or `removed_column` that is still read, `missing_column` that is newly read, `foreign_model`, `foreign_statements` or
-            `foreign_requirement` that the plan would drop, `owned_twice`, `declaration` (of meshgate.yaml).
+            `foreign_requirement` that the plan would drop, `owned_twice`, `forward_only` (SQLMesh refuses a change of its columns),
+            `declaration` (of meshgate.yaml).
         model: Which model it is about, if any.
         project: Whose.
         message: What is wrong.
@@ -397,7 +398,11 @@ class Analysis:
     def flags(self) -> tuple[str, ...]:
         """Of `FLAGS`, those that hold."""
         holds = {
-            "breaking": any((c.category in BREAKING and c.how != "added") or c.how == "removed" for c in self.changes),
+            "breaking": any(
+                c.category in BREAKING if c.how != "removed" else c.category != "metadata"
+                for c in self.changes
+                if c.how != "added"
+            ),
             "cross-project": any(b.effect not in ("none", "gone") for b in self.boundaries),
             "restatement": bool(self.left) or any(w.why == "stale" for w in self.work),
             "collision": bool(self.collisions),

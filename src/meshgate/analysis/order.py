@@ -9,12 +9,12 @@ from __future__ import annotations
 import graphlib
 from typing import TYPE_CHECKING, Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from meshgate.analysis.document import Difference, Order, Precedence, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 ALL_COLUMNS: Final = "*"
 _ROWS: Final = ("query", "code", "seed", "kind", "statements")
@@ -31,6 +31,8 @@ class Reading:
         parent_project: Whose.
         before: The columns that it reads so far; None where it does not.
         after: The columns that it will read; None where it does not.
+        makers: Of columns of the parent that come or go: the projects whose deploys make them, where a star brings them
+            from somewhere else. Of any other column it is the parent's own.
     """
 
     child: str
@@ -39,6 +41,15 @@ class Reading:
     parent_project: str
     before: frozenset[str] | None
     after: frozenset[str] | None
+    makers: Mapping[str, Collection[str]] = field(factory=dict)
+
+    def by(self, columns: Iterable[str]) -> dict[str, set[str]]:
+        """Which projects' deploys make some columns of the parent come or go."""
+        found: dict[str, set[str]] = {}
+        for column in columns:
+            for project in self.makers.get(column, (self.parent_project,)):
+                found.setdefault(project, set()).add(column)
+        return found
 
 
 def precedences(
@@ -59,8 +70,9 @@ def precedences(
             (
                 found
                 for reading in readings
-                if {reading.child_project, reading.parent_project} <= ours
+                if reading.child_project in ours
                 for found in _of(reading, columns)
+                if {found.first, found.then} <= ours and found.first != found.then
             ),
             key=lambda p: (p.first, p.then, p.why, p.parent, p.child),
         )
@@ -82,10 +94,10 @@ def _of(
         yield before(down, up, "reads_removed_model")
     if was is None or now is None:
         return
-    if new := (set(now) - set(was)) & (reading.after or frozenset()):
-        yield before(up, down, "reads_new_column", new)
-    if gone := (set(was) - set(now)) & (reading.before or frozenset()):
-        yield before(down, up, "reads_removed_column", gone)
+    for maker, new in reading.by((set(now) - set(was)) & (reading.after or frozenset())).items():
+        yield before(maker, down, "reads_new_column", new)
+    for maker, gone in reading.by((set(was) - set(now)) & (reading.before or frozenset())).items():
+        yield before(down, maker, "reads_removed_column", gone)
 
 
 def arrange(
@@ -96,14 +108,33 @@ def arrange(
     Args:
         projects: Which.
         required: What has to come before what.
-        parents: Pairs of projects: the first is read by the second.
+        parents: Pairs of projects: the first is read by the second. Who is read through other projects comes first, too.
     """
     names = sorted(set(projects))
     must = sorted({(p.first, p.then) for p in required})
-    order = _sorted(names, must, sorted(set(parents)))
+    wish = _through(names, parents)
+    order = _sorted(names, must, wish)
     if order is None:
-        return Order(_sorted(names, [], sorted(set(parents))) or tuple(names), tuple(required), "none")
+        return Order(_sorted(names, [], wish) or tuple(names), tuple(required), "none")
     return Order(order, tuple(required), "required" if required else "any")
+
+
+def _through(names: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Which of some projects reads which, directly or through projects that are none of them."""
+    readers: dict[str, set[str]] = {}
+    for first, then in pairs:
+        readers.setdefault(first, set()).add(then)
+    found: set[tuple[str, str]] = set()
+    for name in names:
+        pending, seen = [name], {name}
+        while pending:
+            for reader in readers.get(pending.pop(), set()) - seen:
+                seen.add(reader)
+                if reader in names:
+                    found.add((name, reader))
+                else:
+                    pending.append(reader)
+    return sorted(found)
 
 
 def _sorted(

@@ -46,9 +46,27 @@ def parse(document: Any, source: str) -> Analysis:
         )
     try:
         found: Analysis = _record(Analysis, document, "")
+        _agreeing(found)
     except (_WrongError, IntervalError) as wrong:
         raise ConfigError(f"{source} is no whole analysis: {wrong}", hint=_ANEW) from None
     return found
+
+
+def _agreeing(found: Analysis) -> None:
+    """Whether its parts speak of the same projects.
+
+    Raises:
+        _WrongError: They do not.
+    """
+    looked_at = [name for names in found.base.states for name in names]
+    for place, names in (("base.states", looked_at), ("order.projects", found.order.projects)):
+        if sorted(names) != sorted(found.projects):
+            raise _WrongError(f"{place} has other projects than projects: {', '.join(names) or 'none'}")
+    for number, must in enumerate(found.order.precedences):
+        if not {must.first, must.then} <= set(found.projects):
+            raise _WrongError(f"order.precedences[{number}] is about other projects")
+    if any(d.state is not None and not 0 <= d.state < len(found.base.states) for d in found.base.definitions):
+        raise _WrongError("base.definitions has a state that is not in base.states")
 
 
 class _WrongError(Exception):
@@ -101,9 +119,16 @@ def _plain(hint: Any, allowed: tuple[Any, ...] | None, value: Any, place: str) -
         raise _WrongError(f"{place} is {value!r}")
     if allowed is not None and value not in allowed:
         raise _WrongError(f"{place} is {value!r}, none of {', '.join(map(repr, allowed))}")
+    if isinstance(value, str) and "\0" in value:  # no database takes it
+        raise _WrongError(f"{place} is {value!r}")
     if hint is datetime:
         return parse_instant(value)
-    return timedelta(seconds=value) if hint is timedelta else value
+    if hint is not timedelta:
+        return value
+    try:
+        return timedelta(seconds=value)
+    except (ValueError, OverflowError):  # NaN, or longer than time
+        raise _WrongError(f"{place} is {value!r}") from None
 
 
 def _interval(value: Any, place: str) -> Interval:

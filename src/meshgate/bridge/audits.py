@@ -80,9 +80,16 @@ def verdict(time: Interval, results: Iterable[Any], snapshot: Snapshot) -> Verdi
     return Verdict(time, audits, NodeAuditsErrors(errors) if errors else None)
 
 
-def each_interval_needs_its_own(snapshot: Snapshot) -> bool:
-    """Whether some audit of a model may say something else of an interval than of the batch that it is in."""
-    return any(not _row_wise(audit) for audit, _ in snapshot.node.audits_with_args)
+def each_interval_needs_its_own(snapshot: Snapshot, results: Iterable[Any]) -> bool:
+    """Whether some audit of a model may say something else of an interval than of the batch that it is in.
+
+    A standalone audit is asked as SQLMesh asks it, which can be once for years; only what it rejects is looked at more closely.
+    """
+    if snapshot.is_audit:
+        return any(r.count for r in results)
+    return snapshot.is_incremental_by_time_range and any(
+        not _row_wise(audit) for audit, _ in snapshot.node.audits_with_args
+    )
 
 
 def _row_wise(audit: Any) -> bool:

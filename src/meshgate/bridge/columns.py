@@ -7,16 +7,20 @@ that a changed macro shows where it is used.
 from __future__ import annotations
 
 from contextlib import suppress
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from sqlglot import exp
+from sqlglot import Dialect, exp
+from sqlglot.optimizer.pushdown_projections import pushdown_projections
 from sqlglot.optimizer.qualify import qualify
 from sqlglot.optimizer.scope import traverse_scope
-from sqlmesh.core.dialect import normalize_mapping_schema
+from sqlmesh.core.dialect import Jinja, MacroFunc, normalize_mapping_schema
+
+from meshgate.graph import name_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from sqlmesh.core.model import Model
     from sqlmesh.core.snapshot import Snapshot
@@ -211,40 +215,110 @@ def _audits(model: Model) -> dict[str, str]:
     return found
 
 
-def reads(model: Model) -> Mapping[str, frozenset[str]]:
+def reads(
+    model: Model, gone: Mapping[str, Mapping[str, exp.DataType]] | None = None
+) -> Mapping[str, frozenset[str]]:
     """The columns that a model's query reads of each parent, wherever they stand in it.
 
-    A parent of which that cannot be told (a star over unknown columns, Python, Jinja that cannot be rendered) has
-    `ALL_COLUMNS`.
+    What a star brings along counts only where something is made of it. A parent of which that cannot be told (a star over
+    unknown columns, Python, Jinja that cannot be rendered) has `ALL_COLUMNS`.
+
+    Args:
+        model: With the columns of its parents as they are then.
+        gone: Columns that parents had so far and have no more: whoever names one reads it still, wherever it came from.
     """
     unknown = dict.fromkeys(model.depends_on, frozenset((ALL_COLUMNS,)))
     query = _query(model)
     if query is None:
         return unknown
+    found: Mapping[str, frozenset[str]] = unknown
     with suppress(Exception):  # SQL that the optimizer does not understand is no reason to know nothing else
-        return unknown | _read(model, query)
-    return unknown
+        found = unknown | _read(model, query, model.mapping_schema)
+    lost = {parent: columns for parent, columns in (gone or {}).items() if parent in model.depends_on}
+    # As written: SQLMesh has filled in the stars of the other one, and they find nothing any more.
+    written = _query(model, needs_optimization=False, start="1970-01-01") if lost else None
+    if written is not None:
+        with suppress(Exception):
+            still = _read(model, written, _with(model.mapping_schema, lost), only=model.columns_to_types)
+            said = {one.name for one in written.find_all(exp.Identifier)}
+            kept = {parent: still.get(parent, frozenset()) & set(lost[parent]) & said for parent in lost}
+            found = {**found, **{parent: found[parent] | kept[parent] for parent in lost}}
+    return found
 
 
-def _read(model: Model, query: exp.Expression) -> dict[str, frozenset[str]]:
+def named(model: Model) -> frozenset[str] | None:
+    """What a model's query calls by name, columns and all else; None where macros or Jinja may name anything.
+
+    Of the columns that it reads, the others come with a star: whether they are there makes no difference to it.
+    """
+    if not model.is_sql or any(model.query.find_all(MacroFunc, Jinja)):
+        return None
+    dialect = Dialect.get_or_raise(model.dialect)
+    return frozenset(
+        dialect.normalize_identifier(one.copy()).name for one in model.query.find_all(exp.Identifier)
+    )
+
+
+def _with(schema: Mapping[str, Any], more: Mapping[str, Mapping[str, exp.DataType]]) -> dict[str, Any]:
+    """A schema in which tables have more columns."""
+    found = deepcopy(dict(schema))
+    for name, columns in more.items():
+        place = found
+        for part in name_parts(name):
+            place = place.setdefault(f'"{part}"', {})
+        for column, kind in columns.items():
+            place.setdefault(column, kind)
+    return found
+
+
+def _read(
+    model: Model, query: exp.Expression, columns: Mapping[str, Any], only: Collection[str] | None = None
+) -> dict[str, frozenset[str]]:
+    """What a query reads, given the columns of tables; `only`: the columns that it gives are these, whatever a star finds."""
+    schema = normalize_mapping_schema(columns, dialect=model.dialect)
     qualified = qualify(
         query.copy(),
         dialect=model.dialect,
-        schema=normalize_mapping_schema(model.mapping_schema, dialect=model.dialect),
+        schema=schema,
         validate_qualify_columns=False,
         # A column that is not there is what this has to find.
         allow_partial_qualification=True,
         infer_schema=True,
     )
+    if only is not None:
+        _keep(qualified, only)
+    with suppress(Exception):  # then what a star brings along counts as read
+        qualified = pushdown_projections(qualified.copy(), schema=schema, dialect=model.dialect)
     found: dict[str, set[str]] = {}
     for scope in traverse_scope(qualified):
         tables = {a: s for a, s in scope.sources.items() if isinstance(s, exp.Table)}
+        # Columns of what stands inside of it are its own business, unless they say whose they are.
+        bare = {c.name for c in scope.columns if not c.table and c.parent_select is scope.expression}
         for alias, table in tables.items():
             read = found.setdefault(_name(table), set())
             if any(isinstance(star.parent, (exp.Select, exp.Column)) for star in scope.stars):
                 read.add(ALL_COLUMNS)
-            read |= {c.name for c in scope.columns if c.table == alias or (not c.table and len(tables) == 1)}
+            read |= {c.name for c in scope.columns if c.table == alias}
+            if len(scope.sources) == 1:
+                read |= bare
     return {name: frozenset(columns) for name, columns in found.items() if name in model.depends_on}
+
+
+def _keep(query: exp.Expression, columns: Collection[str]) -> None:
+    """Leave out what a query gives besides some columns: they are those of its first SELECT, by name, else by place."""
+    selects = [query]
+    while any(isinstance(one, exp.SetOperation) for one in selects):
+        selects = [
+            side
+            for one in selects
+            for side in ((one.left, one.right) if isinstance(one, exp.SetOperation) else (one,))
+        ]
+        selects = [one.this if isinstance(one, exp.Subquery) else one for one in selects]
+    kept = [place for place, name in enumerate(selects[0].named_selects) if name in columns]
+    if not kept or len({len(one.selects) for one in selects}) > 1:
+        return
+    for one in selects:
+        one.set("expressions", [one.selects[place] for place in kept])
 
 
 def _name(table: exp.Table) -> str:

@@ -31,6 +31,7 @@ _HOOKS: dict[str, set[str]] = {
     },
     "sqlmesh.core.state_sync.base.StateSync.add_snapshots_intervals": {"snapshots_intervals"},
     "sqlmesh.core.state_sync.base.StateSync.refresh_snapshot_intervals": {"snapshots"},
+    "sqlmesh.core.state_sync.base.StateSync.update_auto_restatements": {"next_auto_restatement_ts"},
     "sqlmesh.core.state_sync.base.StateSync.get_environment": {"environment"},
     "sqlmesh.core.state_sync.db.interval.IntervalState.__init__": {"engine_adapter"},
     "sqlmesh.core.snapshot.evaluator.SnapshotEvaluator.audit": {"snapshot", "start", "end", "snapshots"},

@@ -24,5 +24,12 @@ def definition(node: Node) -> str:
 
 
 def definitions(nodes: Iterable[Node]) -> dict[str, tuple[str, str]]:
-    """Project and definition of each node, by name."""
-    return {node.fqn: (node.project or "", definition(node)) for node in nodes}
+    """Project and definition of each node, by name.
+
+    What several projects declare of a table that none of them makes is left out: it belongs to whoever was deployed last.
+    """
+    return {
+        node.fqn: (node.project or "", definition(node))
+        for node in nodes
+        if not (node.is_model and node.kind.is_external)
+    }

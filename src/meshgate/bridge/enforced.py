@@ -308,13 +308,14 @@ def _asked(plan: EvaluatablePlan, snapshots: Iterable[Snapshot], project: str) -
 
     But not the project's own tables that merge rows: what they read makes nobody rebuild them, and this plan empties them.
     """
-    asked = {name: span for name, span in plan.restatements.items() if span[0] < span[1]}
     known = {s.name: s for s in snapshots if s.is_model}
+    # Standalone audits follow what they read.
+    asked = {name: span for name, span in plan.restatements.items() if span[0] < span[1] and name in known}
     found = {}
     for name, span in asked.items():
-        snapshot = known.get(name)
-        follows = snapshot is not None and bool({p.name for p in snapshot.parents} - {name} & set(asked))
-        if snapshot is not None and follows and snapshot.node.project == project:
+        snapshot = known[name]
+        follows = bool({p.name for p in snapshot.parents} - {name} & set(asked))
+        if follows and snapshot.node.project == project:
             kind = Kind.from_sqlmesh(snapshot.model_kind_name.value)
             follows = kind.time_partitioned or kind.reads_everything
         if not follows:

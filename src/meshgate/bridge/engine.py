@@ -37,6 +37,16 @@ def limit_statements(adapter: EngineAdapter, longest_s: float) -> None:
         pool.set_attribute(_LIMIT, longest_s)
 
 
+def statement(adapter: EngineAdapter, sql: str, longest_s: float) -> list[tuple[Any, ...]]:
+    """Run a statement as it stands, outside of any transaction; what it answers, if it does."""
+    limit_statements(adapter, longest_s)
+    adapter.execute(sql)
+    try:
+        return [tuple(row) for row in adapter.cursor.fetchall()]
+    except Exception:  # noqa: BLE001 - drivers raise whatever they raise where there is no answer to fetch
+        return []
+
+
 def interrupt(adapters: Iterable[EngineAdapter]) -> None:
     """Interrupt the statements under way in all threads, where the driver has a way to."""
     for adapter in adapters:

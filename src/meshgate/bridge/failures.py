@@ -9,6 +9,7 @@ from sqlmesh.utils.concurrency import NodeExecutionFailedError
 from sqlmesh.utils.errors import NodeAuditsErrors, PythonModelEvalError, SignalEvalError, SQLMeshError
 
 from meshgate.db import redact
+from meshgate.errors import EvaluationError, MeshgateError
 
 _MESSAGE_LIMIT = 500
 _SAME_FAILURES = 3
@@ -19,6 +20,8 @@ _CONFLICT = re.compile(
     r"Transaction)Exception|DELTA_CONCURRENT_",
     re.IGNORECASE,
 )
+
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")  # SQLGlot underlines what it cannot parse
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -45,9 +48,8 @@ def is_outage(failures: list[Exception]) -> bool:
 
 def first_line(error: BaseException) -> str:
     """What an error says, in a line. Never a password."""
-    lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()] or [
-        type(error).__name__
-    ]
+    told = _STYLE.sub("", redact(str(error)))
+    lines = [line.strip() for line in told.splitlines() if line.strip()] or [type(error).__name__]
     # A line that ends like this one does announces what comes next: a statement, and then the reason.
     said = " ".join(lines[:3]) if lines[0].endswith(":") else lines[0]
     return said[:_MESSAGE_LIMIT]
@@ -68,3 +70,35 @@ def describe(error: BaseException) -> dict[str, Any]:
         said = f"it is not well-formed YAML: line {mark.line + 1}, column {mark.column + 1}"
         return {"error": type(cause).__name__, "message": said}
     return {"error": type(cause).__name__, "message": first_line(cause)}
+
+
+def sentence(error: BaseException) -> str:
+    """A failure as a sentence."""
+    facts = describe(error)
+    words = str(facts.get("message") or facts)
+    if isinstance(error, SignalEvalError):
+        # Its last line is SQLMesh's own: which signal, of which model, in which file.
+        return f"signal {redact(str(error)).strip().splitlines()[-1].strip()}: {words}"
+    return words
+
+
+def said_of_node(error: Any) -> str:
+    """What failed, and why: of a node of SQLMesh's plan."""
+    node = error.node if isinstance(error, NodeExecutionFailedError) else None
+    name = getattr(node, "snapshot_name", None) or getattr(node, "name", None)
+    facts = describe(error)
+    audits = ", ".join(f"audit {a['audit']} found {a['count']}" for a in facts.get("audits", ()))
+    said = audits or str(facts.get("message"))
+    return f"{name.replace(chr(34), '')}: {said}" if isinstance(name, str) else said
+
+
+def evaluation_error(errors: list[Any]) -> EvaluationError:
+    """What to raise where nodes of a run failed otherwise than by what is recorded.
+
+    Raises:
+        MeshgateError: The first of them was one of ours.
+    """
+    first = errors[0].__cause__ or errors[0]
+    if isinstance(first, MeshgateError):
+        raise first
+    return EvaluationError(f"SQLMesh stopped: {'; '.join(map(said_of_node, errors[:3]))}")

@@ -23,13 +23,11 @@ from sqlmesh.core.snapshot import (  # noqa: E402
     SnapshotChangeCategory,
     SnapshotIntervals,
 )
-from sqlmesh.utils.concurrency import NodeExecutionFailedError  # noqa: E402
-from sqlmesh.utils.errors import SignalEvalError  # noqa: E402
 
 from meshgate.bridge.definitions import definitions  # noqa: E402
 from meshgate.bridge.dropped import Dropped, dropped  # noqa: E402
-from meshgate.bridge.engine import interrupt  # noqa: E402
-from meshgate.bridge.failures import describe  # noqa: E402
+from meshgate.bridge.engine import interrupt, statement  # noqa: E402
+from meshgate.bridge.failures import evaluation_error, said_of_node, sentence  # noqa: E402
 from meshgate.bridge.queries import Rendered, rendered  # noqa: E402
 from meshgate.bridge.removals import removals  # noqa: E402
 from meshgate.bridge.scheduler import GatedContext, Journal  # noqa: E402
@@ -123,7 +121,7 @@ class SqlmeshProject:
             configs = load_configs(None, Config, str(path))
         except Exception as error:  # noqa: BLE001 - SQLMesh raises whatever its parsers raise
             raise ProjectError(
-                f"the SQLMesh project in {path} has no usable configuration: {_line(error)}"
+                f"the SQLMesh project in {path} has no usable configuration: {sentence(error)}"
             ) from None
         return str(next(iter(configs.values())).project or "")
 
@@ -145,7 +143,7 @@ class SqlmeshProject:
             raise
         except Exception as error:
             raise ProjectError(
-                f"the SQLMesh project {self.project!r} in {self.path} {what}: {_line(error)}",
+                f"the SQLMesh project {self.project!r} in {self.path} {what}: {sentence(error)}",
                 project=self.project,
             ) from error
 
@@ -175,12 +173,10 @@ class SqlmeshProject:
         return str(self._context.config.get_state_schema(self._context.gateway) or c.SQLMESH)
 
     def local_models(self) -> tuple[str, ...]:
-        """The names of the models in the project's own files (needs `load`)."""
-        return tuple(
-            name
-            for name, model in self._context.models.items()
-            if model.project == self.project and not model.kind.is_external
-        )
+        """The names of the models and standalone audits in the project's own files (needs `load`)."""
+        models = {n: m for n, m in self._context.models.items() if not m.kind.is_external}
+        nodes = models | dict(self._context.standalone_audits)
+        return tuple(name for name, node in nodes.items() if node.project == self.project)
 
     def definitions(self) -> dict[str, str]:
         """What the project's own files say of each of its models, as a digest (needs `load`)."""
@@ -270,6 +266,20 @@ class SqlmeshProject:
                 with self._named("has a state that cannot be written"):
                     self._state.add_snapshots_intervals([_addition(snapshot, interval)])
 
+    def postpone_restatements(self, environment: str, until: Mapping[str, datetime]) -> None:
+        """Tell SQLMesh's own record when models are computed again by themselves next: what is asked for is not done twice.
+
+        Args:
+            environment: SQLMesh's environment.
+            until: The next tick of each model's `auto_restatement_cron`, UTC.
+        """
+        found = self._environment(environment)
+        snapshots = self._snapshots(found) if found is not None else []
+        with self._named("has a state that cannot be written"):
+            self._state.update_auto_restatements(
+                {s.name_version: milliseconds(until[s.name]) for s in snapshots if s.name in until}
+            )
+
     def prints(
         self, table: str, time_column: str, updated_at: str | None, time: Interval, bucket_s: int
     ) -> dict[int, tuple[int, str | None]]:
@@ -291,6 +301,23 @@ class SqlmeshProject:
         with self._named(f"cannot look at {table.replace(chr(34), '')}"), self._quiet():
             return prints(self._context.engine_adapter, table, time_column, updated_at, time, bucket_s)
 
+    @property
+    def dialect(self) -> str:
+        """The engine's dialect."""
+        return str(self._context.engine_adapter.dialect)
+
+    def tables(self, environment: str) -> dict[str, tuple[str, str]]:
+        """The version of each of the project's models that has a table of its own, and that table, as the engine writes it."""
+        found = self._environment(environment)
+        snapshots = self._snapshots(found) if found is not None else []
+        own = [s for s in snapshots if s.is_model and s.node.project == self.project]
+        return {s.name: (s.version, s.table_name()) for s in own if not s.is_symbolic and not s.is_view}
+
+    def statement(self, sql: str, longest_s: float) -> list[tuple[Any, ...]]:
+        """Run a statement in the warehouse as it stands, for so many seconds at most; what it answers. Failed: ProjectError."""
+        with self._named("had a statement that failed"), self._quiet():
+            return statement(self._context.engine_adapter, sql, longest_s)
+
     def previews(self, environment: str) -> frozenset[str]:
         """The models of which the environment shows a preview in a table of its own, made by its deploy.
 
@@ -301,7 +328,7 @@ class SqlmeshProject:
             return frozenset()
         snapshots = self._snapshots(found)
         index = _deployability(found.naming_info, snapshots)
-        return frozenset(s.name for s in snapshots if s.is_model and not index.is_deployable(s))
+        return frozenset(s.name for s in snapshots if not index.is_deployable(s))
 
     def execute(
         self, environment: str, work: Mapping[str, IntervalSet], journal: Journal, *, now: datetime
@@ -346,10 +373,10 @@ class SqlmeshProject:
                 Exception
             ) as error:  # a signal, a statement of before_all or after_all, an engine that is gone
                 raise EvaluationError(
-                    f"SQLMesh stopped the run of {self.project!r}: {_line(error)}", project=self.project
+                    f"SQLMesh stopped the run of {self.project!r}: {sentence(error)}", project=self.project
                 ) from error
         if errors:
-            raise _evaluation_error(errors)
+            raise evaluation_error(errors)
 
     @contextmanager
     def _under(self, journal: Journal) -> Iterator[None]:
@@ -404,7 +431,7 @@ class SqlmeshProject:
                 raise
             except Exception as error:
                 # SQLMesh says on its console which model failed, and why; what it raises says only that one did.
-                said = "; ".join(map(_failure, self._console.failures[:3])) or _line(error)
+                said = "; ".join(map(said_of_node, self._console.failures[:3])) or sentence(error)
                 left = self._environment(environment)
                 hint = (
                     "mend the cause and deploy again: the environment is half changed, and no project runs on it until then"
@@ -453,29 +480,3 @@ def _addition(snapshot: Snapshot, interval: Interval) -> SnapshotIntervals:
         dev_version=snapshot.dev_version,
         intervals=pairs([interval]),
     )
-
-
-def _line(error: BaseException) -> str:
-    facts = describe(error)
-    said = str(facts.get("message") or facts)
-    if isinstance(error, SignalEvalError):
-        # Its last line is SQLMesh's own: which signal, of which model, in which file.
-        return f"signal {redact(str(error)).strip().splitlines()[-1].strip()}: {said}"
-    return said
-
-
-def _failure(error: Any) -> str:
-    """What failed, and why: of a node of SQLMesh's plan."""
-    node = error.node if isinstance(error, NodeExecutionFailedError) else None
-    name = getattr(node, "snapshot_name", None) or getattr(node, "name", None)
-    facts = describe(error)
-    audits = ", ".join(f"audit {a['audit']} found {a['count']}" for a in facts.get("audits", ()))
-    said = audits or str(facts.get("message"))
-    return f"{name.replace(chr(34), '')}: {said}" if isinstance(name, str) else said
-
-
-def _evaluation_error(errors: list[Any]) -> EvaluationError:
-    first = errors[0].__cause__ or errors[0]
-    if isinstance(first, MeshgateError):
-        raise first
-    return EvaluationError(f"SQLMesh stopped: {'; '.join(map(_failure, errors[:3]))}")

@@ -22,14 +22,23 @@ from sqlmesh.core.plan.builder import PlanBuilder  # noqa: E402
 from sqlmesh.core.snapshot import SnapshotChangeCategory  # noqa: E402
 from sqlmesh.core.state_sync.base import DelegatingStateSync, StateReader, StateSync  # noqa: E402
 from sqlmesh.core.state_sync.cache import CachingStateSync  # noqa: E402
+from sqlmesh.utils.errors import PlanError  # noqa: E402
 
-from meshgate.bridge.columns import Difference, columns_of, differences, reads, rendered_alike  # noqa: E402
-from meshgate.bridge.definitions import definitions  # noqa: E402
+from meshgate.bridge.columns import (  # noqa: E402
+    Difference,
+    columns_of,
+    differences,
+    named,
+    reads,
+    rendered_alike,
+)
+from meshgate.bridge.definitions import definition, definitions  # noqa: E402
 from meshgate.bridge.dropped import Dropped, dropped  # noqa: E402
-from meshgate.bridge.project import SqlmeshProject, _line, _QuietConsole  # noqa: E402
+from meshgate.bridge.failures import sentence  # noqa: E402
+from meshgate.bridge.project import SqlmeshProject, _QuietConsole  # noqa: E402
 from meshgate.bridge.queries import Rendered, rendered  # noqa: E402
 from meshgate.bridge.scheduler import GatedContext  # noqa: E402
-from meshgate.bridge.translate import Promoted, interval_set, promoted  # noqa: E402
+from meshgate.bridge.translate import Promoted, interval_set, promoted, unbroken  # noqa: E402
 from meshgate.errors import MeshgateError, ProjectError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from sqlmesh.core.model import Model
     from sqlmesh.core.plan import Plan
     from sqlmesh.core.snapshot import Snapshot
 
@@ -93,8 +103,10 @@ class Proposal:
         altered: What is different, parents first.
         wanted: What the plan would evaluate, by model: also what is merely due.
         dropped: What it takes away of others.
+        refused: Models of which SQLMesh refuses the change, and its words.
         columns: Columns and types that are promoted so far, and that would be, by model.
         reads: The columns that each model reads of each parent, so far, and would.
+        named: What the query of each model calls by name, so far, and would; None: perhaps anything.
         identities: Name and identifier of every model, promoted so far and as it would be.
         definitions: Project and definition of every model, so far and then; a new environment begins as production is.
         owners: Who owns each model, where it says so.
@@ -112,10 +124,12 @@ class Proposal:
     dropped: tuple[Dropped, ...]
     columns: tuple[Mapping[str, Mapping[str, str]], Mapping[str, Mapping[str, str]]]
     reads: tuple[Mapping[str, Mapping[str, frozenset[str]]], Mapping[str, Mapping[str, frozenset[str]]]]
+    named: tuple[Mapping[str, frozenset[str] | None], Mapping[str, frozenset[str] | None]]
     identities: tuple[tuple[str, ...], tuple[str, ...]]
     definitions: tuple[Mapping[str, tuple[str, str]], Mapping[str, tuple[str, str]]]
     owners: Mapping[str, str] = attrs.field(factory=dict)
     queries: Mapping[str, Rendered] = attrs.field(factory=dict)
+    refused: Mapping[str, str] = attrs.field(factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -144,13 +158,21 @@ for _name in _WRITES:
 
 
 class _Builder(PlanBuilder):  # type: ignore[misc]
-    """SQLMesh's plan builder, but what it raises about removed models that others read, or no change at all, is told."""
+    """SQLMesh's plan builder, but what it raises about removed models that others read, no change at all, or columns that must not change, is told."""
 
     def _ensure_no_broken_references(self) -> None:
         pass
 
     def _ensure_new_env_with_changes(self) -> None:
         pass
+
+    def _check_destructive_additive_changes(self, directly_modified: Iterable[Any]) -> None:
+        self.refused: dict[str, str] = {}
+        for one in directly_modified:
+            try:
+                super()._check_destructive_additive_changes({one})
+            except PlanError as error:
+                self.refused[one.name] = str(error)
 
 
 class ReadingContext(GatedContext):
@@ -198,7 +220,7 @@ def _named(projects: Sequence[str], what: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = ", ".join(map(repr, projects))
-        raise ProjectError(f"{said} cannot be {what}: {_line(error)}", projects=list(projects)) from error
+        raise ProjectError(f"{said} cannot be {what}: {sentence(error)}", projects=list(projects)) from error
 
 
 def propose(
@@ -278,6 +300,7 @@ def _planned(
     others = {s.node.project for s in old if s.node.project} - set(names)
     was_read = {s.name: reads(s.model) for s in models[0]}
     so_far = {s.name: s.model for s in models[0]}
+    gone = _gone(so_far, {s.name: s.model for s in models[1]})
     return Proposal(
         projects=names,
         state=state,
@@ -295,10 +318,11 @@ def _planned(
             {
                 s.name: was_read[s.name]
                 if s.name in so_far and rendered_alike(so_far[s.name], s.model)
-                else reads(s.model)
+                else reads(s.model, gone)
                 for s in models[1]
             },
         ),
+        named=tuple({s.name: named(s.model) for s in side} for side in models),  # type: ignore[arg-type]
         identities=tuple(tuple(sorted(f"{s.name} {s.identifier}" for s in side)) for side in (old, new)),  # type: ignore[arg-type]
         definitions=(
             definitions(
@@ -307,6 +331,7 @@ def _planned(
             definitions(s.node for s in new),
         ),
         owners={s.name: s.node.owner for side in (old, new) for s in side if s.node.owner},
+        refused=getattr(builder, "refused", {}),
         warnings=tuple(dict.fromkeys(console.warnings)),
     )
 
@@ -320,8 +345,19 @@ def _promoted(context: ReadingContext, found: Environment | None) -> list[Snapsh
     return list(context.state_sync.get_snapshots(found.snapshots).values()) if found is not None else []
 
 
+def _gone(old: Mapping[str, Model], new: Mapping[str, Model]) -> dict[str, dict[str, Any]]:
+    """The columns that models had and have no more, as far as they are known; those of removed models are not among them."""
+    found = {}
+    for name in set(old) & set(new):
+        had, has = (model.columns_to_types or {} for model in (old[name], new[name]))
+        if has and (lost := {column: kind for column, kind in had.items() if column not in has}):
+            found[name] = lost
+    return found
+
+
 def _altered(plan: Plan, names: Collection[str], old: Mapping[str, Snapshot]) -> tuple[Altered, ...]:
     diff = plan.context_diff
+    made = {s.snapshot_id for s in plan.new_snapshots}
     direct = {s_id.name for s_id in plan.directly_modified}
     above: dict[str, set[str]] = {}
     for s_id, below in plan.indirectly_modified.items():
@@ -330,20 +366,28 @@ def _altered(plan: Plan, names: Collection[str], old: Mapping[str, Snapshot]) ->
     found: list[Altered] = []
     for s_id in sorted(diff.added):
         snapshot = plan.snapshots[s_id]
-        found.append(_one(snapshot, "added", None))
+        found.append(_one(snapshot, "added", None, fresh=True))
     for name, (new, was) in sorted(diff.modified_snapshots.items()):
         told = differences(was, new) if was.is_model and new.is_model else ()
-        # A model whose files are not here differs only by its parents, even if its query is rendered differently by that.
-        if new.node.project in names and name in direct:
-            found.append(_one(new, "direct", was, told=told))
-        elif new.node.project in names and told and not diff.indirectly_modified(name):
-            found.append(_one(new, "metadata", was, told=told))
+        # A model whose file says what it said differs only by its parents, even if its query is rendered differently by that.
+        own = new.node.project in names and definition(new.node) != definition(was.node)
+        if own and name in direct:
+            found.append(_one(new, "direct", was, told=told, fresh=new.snapshot_id in made))
+        elif own and told and not diff.indirectly_modified(name):
+            found.append(_one(new, "metadata", was, told=told, fresh=new.snapshot_id in made))
         else:
-            found.append(_one(new, "indirect", was, because=tuple(sorted(above.get(name, ())))))
+            because = tuple(sorted(above.get(name, ())))
+            stars = tuple(d for d in told if d.what == "star")
+            found.append(
+                _one(new, "indirect", was, because=because, told=stars, fresh=new.snapshot_id in made)
+            )
     for s_id in sorted(diff.removed_snapshots):
         was = old.get(s_id.name)
         project = (was.node.project or "") if was is not None else ""
-        found.append(Altered(s_id.name, project, "removed", old=was.version or "" if was is not None else ""))
+        # An audit of its own holds no data.
+        category = None if was is None or was.is_model else SnapshotChangeCategory.METADATA.name.lower()
+        version = was.version or "" if was is not None else ""
+        found.append(Altered(s_id.name, project, "removed", category, old=version))
     return tuple(found)
 
 
@@ -353,12 +397,28 @@ def _one(
     old: Snapshot | None,
     because: tuple[str, ...] = (),
     told: tuple[Difference, ...] = (),
+    *,
+    fresh: bool,
 ) -> Altered:
-    category = new.change_category
     return Altered(
-        new.name, new.node.project or "", how, category.name.lower() if category else None, bool(new.is_forward_only),
+        new.name, new.node.project or "", how, _category(new, how, old, fresh=fresh), bool(new.is_forward_only),
         because, told, old.version or "" if old is not None else "", new.version or "",
     )  # fmt: skip
+
+
+def _category(new: Snapshot, how: str, old: Snapshot | None, *, fresh: bool) -> str | None:
+    """What SQLMesh calls the change; of a version that was there before it says what that was a change of then, not of what now."""
+    category = new.change_category
+    if category is None or old is None:
+        return str(category.name.lower()) if category else None
+    was, now = (s.fingerprint for s in (old, new))
+    if (was.data_hash, was.parent_data_hash) == (now.data_hash, now.parent_data_hash):
+        category = SnapshotChangeCategory.METADATA
+    elif not fresh and new.version != old.version and old.version not in unbroken(new):
+        category = (
+            SnapshotChangeCategory.INDIRECT_BREAKING if how == "indirect" else SnapshotChangeCategory.BREAKING
+        )
+    return str(category.name.lower())
 
 
 def _queries(

@@ -262,7 +262,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         admitted = self._journal.admit(plan, wanted, emptied)
         result = {s: ranges for s, ranges in merged.items() if s not in under}
         # Also what nothing is ready of: SQLMesh makes the tables of what stands here, and promotes views on them.
-        result.update({s: pairs(admitted.get(s.name, ())) for s in under})
+        result.update({s: pairs(admitted.get(s.name, ())) for s in under if s.is_model or s.name in admitted})
         # And of what nothing is due yet, which SQLMesh forgets where something else is; in production also where it would be
         # evaluated after the promotion: new forward-only models, which all SCD tables are, and their descendants.
         if chosen := set(kwargs.get("selected_snapshot_ids") or ()):
@@ -447,11 +447,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         kwargs: dict[str, Any],
     ) -> list[Verdict]:
         """What is to be recorded of an evaluated piece, and what is not, in order."""
-        if (
-            not snapshot.is_incremental_by_time_range
-            or piece.end <= unit.next(piece.start)
-            or not each_interval_needs_its_own(snapshot)
-        ):
+        if piece.end <= unit.next(piece.start) or not each_interval_needs_its_own(snapshot, audits):
             return [verdict(piece, audits, snapshot)]
         found: list[Verdict] = []
         for one in unit.split(piece):
@@ -465,6 +461,8 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
                 snapshots={s.name: s for s in self.snapshots.values()},
                 deployability_index=kwargs["deployability_index"],
             )
+            if snapshot.is_audit and [r.query for r in results] == [r.query for r in audits]:
+                return [verdict(piece, audits, snapshot)]  # it does not go by the interval
             own = verdict(one, results, snapshot)
             if found and own.follows(found[-1]):
                 own = own.after(found.pop())

@@ -75,7 +75,7 @@ class Promoted:
 def promoted(
     snapshots: Collection[Snapshot], *, plan_id: str | None, finalized: bool, now: datetime
 ) -> Promoted:
-    """Translate snapshots; standalone audits are left out (they hold no data).
+    """Translate snapshots. A standalone audit is one of the nodes: it holds no data, and its verdicts are recorded by time.
 
     Args:
         snapshots: With fresh intervals.
@@ -87,26 +87,31 @@ def promoted(
     nodes: dict[str, ModelNode] = {}
     parents: dict[str, tuple[str, ...]] = {}
     recorded: dict[str, IntervalSet] = {}
-    unbroken: dict[str, frozenset[str]] = {}
+    kin: dict[str, frozenset[str]] = {}
     for snapshot in snapshots:
-        if not snapshot.is_model:
-            continue
         nodes[snapshot.name] = _node(snapshot, starts[snapshot.snapshot_id])
-        parents[snapshot.name] = tuple(sorted(snapshot.model.depends_on))
+        parents[snapshot.name] = tuple(sorted(snapshot.node.depends_on))
         recorded[snapshot.name] = interval_set(snapshot.intervals)
-        unbroken[snapshot.name] = _unbroken(snapshot)
-    for name in sorted({p for names in parents.values() for p in names} - set(nodes)):
-        # A table that only a query names: nobody's model in this state.
-        nodes[name] = ModelNode(
-            name=name, project="", version="", kind=Kind.EXTERNAL, unit=IntervalUnit.DAY, cron="@daily"
-        )
-        parents[name] = ()
+        kin[snapshot.name] = unbroken(snapshot)
+    for name, node in named_only(parents, nodes).items():
+        nodes[name], parents[name] = node, ()
     altered = {s.name: instant(s.last_altered_ts) for s in snapshots if s.is_model and s.last_altered_ts}
     kept = frozenset(s.name for s in snapshots if s.is_model and s.model.disable_restatement)
-    return Promoted(plan_id, finalized, nodes, parents, recorded, kept, unbroken, altered)
+    return Promoted(plan_id, finalized, nodes, parents, recorded, kept, kin, altered)
 
 
-def _unbroken(snapshot: Snapshot) -> frozenset[str]:
+def named_only(parents: Mapping[str, Iterable[str]], nodes: Collection[str]) -> dict[str, ModelNode]:
+    """The tables that only a query names: nobody's models."""
+    return {
+        name: ModelNode(
+            name=name, project="", version="", kind=Kind.EXTERNAL, unit=IntervalUnit.DAY, cron="@daily"
+        )
+        for name in sorted({parent for names in parents.values() for parent in names} - set(nodes))
+    }
+
+
+def unbroken(snapshot: Snapshot) -> frozenset[str]:
+    """The older versions of which a version is no breaking change."""
     found: set[str] = set()
     category = snapshot.change_category
     for older in reversed(snapshot.previous_versions):
@@ -143,7 +148,7 @@ def _starts(snapshots: Collection[Snapshot], now: datetime) -> dict[Any, datetim
 
 def _node(snapshot: Snapshot, start: datetime) -> ModelNode:
     node = snapshot.node
-    kind = Kind.from_sqlmesh(snapshot.model_kind_name.value)
+    kind = Kind.AUDIT if snapshot.is_audit else Kind.from_sqlmesh(snapshot.model_kind_name.value)
     return ModelNode(
         name=snapshot.name,
         project=node.project or "",
@@ -154,18 +159,29 @@ def _node(snapshot: Snapshot, start: datetime) -> ModelNode:
         cron_tz=str(node.cron_tz) if node.cron_tz else "UTC",
         start=start.astimezone(UTC),
         end=to_datetime(make_exclusive(node.end)).astimezone(UTC) if node.end else None,
-        lookback=snapshot.model.lookback,
         batch_size=node.batch_size,
         # SQLMesh calls every full-history kind dependent on its past; here it means that the query reads itself.
         depends_on_past=kind.time_partitioned and bool(snapshot.depends_on_past),
-        allow_partials=bool(snapshot.model.allow_partials),
+        **(_of_model(snapshot.model) if snapshot.is_model else {}),
     )
 
 
-def gated(snapshot: Snapshot, index: Any) -> bool:
-    """Whether the journal has a say: a model with a table that environments share.
+def _of_model(model: Any) -> dict[str, Any]:
+    """What only models declare."""
+    facts = {"lookback": model.lookback, "allow_partials": bool(model.allow_partials)}
+    # Nothing of a model that must not be computed again is, whatever its cron says.
+    if model.auto_restatement_cron and not model.disable_restatement:
+        facts |= {
+            "restate_cron": model.auto_restatement_cron,
+            "restate_units": model.auto_restatement_intervals,
+        }
+    return facts
 
-    Standalone audits hold no data, nor do external tables that are audited; a preview of a forward-only change writes
-    to a table of its own, which nobody gates on.
+
+def gated(snapshot: Snapshot, index: Any) -> bool:
+    """Whether the journal has a say: a model with a table that environments share, or a standalone audit of such tables.
+
+    External tables that are audited hold no data; a preview of a forward-only change writes to a table of its own, which
+    nobody gates on.
     """
-    return snapshot.is_model and not snapshot.is_symbolic and index.is_deployable(snapshot)
+    return not snapshot.is_symbolic and index.is_deployable(snapshot)

@@ -61,7 +61,7 @@ def history(
     adapter: EngineAdapter, snapshot: Snapshot, declared: tuple[str, str | None] | None
 ) -> dict[int | None, tuple[int, int, int]] | None:
     """What a table that was written as a whole tells of its past, see `changes`; None where it has no validity columns."""
-    if snapshot.is_incremental_by_time_range or snapshot.is_seed or snapshot.is_view:
+    if snapshot.is_audit or snapshot.is_incremental_by_time_range or snapshot.is_seed or snapshot.is_view:
         return None
     validity = validity_of(snapshot, declared)
     if validity is None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from meshgate import __version__
+from meshgate.cli import exits
 from meshgate.cli.analyze import analyze
 from meshgate.cli.call import (
     SIGNALLED,
@@ -267,6 +268,8 @@ def _agreed(mesh: Mesh, run: LiveRun) -> bool:
 
 for _command in (init, deploy, hold, release, accept, restate, verify, watch, analyze):
     cli.add_command(_command)
+for _name, _one in cli.commands.items():
+    _one.epilog = exits.told(_name)
 
 
 # From a process to an exit code, or to an exception

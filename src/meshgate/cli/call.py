@@ -202,7 +202,7 @@ def read_analysis(_: click.Context, __: click.Parameter, value: str | None) -> A
     if value is None:
         return None
     try:
-        text = sys.stdin.read() if value == "-" else Path(value).read_text(encoding="utf-8")
+        text = sys.stdin.read() if value == "-" else Path(value).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{value} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}",
@@ -210,7 +210,7 @@ def read_analysis(_: click.Context, __: click.Parameter, value: str | None) -> A
         ) from None
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(
             f"{value} is not an analysis: it is no JSON",
             hint="write it with `meshgate analyze --json > FILE`",

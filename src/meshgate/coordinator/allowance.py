@@ -30,12 +30,14 @@ class Allowance:
         cut_off: Models of which it is compared whether computing them again has changed anything, with the columns that do
             not count.
         holding: Models whose batches are kept from readers where a non-blocking audit of them fails.
+        judging: By standalone audit: the models that are kept from readers where it fails.
     """
 
     warehouse: int | None = None
     models: Mapping[str, int] = field(factory=dict)
     exclusive: frozenset[str] = frozenset()
     holding: frozenset[str] = frozenset()
+    judging: Mapping[str, frozenset[str]] = field(factory=dict)
     validity: Mapping[str, tuple[str, str | None]] = field(factory=dict)
     cut_off: Mapping[str, tuple[str, ...]] = field(factory=dict)
 
@@ -76,8 +78,9 @@ def allowance(graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]], proj
         exclusive.update(model for name in manifest.get("exclusive", ()) for model in resolved(graph, name))
         for name, (since, until) in manifest.get("validity", {}).items():
             validity |= dict.fromkeys(resolved(graph, name), (since, until))
+    holding = _holding(graph, manifests)
     return Allowance(
-        min(of_warehouse, default=None), models, frozenset(exclusive), _holding(graph, manifests), validity,
+        min(of_warehouse, default=None), models, frozenset(exclusive), holding, _judging(graph, manifests, holding), validity,
         cut_off(graph, manifests),
     )  # fmt: skip
 
@@ -90,7 +93,7 @@ def cut_off(graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]]) -> dic
         for name, given in manifest.get("models", {}).items()
         if given.get("early_cut_off") is not None
         for model in resolved(graph, name)
-        if graph[model].kind.time_partitioned and not graph.sequential(model)
+        if graph[model].kind is Kind.INCREMENTAL_BY_TIME_RANGE and not graph.sequential(model)
     }
 
 
@@ -107,6 +110,27 @@ def _holding(graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]]) -> fr
             elif policy == "pass":
                 found.difference_update(resolved(graph, name))
     return frozenset(found)
+
+
+def _judging(
+    graph: MeshGraph, manifests: Mapping[str, Mapping[str, Any]], holding: frozenset[str]
+) -> dict[str, frozenset[str]]:
+    """What each standalone audit may hold: of its own project, by what is declared for the model, or for the audit itself."""
+    told = {
+        name: given["on_audit_warning"]
+        for manifest in manifests.values()
+        for entry, given in manifest.get("models", {}).items()
+        if given.get("on_audit_warning")
+        for name in resolved(graph, entry)
+    }
+    found: dict[str, frozenset[str]] = {}
+    for name, node in graph.nodes.items():
+        if node.kind is Kind.AUDIT:
+            # What others hold of their own is theirs to decide.
+            read = {g.parent for g in graph.gates(name) if graph[g.parent].project == node.project}
+            mine = {"hold": read, "pass": set()}.get(told.get(name, ""), read & holding)
+            found[name] = frozenset(mine)
+    return found
 
 
 def check_names(graph: MeshGraph, project: ProjectConfig) -> None:
@@ -148,7 +172,7 @@ def check_names(graph: MeshGraph, project: ProjectConfig) -> None:
 def _check_cut_off(graph: MeshGraph, project: ProjectConfig, name: str, model: str) -> None:
     asks = f"models of project {project.name!r} asks for early_cut_off of {name}"
     kind = graph[model].kind
-    if not kind.time_partitioned:
+    if kind is not Kind.INCREMENTAL_BY_TIME_RANGE:
         raise ConfigError(
             f"{asks}, whose kind is {kind.value}",
             hint="only what is computed by ranges of time is compared; for an as-of table declare its validity",

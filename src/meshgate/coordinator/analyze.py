@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 
 from meshgate.analysis import (
+    ALL_COLUMNS,
     Analysis,
     Beyond,
     Change,
@@ -28,7 +29,7 @@ from meshgate.config import FILE_NAME, load
 from meshgate.coordinator.consequences import Consequences
 from meshgate.coordinator.crossings import boundaries, crossings
 from meshgate.coordinator.explain import environment_of
-from meshgate.coordinator.objections import collisions, refusals, strangers
+from meshgate.coordinator.objections import blanks, collisions, refusals, strangers
 from meshgate.coordinator.proposed import look
 from meshgate.coordinator.staleness import states_of
 from meshgate.coordinator.windows import told, windows_of
@@ -149,7 +150,7 @@ def _analyzed(
         order=order,
         refusals=refusals(scene, proposals),
         windows=_beyond(scene, proposals),
-        warnings=(*strangers(scene), *(w for p in proposals for w in p.warnings)),
+        warnings=(*strangers(scene), *blanks(scene), *(w for p in proposals for w in p.warnings)),
     )
 
 
@@ -215,6 +216,7 @@ def _order(scene: Scene) -> Any:
         Reading(
             child, own, parent, other,
             _columns(scene, child, parent, after=False), _columns(scene, child, parent, after=True),
+            {column: _makers(scene, parent, column) for column in sorted(_come_or_go(scene, parent))},
         )
         for (child, own, parent, other) in crossings(scene)
     ]  # fmt: skip
@@ -222,12 +224,32 @@ def _order(scene: Scene) -> Any:
     return arrange(scene.projects, required, {(r.parent_project, r.child_project) for r in readings})
 
 
+def _come_or_go(scene: Scene, name: str) -> set[str]:
+    was, now = (set(side.columns.get(name, ())) for side in (scene.before, scene.after))
+    return was ^ now
+
+
+def _makers(scene: Scene, name: str, column: str) -> frozenset[str]:
+    """Whose deploy makes a column of a model come or go: its own project's, or that of what a star brings it from."""
+    side = scene.after if column in scene.after.columns.get(name, ()) else scene.before
+    named = side.named.get(name)
+    found: set[str] = set()
+    if named is None or column not in named:
+        for edge in side.graph.parents(name):
+            if edge.parent != name and column in _come_or_go(scene, edge.parent):
+                found |= _makers(scene, edge.parent, column)
+    if named is None or not found:
+        found |= {side.owner(name) or ""} - {""}
+    return frozenset(found)
+
+
 def _columns(scene: Scene, child: str, parent: str, *, after: bool) -> frozenset[str] | None:
-    """What a model reads of another, so far or then; None where it does not."""
+    """What a model reads of another by name, so far or then; None where it does not."""
     side = scene.after if after else scene.before
     if side.owner(child) is None or parent not in {e.parent for e in side.graph.parents(child)}:
         return None
-    return side.reads.get(child, {}).get(parent, frozenset())
+    read, named = side.read_of(child, parent), side.named.get(child)
+    return read if named is None else read & {*named, ALL_COLUMNS}
 
 
 def _tables(side: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from meshgate.gate import Blocked, ParentState
     from meshgate.graph import ModelNode
 
+_ITSELF = ("forward_only", "star", "seed")  # left because of what it is, not of what it reads
 _SPOKEN = ("query", "code", "seed", "kind", "statements")
 
 
@@ -253,8 +254,22 @@ class Consequences:
             )
             if seeds and node.kind.recorded:
                 found.append(self._left(name, "seed", seeds))
+        found += self._beyond([one for one in found if one.reason in _ITSELF])
         place = {name: number for number, name in enumerate(self._graph.order())}
         return tuple(sorted(found, key=lambda one: (place[one.model], one.reason)))
+
+    def _beyond(self, left: Sequence[Left]) -> list[Left]:
+        """Where what follows ends once somebody asks for what is left: who merges rows of it does not follow by itself."""
+        told = (
+            {one.model for one in left} | {stop.name for stop in self._stops} | {w.model for w in self._work}
+        )
+        recorded = {n: s.covered for n, s in self._view.items()}
+        stops = self._follow({one.model: one.range for one in left}, recorded)[1] if left else ()
+        return [
+            Left(stop.name, stop.project, stop.reason, stop.reached, stop.because)
+            for stop in stops
+            if stop.name not in told and stop.reached
+        ]
 
     def _left(self, name: str, reason: str, because: tuple[str, ...] = ()) -> Left:
         return Left(name, self._graph[name].project, reason, self._view[name].covered, because)

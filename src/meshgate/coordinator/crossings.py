@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meshgate.analysis import Boundary, Reason, reasons_of
+from meshgate.graph import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,14 +34,16 @@ def boundaries(
         was, now = (_reads(side, child, parent) for side in (scene.before, scene.after))
         if parent not in moved and not (child in moved and was != now):
             continue
-        reads = scene.after.reads.get(child, {}) if now else scene.before.reads.get(child, {})
-        reason = next(iter(reasons_of({parent: reads.get(parent, frozenset())}, told, rows)), Reason(parent))
+        side = scene.after if now else scene.before
+        reason = next(iter(reasons_of({parent: side.read_of(child, parent)}, told, rows)), Reason(parent))
         if scene.after.owner(parent) is None:
             effect = "broken" if now else "gone"
         elif was != now:
             effect = "new" if now else "gone"
         else:
             effect = effects.get(child, "left" if parent in forward else "none")
+        if effect == "none" and child in scene.after.graph and scene.after.graph[child].kind is Kind.AUDIT:
+            continue  # it makes nothing, and is asked again
         found.append(Boundary(parent, other, child, own, scene.owners.get(child), effect, reason))
     return tuple(found)
 

@@ -12,11 +12,13 @@ from meshgate.coordinator.journal import RunJournal
 from meshgate.coordinator.leased import leased
 from meshgate.coordinator.manifest import declared_edges
 from meshgate.coordinator.objections import takings
+from meshgate.coordinator.observe import look_before_deploying
 from meshgate.coordinator.outcome import Outcome
 from meshgate.coordinator.policies import declared_settings
 from meshgate.coordinator.reconcile import Finding, graph_of, reconcile
 from meshgate.coordinator.run import RunReport, Workbench, _counts, _finish, _in_progress, _report
 from meshgate.coordinator.sources import check_sources
+from meshgate.coordinator.ticks import check_ticks
 from meshgate.coordinator.waiting import until_free
 from meshgate.coordinator.world import DEFINITION, project_digest
 from meshgate.errors import LeaseLostError, MeshgateError, ProjectError, StoppedError
@@ -161,7 +163,7 @@ def _apply(
             )
         journal = RunJournal(
             bench, lease.run_id, project.name, keeper, MeshGraph({}, []), {},
-            environment=None, now=now, build=lambda plan: _build(bench, project, target, plan, deploying),
+            environment=None, now=now, build=lambda plan: _build(bench, project, opened, target, plan, deploying, now),
             promoted=_versions(current or opened.promoted("prod", now)),
             allow=lambda graph: allowance(graph, {**bench.ledger.manifests(target), project.name: declared}, project.name),
         )  # fmt: skip
@@ -239,14 +241,21 @@ def _ask_for(bench: Workbench, target: str, restating: Mapping[str, Interval]) -
 def _build(
     bench: Workbench,
     project: ProjectConfig,
+    opened: SqlmeshProject,
     target: str,
     plan: Promoted,
     deploying: Mapping[str, Mapping[str, Any]],
+    now: datetime,
 ) -> MeshGraph:
-    """The graph of what the plan holds, and whatever the project declares about its models is about models of it."""
+    """The graph of what the plan holds, and whatever the project declares about its models is about models of it.
+
+    It is built before anything is evaluated: from then on changes of the project's sources are seen.
+    """
     graph = graph_of(bench.ledger, target, plan, deploying)
     check_names(graph, project)
     check_sources(graph, project)
+    check_ticks(graph, project.name, now)
+    look_before_deploying(bench, project, opened, graph, target, now)
     return graph
 
 

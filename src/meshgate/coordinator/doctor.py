@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Final, Literal
-
-from attrs import evolve, frozen
+from typing import TYPE_CHECKING, Any, Final
 
 from meshgate.bridge.contract import TESTED_RANGE, check_hooks, check_version, installed_versions, minor
 from meshgate.config import load
-from meshgate.coordinator.allowance import check_names, declared_allowance
+from meshgate.coordinator.allowance import declared_allowance
+from meshgate.coordinator.diagnosis import Check, Diagnosis, failed, guarded
+from meshgate.coordinator.doctor_projects import Looked, look, together
 from meshgate.coordinator.manifest import declared_edges
 from meshgate.coordinator.policies import declared_settings
 from meshgate.coordinator.reconcile import graph_of
 from meshgate.coordinator.windows import read_windows, told
 from meshgate.errors import MeshgateError, NotDeployedError
+from meshgate.yaml_source import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from meshgate.config import MeshConfig, ProjectConfig
     from meshgate.coordinator.run import Workbench
-
-Outcome = Literal["ok", "warn", "fail"]
 
 _OLDEST_POSTGRES: Final = 140000
 _SKEW_WORTH_TELLING: Final = timedelta(seconds=5)
@@ -44,44 +43,6 @@ _KEYS: Final = {
 }
 
 
-@frozen
-class Check:
-    """One thing that was looked at.
-
-    Attributes:
-        name: What kind of thing: `config`, `sqlmesh`, `ledger`, `clock`, `notifications`, `project`, `versions`,
-            `manifest`, `limits`, `windows`, `environment`, `runs`.
-        subject: Which one of them: a project, an environment; empty where there is only one.
-        outcome: `ok`, `warn` or `fail`.
-        message: What was found.
-        hint: What to do about it.
-    """
-
-    name: str
-    subject: str
-    outcome: Outcome
-    message: str
-    hint: str | None = None
-
-
-@frozen
-class Diagnosis:
-    """Everything that was looked at, in the order in which it matters."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def outcome(self) -> Outcome:
-        """The worst outcome."""
-        found = {check.outcome for check in self.checks}
-        return "fail" if "fail" in found else "warn" if "warn" in found else "ok"
-
-    @property
-    def exit_code(self) -> int:
-        """2 where anything fails, else 0."""
-        return 2 if self.outcome == "fail" else 0
-
-
 def examine(path: Path | None, connect: Callable[[MeshConfig], Workbench]) -> Diagnosis:
     """Look at everything; nothing that is found stops the looking, and nothing is written.
 
@@ -89,57 +50,57 @@ def examine(path: Path | None, connect: Callable[[MeshConfig], Workbench]) -> Di
         path: `meshgate.yaml` or its folder; None looks for it.
         connect: Opens the ledger of a configuration without looking at it.
     """
-    checks: list[Check] = [*_guarded("sqlmesh", "", _sqlmesh)]
+    checks: list[Check] = [*guarded("sqlmesh", "", _sqlmesh)]
     try:
         config = load(path)
     except MeshgateError as error:
-        return Diagnosis((_failed("config", "", error), *checks))
+        return Diagnosis((failed("config", "", error), *checks))
     names = ", ".join(project.name for project in config.projects)
     checks.insert(0, Check("config", "", "ok", f"{config.path} is in order; its projects: {names}"))
     bench: Workbench | None = None
     try:
         bench = connect(config)
     except MeshgateError as error:
-        checks.append(_failed("ledger", "", error))
+        checks.append(failed("ledger", "", error))
     known: dict[str, dict[str, Any]] | None = None
     if bench is not None:
         found = _ledger(bench, config)
         checks += found
         if all(check.outcome != "fail" for check in found):
             known = bench.ledger.projects()
-    for project in config.projects:
-        row = (known or {}).get(project.name, {})
-        checks += _guarded(
-            "project", project.name, _project, bench, project, deployed=bool(row.get("deployed_at"))
-        )
-    if bench is not None and known is not None:
-        checks += _guarded("versions", "", _versions, known)
-        for project in config.projects:
-            checks += _guarded("manifest", project.name, _manifest, project, known)
-            checks += _guarded("limits", project.name, _limits, bench, project)
-            if known.get(project.name, {}).get("deployed_at"):
-                checks += _guarded("windows", project.name, _windows, bench, project)
-        for environment in sorted({project.environment for project in config.projects}):
-            checks += _guarded("runs", environment, _runs, bench, environment)
+    by_name = {project.name: project for project in config.projects}
+    looked = {name: look(project, by_name) for name, project in by_name.items()}
+    for one in looked.values():
+        checks += one.checks
+    if bench is None or known is None:
+        checks += together(by_name, looked, {})
+    else:
+        checks += _beside_the_ledger(bench, by_name, looked, known)
     return Diagnosis(tuple(checks))
 
 
-def _failed(name: str, subject: str, error: MeshgateError) -> Check:
-    return Check(name, subject, "fail", error.message, error.hint)
-
-
-def _guarded(
-    name: str, subject: str, look: Callable[..., Iterator[Check]], *args: Any, **kwargs: Any
+def _beside_the_ledger(
+    bench: Workbench,
+    projects: Mapping[str, ProjectConfig],
+    looked: Mapping[str, Looked],
+    known: Mapping[str, Mapping[str, Any]],
 ) -> list[Check]:
-    """What a look finds, and what it stumbles over as a finding of its own."""
-    found: list[Check] = []
-    try:
-        found.extend(look(*args, **kwargs))
-    except MeshgateError as error:
-        found.append(_failed(name, subject, error))
-    except Exception as error:  # noqa: BLE001 - the other checks are worth more than a traceback
-        found.append(Check(name, subject, "fail", f"could not be looked at: {type(error).__name__}"))
-    return found
+    checks: list[Check] = []
+    deployed = {n: known[n]["deployed_at"] for n in projects if known.get(n, {}).get("deployed_at")}
+    for name, when in deployed.items():
+        # Opening SQLMesh's state makes its tables where there are none: not a doctor's business.
+        if looked[name].settings is not None:
+            checks += guarded("environment", name, _environment, bench, projects[name], when)
+    promoted = {e: bench.ledger.manifest(e).graph for e in bench.ledger.environments()}
+    checks += together(projects, looked, promoted)
+    checks += guarded("versions", "", _versions, known)
+    for name, project in projects.items():
+        checks += guarded("manifest", name, _manifest, project, known)
+        if name in deployed and looked[name].models is not None:
+            checks += guarded("windows", name, _windows, bench, project)
+    for environment in sorted({project.environment for project in projects.values()}):
+        checks += guarded("runs", environment, _runs, bench, environment)
+    return checks
 
 
 def _sqlmesh() -> Iterator[Check]:
@@ -153,10 +114,10 @@ def _sqlmesh() -> Iterator[Check]:
 
 
 def _ledger(bench: Workbench, config: MeshConfig) -> list[Check]:
-    checks = _guarded("ledger", "", _server, bench, config)
+    checks = guarded("ledger", "", _server, bench, config)
     if not any(check.outcome == "fail" for check in checks):
-        checks += _guarded("ledger", "", _schema, bench)
-        checks += _guarded("notifications", "", _notifications, bench)
+        checks += guarded("ledger", "", _schema, bench)
+        checks += guarded("notifications", "", _notifications, bench)
     return checks
 
 
@@ -206,34 +167,18 @@ def _notifications(bench: Workbench) -> Iterator[Check]:
 # Projects
 
 
-def _project(bench: Workbench | None, project: ProjectConfig, *, deployed: bool) -> Iterator[Check]:
-    from meshgate.bridge.settings import read_settings
-
-    name = project.name
-    settings = read_settings(project.path)
-    wrong: list[Check] = []
-    if settings.key != name:
-        found = f"`project: {settings.key}`" if settings.key else "no `project:` key"
-        hint = f"write `project: {name}` into its config.yaml, or change the name in meshgate.yaml"
-        wrong.append(
-            Check("project", name, "fail", f"the SQLMesh project in {project.path} has {found}", hint)
-        )
-    if project.gateway is not None and project.gateway.lower() not in settings.gateways:
-        has = ", ".join(settings.gateways) or "none with a name"
-        message = f"gateway {project.gateway!r} is not configured in {project.path}"
-        wrong.append(Check("project", name, "fail", message, f"it has: {has}"))
-    yield from wrong or [Check("project", name, "ok", f"{project.path} has `project: {name}`")]
-    # Opening SQLMesh's state makes its tables where there are none: not a doctor's business.
-    if deployed and not wrong and bench is not None:
-        yield from _guarded("environment", name, _environment, bench, project)
-
-
-def _environment(bench: Workbench, project: ProjectConfig) -> Iterator[Check]:
+def _environment(bench: Workbench, project: ProjectConfig, deployed_at: datetime) -> Iterator[Check]:
     promoted = bench.open_project(project, load=False).promoted(project.environment, bench.ledger.clock())
     deploy = f"run `meshgate deploy {project.name} --environment {project.environment}`"
     where = f"environment {project.environment!r}"
-    if promoted is None:
-        yield Check("environment", project.name, "warn", f"SQLMesh's state has no {where}", deploy)
+    known = bench.ledger.environments()
+    if promoted is None and project.environment not in known:
+        hint = f"{nearest(project.environment, known)} Else {deploy}"
+        yield Check("environment", project.name, "warn", f"nothing was deployed in {where}", hint)
+    elif promoted is None:
+        message = f"SQLMesh's state has no {where}, though the project was deployed at {_at(deployed_at)}: it was another state"
+        hint = f"correct the `state_connection` in its config.yaml, or what that reads from the environment; if it is new, {deploy}"
+        yield Check("environment", project.name, "warn", message, hint)
     elif not promoted.finalized:
         yield _half_changed(bench, project, where, deploy)
     else:
@@ -294,10 +239,13 @@ def _manifest(project: ProjectConfig, known: Mapping[str, Mapping[str, Any]]) ->
         hint = f"{deploy}: until then runs decide from the copy; only schedule and overlap count at once"
         yield Check("manifest", project.name, "warn", message, hint)
     else:
-        message = (
-            f"meshgate.yaml is what was deployed at {row['deployed_at'].astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
+        yield Check(
+            "manifest", project.name, "ok", f"meshgate.yaml is what was deployed at {_at(row['deployed_at'])}"
         )
-        yield Check("manifest", project.name, "ok", message)
+
+
+def _at(instant: datetime) -> str:
+    return f"{instant.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
 def manifest_differences(project: ProjectConfig, copy: Mapping[str, Any]) -> list[str]:
@@ -334,31 +282,6 @@ def _value(key: str, value: Any) -> str:
             for name, one in sorted(value.items())
         )
     return ", ".join(value) if isinstance(value, list) else str(value)
-
-
-def _limits(bench: Workbench, project: ProjectConfig) -> Iterator[Check]:
-    """What limits, exclusive and validity name has to be there; a deploy would refuse it."""
-    if not project.model_limits and not project.exclusive and not project.validity:
-        return
-    if project.environment not in bench.ledger.environments():
-        return
-    graph = bench.ledger.manifest(project.environment).graph
-    bare = evolve(project, model_limits={}, exclusive=(), validity={})
-    single = [evolve(bare, model_limits={name: 1}) for name in project.model_limits]
-    single += [evolve(bare, exclusive=(name,)) for name in project.exclusive]
-    single += [evolve(bare, validity={name: columns}) for name, columns in project.validity.items()]
-    wrong = False
-    for one in single:
-        try:
-            check_names(graph, one)
-        except MeshgateError as error:
-            wrong = True
-            hint = f"{error.hint}; if it is new, deploy it" if error.hint else "if it is new, deploy it"
-            yield Check("limits", project.name, "warn", error.message, hint)
-    if not wrong:
-        yield Check(
-            "limits", project.name, "ok", "every model that limits, exclusive and validity name is there"
-        )
 
 
 def _windows(bench: Workbench, project: ProjectConfig) -> Iterator[Check]:

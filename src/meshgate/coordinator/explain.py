@@ -33,7 +33,7 @@ class RunFacts:
     Attributes:
         run_id: Its id.
         project: Whose.
-        purpose: `run` or `deploy`.
+        purpose: `run`, `deploy` or `maintenance`.
         state: `running`, `done`, `failed`, `lost`, `stopped` or `nothing_to_do`.
         host: Where it runs or ran.
         pid: As which process.

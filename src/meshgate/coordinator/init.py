@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from meshgate.bridge.settings import ProjectModels, StatePlace
+    from meshgate.bridge.settings import StatePlace
+    from meshgate.bridge.survey import ProjectModels
 
 _CONFIGS = ("config.yaml", "config.yml", "config.py")
+_LOCAL = "MESHGATE_LOCAL_"
 _DEEP = 3
 """Folders below the first one that are looked into."""
 
@@ -81,13 +84,15 @@ def begin(folders: Sequence[Path], into: Path) -> Beginning:
         raise ConfigError(f"there is a {path} already", hint="change that, or move it away first")
     passed_over: list[tuple[Path, str]] = []
     projects: list[FoundProject] = []
-    for folder in folders or _search(into, _DEEP):
-        try:
-            projects.append(_look(folder))
-        except MeshgateError as error:
-            if folders:
-                raise
-            passed_over.append((folder, error.message))
+    candidates = list(folders or _search(into, _DEEP))
+    with _private_server(candidates, into) as private:
+        for folder in candidates:
+            try:
+                projects.append(_look(folder))
+            except MeshgateError as error:
+                if folders:
+                    raise
+                passed_over.append((folder, error.message))
     if not projects:
         why = "".join(f"; {message}" for _, message in passed_over)
         raise ConfigError(
@@ -103,12 +108,27 @@ def begin(folders: Sequence[Path], into: Path) -> Beginning:
                 hint="give each a `project:` key of its own in its config.yaml",
             )
         seen[project.name] = project.path
-    places = [p.state for p in projects if p.state and p.state.engine == "postgres"]
+    places = [p.state for p in projects if p.state and p.state.engine == "postgres" and not private]
     ledger = f"postgresql://{places[0].database}" if places else None
     text = _text(projects, into, places[0] if places else None)
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
     return Beginning(path, text, tuple(projects), ledger, tuple(passed_over))
+
+
+@contextmanager
+def _private_server(folders: Sequence[Path], into: Path) -> Iterator[bool]:
+    """The server that `ledger: {url: local}` will have, where configurations read its variables and nobody has set them."""
+    read = any(_LOCAL in text for folder in folders for text in _configurations(folder))
+    if not read or f"{_LOCAL}PORT" in os.environ:
+        yield False
+        return
+    from meshgate.local_postgres import LocalPostgres
+
+    with LocalPostgres.start(into / ".meshgate") as server:
+        server.ensure_database("meshgate")
+        os.environ.update(server.environment())
+        yield True
 
 
 def _parents_first(projects: Sequence[FoundProject]) -> list[FoundProject]:
@@ -135,20 +155,27 @@ def _search(folder: Path, deep: int) -> Iterator[Path]:
 
 
 def _is_project(folder: Path) -> bool:
-    found = [folder / name for name in _CONFIGS if (folder / name).is_file()]
-    if not found:
+    texts = _configurations(folder)
+    if not texts:
         return False
-    texts = [path.read_text(encoding="utf-8", errors="replace") for path in found]
     return (folder / "models").is_dir() or any(
         "model_defaults" in text or "gateways" in text for text in texts
     )
 
 
+def _configurations(folder: Path) -> list[str]:
+    files = (folder / name for name in _CONFIGS)
+    return [file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()]
+
+
 def _look(folder: Path) -> FoundProject:
-    from meshgate.bridge.settings import read_models, read_settings
+    from meshgate.bridge.settings import read_settings
+    from meshgate.bridge.survey import survey_models
 
     settings = read_settings(folder)
-    models = read_models(folder)
+    models: ProjectModels | None = None
+    with suppress(MeshgateError):  # whatever its files or its packages lack: `meshgate doctor` says what
+        models = survey_models(folder)
     then = datetime(2026, 1, 5, 0, 0, 1, tzinfo=UTC)
     crons = models.crons if models else ()
     schedule = min(crons, key=lambda c: cron_next(c[0], c[1], then))[0] if crons else None

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from meshgate.coordinator.allowance import Allowance
+from meshgate.coordinator.judging import judged
 from meshgate.coordinator.outcome import Failure, Outcome, failure_in_words, wait_in_words
 from meshgate.coordinator.progress import Batch, Planned
 from meshgate.coordinator.rebuild import rebuilt
@@ -13,7 +14,7 @@ from meshgate.coordinator.standing import standings
 from meshgate.coordinator.validity import compared
 from meshgate.errors import EvaluationError, LeaseLostError, MeshgateError, StoppedError
 from meshgate.gate import Blocked, decide
-from meshgate.graph import readers_of, window_of
+from meshgate.graph import Kind, readers_of, window_of
 from meshgate.interval import Interval, IntervalSet
 from meshgate.lease import loss_stops
 
@@ -399,7 +400,8 @@ class RunJournal:
         """
         node = self._graph[name]
         warned = [a for a in audits if a["count"]]
-        holds = bool(warned) and name in self._allowed.holding
+        why = failure_in_words({"audits": warned}) if warned else None
+        holds = name in self._allowed.holding and node.kind is not Kind.AUDIT
         fresh = max(
             piece.start, self._frontier(name)
         )  # a deploy's piece begins with what its plan looks back at
@@ -410,8 +412,8 @@ class RunJournal:
             made = self._ledger.commit(
                 self._run_id, self._ids[name], piece, verdict="warned" if warned else "passed", audits=audits,
                 duration=duration, rows=rows, lookback=lookback, stale_from=self.stale_from.get(name),
-                hold=failure_in_words({"audits": warned}) if holds else None,
-                changed_from=changed, past=told, same=same,
+                hold=why if holds else None, changed_from=changed, past=told, same=same,
+                judged=judged(self._graph, self._ids, node, piece, why, self._allowed.judging.get(name, ())),
             )  # fmt: skip
         self._say(node, piece, "committed")
         kept = self._ledger.touched(self._ids[name], made) if same else IntervalSet()

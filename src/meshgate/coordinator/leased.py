@@ -10,7 +10,7 @@ from meshgate.lease import LeaseKeeper, identify
 from meshgate.ledger import BackOff, Busy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from meshgate.config import ProjectConfig
@@ -29,10 +29,11 @@ def leased(
     engine_in_process: bool,
     warehouse: str,
     share: bool = False,
+    on_lost: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Lease, LeaseKeeper] | Busy]:
     """A lease that is kept alive while the block runs, or the run that is in the way. The block finishes the run.
 
-    `warehouse`: what its batches are counted against.
+    `warehouse`: what its batches are counted against. `on_lost`: called, from another thread, when the lease is lost.
     """
     settings = bench.config.ledger
     bench.bury_the_gone()
@@ -52,5 +53,8 @@ def leased(
 
     # Whoever waits for an answer of a ledger that has fallen silent must learn that the lease is over.
     cut = bench.ledger.database.cut
-    with LeaseKeeper(bench.ledger, answer, asked_at, on_expired=cut) as keeper, bench.stop.ending(end):
+    with (
+        LeaseKeeper(bench.ledger, answer, asked_at, on_lost, on_expired=cut) as keeper,
+        bench.stop.ending(end),
+    ):
         yield answer, keeper

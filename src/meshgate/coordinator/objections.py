@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meshgate.analysis import Collision, Refusal
+from meshgate.analysis import ALL_COLUMNS, Collision, Refusal
 from meshgate.graph import name_parts
 from meshgate.interval import IntervalSet
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from meshgate.analysis import Work
     from meshgate.bridge.dropped import Dropped
     from meshgate.bridge.proposal import Proposal
-    from meshgate.coordinator.proposed import Scene, Side
+    from meshgate.coordinator.proposed import Scene
     from meshgate.coordinator.run import Workbench
 
 
@@ -27,7 +27,9 @@ def collisions(bench: Workbench, scene: Scene, work: Sequence[Work]) -> tuple[Co
     """What is in flight, or asked for, where something is replaced or computed."""
     if scene.manifest is None:
         return ()
-    times = {one.model: one.range for one in work}
+    times: dict[str, IntervalSet] = {}
+    for one in work:
+        times[one.model] = times.get(one.model, IntervalSet()) | one.range
     found: list[Collision] = [
         Collision("run", run.run_id, run.project, None, "deploying", IntervalSet(), run.expires_at)
         for run in bench.ledger.live_runs()
@@ -57,6 +59,13 @@ def refusals(scene: Scene, proposals: Iterable[Proposal]) -> tuple[Refusal, ...]
     found = [*scene.refusals, *_owned_twice(scene), *_removed(scene), *_missing(scene)]
     for proposal in proposals:
         found += takings(proposal.projects, proposal.dropped)
+        found += [
+            Refusal(
+                "forward_only", name, scene.after.owner(name) or "", f"SQLMesh refuses to plan {spoken(name)}: {said}",
+                "declare on_destructive_change or on_additive_change in it, or do without forward_only",
+            )
+            for name, said in sorted(proposal.refused.items())
+        ]  # fmt: skip
     return tuple(found)
 
 
@@ -104,7 +113,7 @@ def _removed(scene: Scene) -> Iterable[Refusal]:
                 said = f"{spoken(parent)} of {was} is removed, and {spoken(child)} of {own} reads it"
                 yield Refusal("removed_model", parent, was, said, first)
                 continue
-            for column in _gone(scene, parent) & _read_of(after, child, parent):
+            for column in sorted(_gone(scene, parent) & after.read_of(child, parent)):
                 said = (
                     f"column {column} of {spoken(parent)} is removed, and {spoken(child)} of {own} reads it"
                 )
@@ -119,7 +128,7 @@ def _missing(scene: Scene) -> Iterable[Refusal]:
             whose, has = after.owner(parent), set(after.columns.get(parent, ()))
             if not whose or not has or parent == name:
                 continue
-            known = set(_read_of(scene.before, name, parent)) | has | {"*"}
+            known = set(scene.before.read_of(name, parent)) | has | {"*"}
             for column in sorted(set(read) - known):
                 yield Refusal(
                     "missing_column", parent, whose,
@@ -142,10 +151,25 @@ def strangers(scene: Scene) -> tuple[str, ...]:
     return tuple(f"{said}: is it a source, or is a checkout missing?" for _, said in sorted(found.items()))
 
 
+def blanks(scene: Scene) -> tuple[str, ...]:
+    """Columns that are removed, where nobody can tell whether they are still read."""
+    found: list[str] = []
+    for child in scene.after.graph.order():
+        own = scene.after.owner(child)
+        for edge in scene.after.graph.parents(child) if own else ():
+            gone = sorted(_gone(scene, edge.parent))
+            if gone and edge.parent != child and ALL_COLUMNS in scene.after.read_of(child, edge.parent):
+                which = "column" if len(gone) == 1 else "columns"
+                help_ = (
+                    "look there" if own in scene.projects else f"look there, or give the checkout of {own}"
+                )
+                found.append(
+                    f"{which} {', '.join(gone)} of {spoken(edge.parent)} {'is' if len(gone) == 1 else 'are'} removed, and which columns "
+                    f"{spoken(child)} of {own} reads is not known: {help_}"
+                )
+    return tuple(found)
+
+
 def _gone(scene: Scene, name: str) -> frozenset[str]:
     was, now = (set(side.columns.get(name, ())) for side in (scene.before, scene.after))
     return frozenset(was - now) if now else frozenset()
-
-
-def _read_of(side: Side, child: str, parent: str) -> frozenset[str]:
-    return side.reads.get(child, {}).get(parent, frozenset())

@@ -8,7 +8,7 @@ look makes the requests. A run looks before it plans, so that what it evaluates 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from attrs import frozen
@@ -99,6 +99,60 @@ def watch_before_planning(
             )
 
 
+def look_before_deploying(
+    bench: Workbench,
+    project: ProjectConfig,
+    opened: SqlmeshProject,
+    graph: MeshGraph,
+    environment: str,
+    now: datetime,
+) -> None:
+    """Note what a project's sources look like before a deploy evaluates their readers, where nobody has looked like this yet.
+
+    Else the first run would take for given what came between the deploy's reading and its own look. A source that cannot be
+    looked at is told, and hinders nothing.
+    """
+    for source in project.sources:
+        asked = _question(graph, project.name, source, now)
+        known = bench.ledger.observation(environment, project.name, resolve_source(graph, source.table))
+        if asked is None or known is not None:  # what a run compares with what it sees is not to be moved
+            continue
+        try:
+            seen = Observation(asked.declared, asked.span, asked.prints(opened), 0)
+        except MeshgateError as error:
+            log.warning("source.unseen", source=source.table, error=error.message)
+            continue
+        bench.ledger.save_observation(environment, project.name, asked.source, seen, (), reason="", by="")
+
+
+@frozen
+class _Question:
+    """What is asked of a source: by which columns, in buckets of which length, over which time."""
+
+    source: str
+    declared: dict[str, Any]
+    span: Interval
+    bucket: timedelta
+
+    def prints(self, opened: SqlmeshProject) -> dict[int, tuple[int, str | None]]:
+        """The answer, by the second with which a bucket begins."""
+        time_column, updated_at = self.declared["time_column"], self.declared["updated_at"]
+        return opened.prints(self.source, time_column, updated_at, self.span, self.declared["bucket_s"])
+
+
+def _question(graph: MeshGraph, project: str, source: SourceConfig, now: datetime) -> _Question | None:
+    """None where nobody of the project reads the source."""
+    name = resolve_source(graph, source.table)
+    readers = list(_readers(graph, name, project))
+    if not readers:
+        return None
+    unit = min((reader.unit for reader in readers), key=lambda unit: unit.approximate)
+    bucket = min(unit.approximate, _LONGEST_BUCKET)
+    bucket_s = int(bucket.total_seconds())
+    declared = {"time_column": source.time_column, "updated_at": source.updated_at, "bucket_s": bucket_s}
+    return _Question(name, declared, _span(now, source.within, bucket), bucket)
+
+
 def _look(
     bench: Workbench,
     project: ProjectConfig,
@@ -108,23 +162,18 @@ def _look(
     now: datetime,
 ) -> Look:
     graph = manifest.graph
-    name = resolve_source(graph, source.table)
-    readers = list(_readers(graph, name, project.name))
-    if not readers:
+    question = _question(graph, project.name, source, now)
+    if question is None:
+        name = resolve_source(graph, source.table)
         return Look(name, project.name, None, first=False, changed=IntervalSet(), requests=())
-    unit = min((reader.unit for reader in readers), key=lambda unit: unit.approximate)
-    bucket = min(unit.approximate, _LONGEST_BUCKET)
-    span = _span(now, source.within, bucket)
-    bucket_s = int(bucket.total_seconds())
-    declared = {"time_column": source.time_column, "updated_at": source.updated_at, "bucket_s": bucket_s}
+    name, declared, span = question.source, question.declared, question.span
     # Read before the source: who looks later knows what this look has seen.
     known = bench.ledger.observation(manifest.environment, project.name, name)
-    prints = opened.prints(name, source.time_column, source.updated_at, span, bucket_s)
-    seen = Observation(declared, span, prints, known.looks if known else 0)
+    seen = Observation(declared, span, question.prints(opened), known.looks if known else 0)
     if known is None or known.declared != declared:
         bench.ledger.save_observation(manifest.environment, project.name, name, seen, (), reason="", by="")
         return Look(name, project.name, span, first=True, changed=IntervalSet(), requests=())
-    seen, changed = _compared(seen, known, bucket)
+    seen, changed = _compared(seen, known, question.bucket)
     asked = _asked(
         bench, manifest, name, project.name, changed, IntervalSet.of(known.interval.end, seen.interval.end)
     )

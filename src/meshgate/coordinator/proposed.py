@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from meshgate.analysis import Refusal
+from meshgate.analysis import ALL_COLUMNS, Refusal
 from meshgate.coordinator.deploy import _declared
 from meshgate.coordinator.manifest import build_graph
 from meshgate.coordinator.standing import standing
@@ -39,12 +39,14 @@ class Side:
         recorded: What is recorded of each.
         columns: The columns of each, as far as they are known.
         reads: The columns that each reads of each parent, as far as that is known.
+        named: What the query of each calls by name, as far as that is known; None: perhaps anything.
     """
 
     graph: MeshGraph
     recorded: Mapping[str, Any]
     columns: Mapping[str, Mapping[str, str]]
     reads: Mapping[str, Mapping[str, frozenset[str]]]
+    named: Mapping[str, frozenset[str] | None]
 
     def owner(self, name: str) -> str | None:
         """Whose model it is; None for what no project makes, and what is not there."""
@@ -54,6 +56,12 @@ class Side:
     def version(self, name: str) -> str | None:
         """Its version, if it is a model that some project makes."""
         return self.graph[name].version if self.owner(name) is not None else None
+
+    def read_of(self, child: str, parent: str) -> frozenset[str]:
+        """The columns that one reads of another: of a project whose files and state nobody looked at, any."""
+        if child not in self.reads:
+            return frozenset((ALL_COLUMNS,))
+        return self.reads[child].get(parent, frozenset())
 
 
 @frozen
@@ -146,10 +154,15 @@ def look(
     known = {name: states[key] for name, key in manifest.version_ids.items()} if manifest else {}
     refusals: list[Refusal] = []
     before = _side(
-        [(p.before, p.columns[0], p.reads[0]) for p in proposals], manifest, known, deployed, environment, []
+        [(p.before, p.columns[0], p.reads[0], p.named[0]) for p in proposals],
+        manifest,
+        known,
+        deployed,
+        environment,
+        [],
     )
     after = _side(
-        [(p.after, p.columns[1], p.reads[1]) for p in proposals], manifest, known, manifests, environment, refusals
+        [(p.after, p.columns[1], p.reads[1], p.named[1]) for p in proposals], manifest, known, manifests, environment, refusals
     )  # fmt: skip
     place = {name: number for number, name in enumerate([*after.graph.order(), *before.graph.order()])}
     altered = sorted(
@@ -176,7 +189,7 @@ def _only_external(altered: Altered, before: Side, after: Side) -> bool:
 
 
 def _side(
-    parts: Iterable[tuple[Promoted | None, Mapping[str, Any], Mapping[str, Any]]],
+    parts: Iterable[tuple[Promoted | None, Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]],
     manifest: Manifest | None,
     known: Mapping[str, VersionState],
     manifests: Mapping[str, Mapping[str, Any]],
@@ -214,6 +227,7 @@ def _side(
         _graph(whole, manifests, environment, refusals), recorded,
         {name: told for part in parts for name, told in part[1].items()},
         {name: told for part in parts for name, told in part[2].items()},
+        {name: told for part in parts for name, told in part[3].items()},
     )  # fmt: skip
 
 

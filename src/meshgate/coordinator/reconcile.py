@@ -24,6 +24,7 @@ import attrs
 from meshgate.coordinator.manifest import build_graph
 from meshgate.coordinator.staleness import after_promotion, settled_elsewhere
 from meshgate.coordinator.standing import standings
+from meshgate.coordinator.ticks import answer_ticks
 from meshgate.errors import EvaluationError, NotDeployedError
 from meshgate.graph import MeshGraph, readers_of
 from meshgate.interval import Interval, IntervalSet
@@ -138,7 +139,8 @@ def reconcile(
         )
     graph = graph_of(ledger, environment, plan, deploying)
     baseline = baseline and not _met(ledger, environment, plan)
-    changed = _promote(ledger, environment, plan, graph)
+    _answer_before_change(ledger, environment, graph, now)
+    changed = _promote(ledger, environment, plan, graph, now)
     findings = [Finding(name, graph[name].project, "promoted", None) for name in changed]
     manifest = ledger.manifest(environment)
     states = ledger.states(manifest.version_ids.values())
@@ -175,14 +177,31 @@ def reconcile(
     return tuple(findings)
 
 
-def _promote(ledger: Ledger, environment: str, plan: Promoted, graph: MeshGraph) -> tuple[str, ...]:
+def _answer_before_change(ledger: Ledger, environment: str, graph: MeshGraph, now: datetime) -> None:
+    """Ticks of a cron that is another one now count as long as it was there."""
+    if environment not in ledger.environments():
+        return
+    known = ledger.manifest(environment)
+    changed = (
+        name
+        for name in known.answered
+        if name in graph and graph[name].restate_cron not in (None, known.graph[name].restate_cron)
+    )
+    answer_ticks(ledger, known, changed, now)
+
+
+def _promote(
+    ledger: Ledger, environment: str, plan: Promoted, graph: MeshGraph, now: datetime
+) -> tuple[str, ...]:
     """Let the ledger promote what SQLMesh does; the models whose version changed."""
     projects = {n.project for n in plan.nodes.values() if n.project}
     for _ in range(_ATTEMPTS):
         at = ledger.revision()
         settled = after_promotion(ledger, environment, graph, plan.unbroken)
         others = {} if settled is None else settled_elsewhere(ledger, environment, graph)
-        changed = ledger.sync_environment(environment, plan.plan_id, graph, projects, settled, at, others)
+        changed = ledger.sync_environment(
+            environment, plan.plan_id, graph, projects, settled, at, others, now
+        )
         if changed is not None:
             return changed
     raise EvaluationError("the ledger changes faster than a promotion can be judged", hint="deploy again")

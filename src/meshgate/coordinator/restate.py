@@ -12,9 +12,9 @@ from attrs import evolve, field, frozen
 
 from meshgate.coordinator.explain import environment_of
 from meshgate.coordinator.sources import resolve_source
+from meshgate.coordinator.standing import read_time
 from meshgate.errors import ConfigError, IntervalError
 from meshgate.interval import IntervalSet
-from meshgate.ledger import WHOLE
 from meshgate.restatement import Stop, disabled_models, expand
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def _preview(
     policies = bench.policies(manifest)
     found = expand(
         graph, name, interval,
-        {model: _read(states[key]) for model, key in manifest.version_ids.items()},
+        {model: read_time(states[key]) for model, key in manifest.version_ids.items()},
         disabled=disabled_models(graph, bench.ledger.manifests(manifest.environment)), only_downstream=only_downstream, rebuild=rebuild,
         left=lambda node: policies.stale(node).leaves(node, now),
     )  # fmt: skip
@@ -226,11 +226,6 @@ def _preview(
         manifest.environment, now, name, graph[name].project, interval, only_downstream, rebuild, tuple(steps),
         found.stops, found.requests,
     )  # fmt: skip
-
-
-def _read(state: VersionState) -> IntervalSet:
-    """What is recorded, and what is being evaluated: that has read before whoever asks now, and may be recorded yet."""
-    return state.covered | IntervalSet(c.written for c in state.claims if c.written not in (None, WHOLE))
 
 
 def _redo(

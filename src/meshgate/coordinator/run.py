@@ -19,6 +19,7 @@ from meshgate.coordinator.policies import Policies, policies_of
 from meshgate.coordinator.progress import Planned
 from meshgate.coordinator.reconcile import Finding, reconcile, unchanged
 from meshgate.coordinator.staleness import rested_by, settle, states_of, tidy
+from meshgate.coordinator.ticks import answer_own, postpone
 from meshgate.coordinator.waiting import until_free, until_ready
 from meshgate.errors import (
     ConfigError,
@@ -32,6 +33,7 @@ from meshgate.interval import IntervalSet
 from meshgate.lease import proven_gone
 from meshgate.ledger import Busy
 from meshgate.stop import Stop
+from meshgate.yaml_source import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -131,10 +133,10 @@ class Workbench:
         for project in self.config.projects:
             if project.name == name:
                 return project
-        known = ", ".join(p.name for p in self.config.projects)
         raise UnknownProjectError(
-            f"there is no project {name!r} in {self.config.path}", hint=f"it has: {known}", project=name
-        )
+            f"there is no project {name!r} in {self.config.path}",
+            hint=nearest(name, [p.name for p in self.config.projects]), project=name,
+        )  # fmt: skip
 
     def instant(self, now: datetime | None) -> datetime:
         """The instant that counts: the database's clock, or an instant in the past.
@@ -158,13 +160,7 @@ class Workbench:
         Raises:
             ConfigError: It is not a name that SQLMesh keeps.
         """
-        try:
-            return environment_name(project.environment if environment is None else environment)
-        except ValueError:
-            raise ConfigError(
-                f"{environment!r} is not the name of an environment",
-                hint="write it as SQLMesh keeps it: lower case letters, digits and underscores",
-            ) from None
+        return environment_name(project.environment if environment is None else environment)
 
     def bury_the_gone(self) -> None:
         """Take over runs whose process is proven to be gone, before their leases end.
@@ -343,6 +339,9 @@ def _work(
             opened = bench.open_project(project, load=False)
             findings = reconcile(bench.ledger, opened, target, now, run_id=lease.run_id)
             manifest = bench.ledger.manifest(target)
+        if until := answer_own(bench.ledger, manifest, project.name, only, now):
+            opened = opened or bench.open_project(project, load=False)
+            postpone(opened, target, until)
         if project.sources:
             opened = opened or bench.open_project(project, load=False)
             watch_before_planning(bench, project, opened, manifest, now)

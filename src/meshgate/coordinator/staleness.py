@@ -15,7 +15,7 @@ import attrs
 from attrs import frozen
 
 from meshgate.due import cron_floor, cron_next
-from meshgate.graph import Edge, MeshGraph, Window, readers_of
+from meshgate.graph import Edge, Kind, MeshGraph, Window, readers_of
 from meshgate.interval import MIN_INSTANT, IntervalSet
 from meshgate.ledger import Stale
 
@@ -37,7 +37,8 @@ class Policy:
 
     Attributes:
         reprocess: Whether it is computed again; else it is only shown.
-        throttle: How long after its own last read it is left alone; None for one period of the model's cron.
+        throttle: How long after its own last read it is left alone; None for one period of the model's cron, of a standalone
+            audit for no time.
         horizon: How long after its end time is still computed again; None for ever.
     """
 
@@ -74,8 +75,8 @@ class Policy:
 
     def again_at(self, node: ModelNode, read_at: datetime | None, now: datetime) -> datetime | None:
         """Before when stale time is not computed again; None: at once."""
-        if read_at is None:
-            return None
+        if read_at is None or (self.throttle is None and node.kind is Kind.AUDIT):
+            return None  # what it rejects may be held until it is asked again
         at = read_at + (period(node, now) if self.throttle is None else self.throttle)
         return at if at > now else None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from meshgate.due import cron_floor, cron_next, due
 from meshgate.gate import Obstacle, ParentState
 from meshgate.interval import MIN_INSTANT, Interval, IntervalSet
+from meshgate.ledger import WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,6 +64,11 @@ def _of_mark(mark: Mark) -> Obstacle:
 
 def _of_stale(stale: Stale) -> Obstacle:
     return Obstacle(stale.interval, "stale", stale_facts(stale))
+
+
+def read_time(state: VersionState) -> IntervalSet:
+    """What is recorded, and what is being evaluated: that has read before whoever asks now, and may be recorded yet."""
+    return state.covered | IntervalSet(c.written for c in state.claims if c.written not in (None, WHOLE))
 
 
 def stale_facts(stale: Stale) -> dict[str, Any]:

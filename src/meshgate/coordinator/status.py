@@ -44,6 +44,7 @@ class ModelStatus:
         requested: Recorded, and to be read again: for late rows, because somebody asked, or as it is stale.
         stale: Recorded before something that it read was computed again; also where policy leaves it so.
         begun: What a run has claimed.
+        warned: Recorded, and rejected by a non-blocking audit: it was only a warning.
         last_commit: When something of it was recorded last.
         units: How many intervals each of the sets holds, by name.
     """
@@ -65,6 +66,7 @@ class ModelStatus:
     requested: IntervalSet
     stale: IntervalSet
     begun: IntervalSet
+    warned: IntervalSet
     last_commit: datetime | None
     units: Mapping[str, int]
 
@@ -224,6 +226,7 @@ def _model(scene: Scene, name: str, causes: tuple[Cause, ...]) -> ModelStatus:
         "requested": _time(causes, "marked", "stale"),
         "stale": IntervalSet(s.interval for s in scene.state(name).stale),
         "begun": _time(causes, "begun"),
+        "warned": scene.state(name).warned,
     }
     sets["ready"] = planned.ready - sets["blocked"] - sets["begun"]
     first = sets["missing"].first

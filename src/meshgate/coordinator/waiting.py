@@ -174,7 +174,7 @@ def _look(bench: Workbench, report: RunReport, *, simulated: bool) -> Plan | Non
     if (
         plan.is_empty
         and isinstance(facts.get("state_schema"), str)
-        and not bench.ledger.live_runs()
+        and not [run for run in bench.ledger.live_runs() if run.purpose != "maintenance"]
         and not unchanged(bench.ledger, manifest, facts)
     ):
         return None

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
 from meshgate.ledger.foreign import ForeignLedger
 from meshgate.ledger.history import Change, HistoryLedger
-from meshgate.ledger.holds import HoldLedger
+from meshgate.ledger.holds import HoldLedger, Judged
+from meshgate.ledger.maintenance import MaintenanceLedger
 from meshgate.ledger.record import (
     CoverageRow,
     Hold,
@@ -46,7 +47,9 @@ WHOLE = Interval(MIN_INSTANT, MAX_INSTANT)
 """The claim or mark of an as-of table: all of time."""
 
 
-class Ledger(WorkLedger, RecordLedger, ForeignLedger, RequestLedger, HoldLedger, HistoryLedger):
+class Ledger(
+    WorkLedger, RecordLedger, ForeignLedger, RequestLedger, HoldLedger, HistoryLedger, MaintenanceLedger
+):
     """One ledger in one database."""
 
     @contextmanager
@@ -65,6 +68,7 @@ __all__ = [
     "ClaimAnswer",
     "CoverageRow",
     "Hold",
+    "Judged",
     "Lease",
     "Ledger",
     "Limits",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from meshgate.errors import ClaimConflictError
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval
 from meshgate.ledger.ranges import to_instant, to_interval, to_range, to_utc
@@ -11,6 +13,21 @@ from meshgate.ledger.record import Hold
 
 if TYPE_CHECKING:
     from meshgate.db import Database
+
+
+@attrs.frozen
+class Judged:
+    """What a standalone audit has looked at.
+
+    Attributes:
+        version_id: Of a model that it reads.
+        interval: Which time of it, UTC.
+        held: Why a policy keeps it from its readers; None: it does not, nor what this audit made it hold there before.
+    """
+
+    version_id: int
+    interval: Interval
+    held: str | None
 
 
 class HoldLedger:

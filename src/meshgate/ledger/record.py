@@ -124,6 +124,8 @@ class VersionState:
     holds: tuple[Hold, ...] = ()
     accepted: IntervalSet = attrs.field(factory=IntervalSet)
     """The part of `covered` that a person took as it was."""
+    warned: IntervalSet = attrs.field(factory=IntervalSet)
+    """The part of `covered` that a non-blocking audit rejected."""
 
 
 @attrs.frozen
@@ -140,6 +142,8 @@ class Manifest:
     graph: MeshGraph
     version_ids: Mapping[str, int]
     borrowed: frozenset[str] = frozenset()
+    answered: Mapping[str, datetime] = attrs.field(factory=dict)
+    """Up to where the ticks of each `auto_restatement_cron` are answered, UTC."""
 
     def version_id(self, name: str) -> int:
         """The ledger's key of the version that the environment promotes."""
@@ -173,6 +177,7 @@ def _node(row: Mapping[str, Any]) -> ModelNode:
         end=to_utc(row["end_at"]) if row["end_at"] else None,
         lookback=row["lookback"], batch_size=row["batch_size"],
         depends_on_past=row["depends_on_past"], allow_partials=row["allow_partials"],
+        restate_cron=row["restate_cron"], restate_units=row["restate_units"],
     )  # fmt: skip
 
 
@@ -200,6 +205,10 @@ def _spans(settled: Mapping[str, IntervalSet], ids: Mapping[str, int]) -> list[d
 def _declared_in(manifest: Mapping[str, Any], environment: str | None) -> Mapping[str, Any]:
     found: Mapping[str, Any] = manifest.get("environments", {}).get(environment, manifest)
     return found
+
+
+def _times(row: Mapping[str, Any], name: str) -> IntervalSet:
+    return IntervalSet(to_interval(span) for span in row.get(name, ()))
 
 
 def _instant(instant: datetime) -> str | None:
@@ -264,6 +273,7 @@ class RecordLedger:
         settled: Mapping[str, IntervalSet] | None = None,
         at: int = 0,
         others: Mapping[str, Mapping[str, IntervalSet]] | None = None,
+        seen_at: datetime | None = None,
     ) -> tuple[str, ...] | None:
         """Make the ledger's picture of an environment what SQLMesh promotes; the models whose version changed.
 
@@ -275,6 +285,7 @@ class RecordLedger:
             settled: For a change of versions or windows: what is not stale by what is promoted now, by model.
             at: The revision by which that was found.
             others: What is not stale in other environments, which a promotion here does not change.
+            seen_at: From when on the ticks of an `auto_restatement_cron` count that was not known before, UTC; None: from now.
 
         Returns:
             None where the ledger has gone on since that revision: nothing was done, and it has to be found again.
@@ -290,7 +301,8 @@ class RecordLedger:
                 "name": n.name, "version": n.version, "unit": n.unit.value, "cron": n.cron, "cron_tz": n.cron_tz,
                 "start_at": n.start.isoformat() if n.start else None, "end_at": n.end.isoformat() if n.end else None,
                 "lookback": n.lookback, "batch_size": n.batch_size, "depends_on_past": n.depends_on_past,
-                "allow_partials": n.allow_partials,
+                "allow_partials": n.allow_partials, "restate_cron": n.restate_cron, "restate_units": n.restate_units,
+                "seen_at": seen_at.isoformat() if seen_at else None,
             }
             for n in nodes
         ]  # fmt: skip
@@ -345,7 +357,8 @@ class RecordLedger:
                     _edge(row) for row in self.database.rows("borrowed_edges", names=through, again=True)
                 ]
         return Manifest(
-            environment, found[0]["plan_id"], found[0]["fingerprint"], MeshGraph(nodes, edges), ids, frozenset(borrowed)
+            environment, found[0]["plan_id"], found[0]["fingerprint"], MeshGraph(nodes, edges), ids, frozenset(borrowed),
+            {row["name"]: to_utc(row["answered_at"]) for row in promoted if row["answered_at"]},
         )  # fmt: skip
 
     def homes(self) -> tuple[str, ...]:
@@ -396,12 +409,9 @@ class RecordLedger:
             holds.setdefault(row["version_id"], []).append(found)
         return {
             key: VersionState(
-                covered=IntervalSet(to_interval(s) for s in covered[key]["spans"])
-                if key in covered
-                else IntervalSet(),
-                accepted=IntervalSet(to_interval(s) for s in covered[key]["accepted"])
-                if key in covered
-                else IntervalSet(),
+                covered=_times(covered.get(key, {}), "spans"),
+                accepted=_times(covered.get(key, {}), "accepted"),
+                warned=_times(covered.get(key, {}), "warned"),
                 holds=tuple(holds.get(key, ())),
                 marks=tuple(marks.get(key, ())),
                 claims=tuple(claims.get(key, ())),
@@ -418,11 +428,7 @@ class RecordLedger:
         """The ledger's present number."""
         return int(self.database.one("revision", again=True)["revision"])
 
-    def newer(
-        self,
-        environment: str,
-        gates: Sequence[Gate],
-    ) -> tuple[Newer, ...]:
+    def newer(self, environment: str, gates: Sequence[Gate]) -> tuple[Newer, ...]:
         """What is recorded of children, and newer of their parents than they read, where both are promoted."""
         rows = self.database.rows(
             "stale", environment=environment, children=[g[0] for g in gates], parents=[g[1] for g in gates],
@@ -479,7 +485,7 @@ class RecordLedger:
     def runs(
         self, project: str | None = None, environment: str | None = None, *, limit: int = 20
     ) -> list[dict[str, Any]]:
-        """The newest runs, newest first."""
+        """The newest runs and deploys, newest first."""
         return self.database.rows("runs", project=project, environment=environment, limit=limit, again=True)
 
     def events(

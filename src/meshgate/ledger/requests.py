@@ -169,6 +169,40 @@ class RequestLedger:
         )["answer"]  # fmt: skip
         return None if answer.get("overtaken") else tuple(answer["requests"])
 
+    def answer_ticks(
+        self,
+        environment: str,
+        model: str,
+        since: datetime,
+        last: datetime,
+        interval: Interval | None,
+        *,
+        reason: str,
+        by: str,
+        origin: str,
+    ) -> int | None:
+        """Note that the ticks of a model's `auto_restatement_cron` are answered, and ask for what they are about, both or none.
+
+        Args:
+            environment: SQLMesh's environment.
+            model: Its full name.
+            since: Up to where they had been answered, UTC.
+            last: Up to where they are now, UTC.
+            interval: What is to be computed again, if any of it is recorded.
+            reason: Why: for the history.
+            by: Who asks: for the history.
+            origin: Of whose requests there is one of a model: what is left of the last one is taken along.
+
+        Returns:
+            The key of the request; None where nothing was to be asked for, or somebody else has answered meanwhile.
+        """
+        answer = self.database.one(
+            "answer_ticks", environment=environment, model=model, since=since, last=last,
+            span=to_range(interval), reason=reason, by=by, origin=origin,
+        )["answer"]  # fmt: skip
+        found: int | None = answer.get("request")
+        return found
+
     def cancel_request(self, request_id: int, by: str) -> bool:
         """Take back what of a request was not begun yet; False where it had been taken back before.
 

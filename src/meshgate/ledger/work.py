@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from meshgate.ledger.holds import Judged
+
 
 @attrs.frozen
 class Lease:
@@ -55,7 +57,7 @@ class LiveRun:
         run_id: The run's id.
         project: Whose run.
         environment: SQLMesh's environment.
-        purpose: `run` or `deploy`.
+        purpose: `run`, `deploy` or `maintenance`.
         holder: Who it is.
         started_at: By the database's clock, UTC.
         expires_at: By the database's clock, UTC.
@@ -195,7 +197,7 @@ class WorkLedger:
         Args:
             project: The `project:` key.
             environment: SQLMesh's environment.
-            purpose: `run` or `deploy`.
+            purpose: `run`, `deploy` or `maintenance`.
             holder: Who asks: host, pid, and what proves the process's end.
             ttl: How long the lease lasts without a renewal.
             grace: How long after expiry a write of this run may still land.
@@ -370,19 +372,16 @@ class WorkLedger:
             parents=[v for v, _ in needs], spans=[to_range(i) for _, i in needs], loaded=list(loaded),
             environment=environment, of_model=limits.model, of_warehouse=limits.warehouse, again=True,
         )["answer"]  # fmt: skip
-        return Begun(
-            answer.get("read_revision"),
-            tuple(
-                Refusal(
-                    r["version_id"],
-                    r["reason"],
-                    Interval(to_instant(r["start"], MIN_INSTANT), to_instant(r["end"], MAX_INSTANT)),
-                    r["detail"] or {},
-                )
-                for r in answer.get("refused", ())
-            ),
-            answer.get("wait"),
+        refused = tuple(
+            Refusal(
+                r["version_id"],
+                r["reason"],
+                Interval(to_instant(r["start"], MIN_INSTANT), to_instant(r["end"], MAX_INSTANT)),
+                r["detail"] or {},
+            )
+            for r in answer.get("refused", ())
         )
+        return Begun(answer.get("read_revision"), refused, answer.get("wait"))
 
     def commit(
         self,
@@ -400,6 +399,7 @@ class WorkLedger:
         changed_from: datetime | None = None,
         past: Past | None = None,
         same: IntervalSet | None = None,
+        judged: Sequence[Judged] = (),
     ) -> int:
         """Record a batch under the fence; the revision of its commit.
 
@@ -418,6 +418,7 @@ class WorkLedger:
             past: Of an as-of table that is compared: its history now.
             same: What of the batch holds the rows that it held before. It keeps the revision of its data, so that nobody
                 reads it again: unless something was wrong with it, or somebody was reading meanwhile.
+            judged: Of a standalone audit: what it has looked at.
 
         Raises:
             LeaseLostError: Nothing was recorded; the batch is suspect.
@@ -428,7 +429,9 @@ class WorkLedger:
             audits=json([dict(a) for a in audits]), duration=duration, rows=rows, lookback=to_range(lookback),
             stale_from=stale_from, hold=hold, changed_from=changed_from,
             past=None if past is None or past.prints is None else json({str(at): found for at, found in past.prints.items()}),
-            upto=past and past.upto, same=[to_range(piece) for piece in same] if same else None, again=True,
+            upto=past and past.upto, same=[to_range(piece) for piece in same] if same else None,
+            judged=[j.version_id for j in judged], spans=[to_range(j.interval) for j in judged],
+            whys=[j.held for j in judged], again=True,
         )["revision"]  # fmt: skip
         if revision is None:
             raise LeaseLostError(

@@ -104,13 +104,14 @@ def reason(found: Reason) -> str:
     parent = model_name(found.parent)
     told = [d for d in found.columns if d.what != "column_added" or not found.star]
     if told:
-        return "; ".join(f"reads {parent}.{d.name}, which {_column(d)}" for d in told[:3]) + (
+        verb = "may read" if found.star else "reads"
+        return "; ".join(f"{verb} {parent}.{d.name}, which {_column(d)}" for d in told[:3]) + (
             f"; and {len(told) - 3} more columns" if len(told) > 3 else ""
         )
     if found.rows:
         return f"reads {parent}, whose rows may be others"
     return (
-        f"reads all columns of {parent}"
+        f"reads {parent}, perhaps all columns of it"
         if found.star
         else f"reads {parent}, but no column that changes there"
     )

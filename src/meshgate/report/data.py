@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meshgate.analysis import Analysis, Work
     from meshgate.coordinator.causes import Cause
     from meshgate.coordinator.deploys import Deploys
-    from meshgate.coordinator.doctor import Diagnosis
+    from meshgate.coordinator.diagnosis import Diagnosis
     from meshgate.coordinator.explain import GateAnswer, ProjectRuns, Why
     from meshgate.coordinator.intervene import Accepted, Held, Released
     from meshgate.coordinator.leftovers import Leftovers

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from meshgate.report import change as say
 from meshgate.report.text import _capped, _line, _listed, _wrapped, run
-from meshgate.report.wording import counted, instant, length, model_name, time_of
+from meshgate.report.wording import counted, instant, length, model_name, time_of, who_does_it
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,8 +87,7 @@ def _leftover(one: Leftover) -> list[Text]:
 
 def _next(found: Leftovers) -> str:
     if found.made:
-        runs = ", ".join(f"`meshgate run {project}`" for project in found.projects)
-        return f"the next {runs} does it; `meshgate restate list` tells how far it is"
+        return who_does_it(found.projects, "list")
     if not found.requests:
         return "there is nothing more to ask for"
     if found.waiting:

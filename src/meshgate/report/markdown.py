@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~&])")
 _CODE = re.compile(r"(`[^`]*`)")
+_LINE = re.compile(r"[\r\n]+")
 # A name after an @ would call somebody, `#12` would lead to an issue; a zero-width space is seen by nobody.
 _CALLING = re.compile(r"((?<!\w)@(?=\w)|#(?=\d))")
 
 
 def plain(text: str) -> str:
     """Text that Markdown leaves as it is, but for what stands between backticks."""
-    parts = _CODE.split(text.replace("\n", " "))
+    parts = _CODE.split(_LINE.sub(" ", text))
     spans = (code(p) if p.startswith("`") and len(p) > 1 else _calm(_SPECIAL.sub(r"\\\1", p)) for p in parts)
     return "".join(spans)
 
@@ -35,7 +36,7 @@ def code(text: str) -> str:
 
 def row(*cells: str) -> str:
     """A row of a table."""
-    return f"| {' | '.join(c.replace(chr(10), ' ') for c in cells)} |"
+    return f"| {' | '.join(_LINE.sub(' ', c) for c in cells)} |"
 
 
 def bullets(said: Iterable[str]) -> list[str]:

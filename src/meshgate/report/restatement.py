@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meshgate.report.text import _capped, _line, _listed, _table, _widths, _wrapped
-from meshgate.report.wording import counted, instant, length, model_name, time_of, what_failed
+from meshgate.report.wording import counted, instant, length, model_name, time_of, what_failed, who_does_it
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -155,8 +155,7 @@ def _time(out: Console, found: Preview) -> None:
 
 def _next(found: Preview) -> str:
     if found.made:
-        runs = ", ".join(f"`meshgate run {project}`" for project in found.projects)
-        return f"the next {runs} does it; `meshgate restate show {found.made[0]}` tells how far it is"
+        return who_does_it(found.projects, f"show {found.made[0]}")
     if not found.requests:
         return "there is nothing to ask for"
     start, end = (f"{i:%Y-%m-%dT%H:%M}" for i in (found.interval.start, found.interval.end))

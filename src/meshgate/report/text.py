@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meshgate.coordinator.causes import Cause
-    from meshgate.coordinator.doctor import Diagnosis
+    from meshgate.coordinator.diagnosis import Diagnosis
     from meshgate.coordinator.explain import GateAnswer, Why
     from meshgate.coordinator.run import RunReport
     from meshgate.coordinator.status import ModelStatus, ProjectStatus, Status, Wait
@@ -173,7 +173,7 @@ def _project(out: Console, project: ProjectStatus, now: datetime) -> None:
 
 
 def _model_state(model: ModelStatus, now: datetime) -> Text:
-    whole = model.kind != "incremental_by_time_range"
+    whole = model.kind not in ("incremental_by_time_range", "audit")
     parts: list[Text] = []
     for key, word, style in (
         ("failing", "failing", "red"),
@@ -182,6 +182,8 @@ def _model_state(model: ModelStatus, now: datetime) -> Text:
         ("blocked", "blocked", "yellow"),
         ("begun", "claimed", "cyan"),
         ("ready", "ready", "green"),
+        # Of models the run tells that; of an audit it is all that there is to tell.
+        *([("warned", "warned", "yellow")] if model.kind == "audit" else ()),
     ):
         if getattr(model, key):
             text = word if whole and key in ("failing", "suspect", "held") else f"{model.units[key]} {word}"

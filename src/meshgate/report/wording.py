@@ -9,7 +9,7 @@ from meshgate.graph import name_parts
 from meshgate.interval import MAX_INSTANT, MIN_INSTANT, Interval, IntervalSet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from meshgate.coordinator.explain import ProjectRuns, RunFacts
     from meshgate.coordinator.progress import Batch, Waiting
@@ -282,3 +282,9 @@ def clock_of(value: timedelta) -> str:
     minutes, seconds = divmod(max(0, int(value.total_seconds())), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def who_does_it(projects: Iterable[str], look: str) -> str:
+    """What comes after requests were made: whose runs do them, and which `meshgate restate ...` tells how far they are."""
+    runs = ", ".join(f"`meshgate run {project}`" for project in projects)
+    return f"the next {runs} does it; `meshgate restate {look}` tells how far it is"

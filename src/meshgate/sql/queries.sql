@@ -75,7 +75,7 @@ SELECT meshgate.begin_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(p
 -- name: commit_claim
 SELECT meshgate.commit_claim(%(run_id)s, %(version_id)s, %(span)s::tstzrange, %(verdict)s, %(audits)s, %(duration)s,
                              %(rows)s, %(lookback)s::tstzrange, %(stale_from)s, %(hold)s, %(changed_from)s, %(past)s, %(upto)s,
-                             %(same)s::tstzrange[]) AS revision;
+                             %(same)s::tstzrange[], %(judged)s::bigint[], %(spans)s::tstzrange[], %(whys)s::text[]) AS revision;
 
 -- name: touched
 SELECT c.span FROM meshgate.coverage c WHERE c.version_id = %(version_id)s AND c.touched_revision = %(revision)s ORDER BY c.span;
@@ -123,7 +123,8 @@ SELECT name, manifest, deployed_at, sqlmesh_version, sqlglot_version FROM meshga
 
 -- name: promotions
 SELECT m.name, p.name AS project, v.version_id, v.version, v.kind, q.unit, q.cron, q.cron_tz,
-       q.start_at, q.end_at, q.lookback, q.batch_size, q.depends_on_past, q.allow_partials
+       q.start_at, q.end_at, q.lookback, q.batch_size, q.depends_on_past, q.allow_partials,
+       q.restate_cron, q.restate_units, q.answered_at
 FROM meshgate.promotion q
 JOIN meshgate.model m USING (model_id) JOIN meshgate.project p USING (project_id) JOIN meshgate.version v USING (version_id)
 WHERE q.environment = %(environment)s
@@ -137,7 +138,7 @@ SELECT m.name, CASE WHEN q.model_id IS NULL THEN '' ELSE p.name END AS project, 
        CASE WHEN q.model_id IS NULL THEN 'external' ELSE v.kind END AS kind,
        coalesce(q.unit, 'day') AS unit, coalesce(q.cron, '@daily') AS cron, coalesce(q.cron_tz, 'UTC') AS cron_tz,
        q.start_at, q.end_at, coalesce(q.lookback, 0) AS lookback, q.batch_size, coalesce(q.depends_on_past, false) AS depends_on_past,
-       coalesce(q.allow_partials, false) AS allow_partials
+       coalesce(q.allow_partials, false) AS allow_partials, q.restate_cron, q.restate_units
 FROM meshgate.model m JOIN meshgate.project p USING (project_id)
 LEFT JOIN meshgate.promotion q ON q.model_id = m.model_id AND q.environment = meshgate.home_of(p.project_id)
 CROSS JOIN LATERAL (SELECT x.* FROM meshgate.version x WHERE x.model_id = m.model_id AND x.version_id = coalesce(q.version_id, x.version_id)
@@ -159,7 +160,8 @@ ORDER BY c.name, p.name;
 
 -- name: covered
 SELECT c.version_id, ARRAY(SELECT unnest(range_agg(c.span))) AS spans,
-       ARRAY(SELECT unnest(range_agg(c.span) FILTER (WHERE c.verdict = 'accepted'))) AS accepted, max(c.committed_at) AS last_commit,
+       ARRAY(SELECT unnest(range_agg(c.span) FILTER (WHERE c.verdict = 'accepted'))) AS accepted,
+       ARRAY(SELECT unnest(range_agg(c.span) FILTER (WHERE c.verdict = 'warned'))) AS warned, max(c.committed_at) AS last_commit,
        max(c.read_at) AS last_read,
        max(c.revision) AS last_revision, sum(c.rows)::bigint AS rows
 FROM meshgate.coverage c WHERE c.version_id = ANY (%(versions)s) GROUP BY c.version_id;
@@ -275,10 +277,12 @@ WHERE r.state = 'running'
 GROUP BY r.run_id, p.name ORDER BY r.run_id;
 
 -- name: runs
+-- Maintenance is left out: it computes nothing, and there may be many of it.
 SELECT r.run_id, p.name AS project, r.environment, r.purpose, r.state, r.holder, r.as_of, r.started_at, r.ended_at,
        r.expires_at, r.expires_at <= meshgate.clock() AS expired, r.counts, r.error
 FROM meshgate.run r JOIN meshgate.project p USING (project_id)
-WHERE (%(project)s::text IS NULL OR p.name = %(project)s) AND (%(environment)s::text IS NULL OR r.environment = %(environment)s)
+WHERE r.purpose <> 'maintenance'
+  AND (%(project)s::text IS NULL OR p.name = %(project)s) AND (%(environment)s::text IS NULL OR r.environment = %(environment)s)
 ORDER BY r.run_id DESC LIMIT %(limit)s;
 
 -- name: events
@@ -332,6 +336,10 @@ FROM (
 WHERE q.place <= %(limit)s OR q.cancelled_at IS NULL AND NOT isempty(q.missing)
 ORDER BY q.request_id DESC;
 
+-- name: answer_ticks
+SELECT meshgate.answer_ticks(%(environment)s, %(model)s, %(since)s, %(last)s, %(span)s::tstzrange, %(reason)s, %(by)s,
+                             %(origin)s) AS answer;
+
 -- name: durations
 -- How long the last evaluations of versions took, and over how much time.
 SELECT v AS version_id, count(*) AS evaluations, sum(c.duration) AS took, sum(upper(c.span) - lower(c.span)) AS time
@@ -379,3 +387,11 @@ WHERE o.environment = %(environment)s AND p.name = %(project)s AND o.source = %(
 -- name: save_observation
 SELECT meshgate.save_observation(%(environment)s, %(project)s, %(source)s, %(looks)s, %(declared)s, %(span)s::tstzrange,
                                  %(prints)s, %(models)s, %(spans)s::tstzrange[], %(reason)s, %(by)s) AS answer;
+
+-- name: note_maintenance
+SELECT meshgate.note_maintenance(%(run_id)s, %(version_id)s, %(operation)s, %(detail)s) AS noted;
+
+-- name: maintained
+SELECT DISTINCT ON (e.version_id, e.detail ->> 'operation') e.version_id, e.detail ->> 'operation' AS operation, e.at
+FROM meshgate.event e WHERE e.kind = 'table.maintained' AND e.version_id = ANY (%(versions)s)
+ORDER BY e.version_id, e.detail ->> 'operation', e.event_id DESC;

@@ -129,6 +129,9 @@ CREATE TABLE meshgate.promotion (
     batch_size   integer,                            -- units
     depends_on_past boolean  NOT NULL DEFAULT false,
     allow_partials  boolean  NOT NULL DEFAULT false,
+    restate_cron    text,                            -- when it is computed again by itself, read in UTC
+    restate_units   integer,                         -- how many units before a tick; null: all that is recorded
+    answered_at     timestamptz,                     -- the ticks up to there are answered
     -- What was recorded of this time up to this revision was not stale by what its parents were at this revision.
     settled         tstzmultirange NOT NULL DEFAULT '{}',
     settled_revision bigint  NOT NULL DEFAULT 0,
@@ -154,7 +157,7 @@ CREATE TABLE meshgate.run (
     run_id       bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     project_id   integer     NOT NULL REFERENCES meshgate.project,
     environment  text        NOT NULL,
-    purpose      text        NOT NULL CONSTRAINT "a run has a known purpose" CHECK (purpose IN ('run', 'deploy')),
+    purpose      text        NOT NULL CONSTRAINT "a run has a known purpose" CHECK (purpose IN ('run', 'deploy', 'maintenance')),
     holder       jsonb       NOT NULL,               -- host, pid and what proves that the process is gone
     as_of        timestamptz,                        -- --now, if it was given
     started_at   timestamptz NOT NULL,
@@ -272,6 +275,7 @@ CREATE TABLE meshgate.hold (
     hold_id      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     model_id     bigint      NOT NULL REFERENCES meshgate.model,
     version_id   bigint      REFERENCES meshgate.version,  -- whose rows a policy holds; null: a person's, of all versions
+    judge_id     bigint      REFERENCES meshgate.version,  -- the standalone audit that rejected them; null: one of the model's own
     span         tstzrange   NOT NULL CONSTRAINT "a hold is about some time" CHECK (NOT isempty(span)),
     reason       text        NOT NULL,
     made_by      text        NOT NULL,
@@ -287,7 +291,7 @@ CREATE TABLE meshgate.request (
     model_id     bigint      NOT NULL REFERENCES meshgate.model,
     span         tstzrange   NOT NULL CONSTRAINT "a request is about some time" CHECK (NOT isempty(span)),
     reason       text        NOT NULL,
-    origin       text,                               -- an analysis that asks by itself, and once
+    origin       text,                               -- an analysis, or a cron, that asks by itself: of a model one request
     made_by      text        NOT NULL,
     made_at      timestamptz NOT NULL,
     revision     bigint      NOT NULL,               -- done where a commit read at or after this
@@ -599,6 +603,7 @@ END $$;
 
 -- A new run, or {"busy": ...} with the one that is in its way: to a deploy, another deploy in the environment; to a
 -- run, a deploy of its project and, unless it shares, another run of its project. Expired ones are taken over first.
+-- Maintenance is in nobody's way, and nobody in its: what it works on it claims, like everybody.
 CREATE FUNCTION meshgate.acquire_run(p_project text, p_environment text, p_purpose text, p_holder jsonb,
                                      p_ttl interval, p_grace interval, p_as_of timestamptz, p_share boolean,
                                      p_warehouse text, p_retry_first interval, p_retry_longest interval)
@@ -622,8 +627,9 @@ BEGIN
     owner := meshgate.project_id(p_project);
     SELECT x.* INTO r FROM meshgate.run x
     WHERE x.environment = p_environment AND x.state = 'running'
-      AND CASE WHEN p_purpose = 'deploy' THEN x.purpose = 'deploy'
-               ELSE x.project_id = owner AND (x.purpose = 'deploy' OR NOT p_share) END
+      AND CASE p_purpose WHEN 'deploy' THEN x.purpose = 'deploy'
+               WHEN 'run' THEN x.project_id = owner AND (x.purpose = 'deploy' OR x.purpose = 'run' AND NOT p_share)
+               ELSE false END
     ORDER BY x.purpose, x.run_id LIMIT 1;
     IF FOUND THEN
         RETURN jsonb_build_object('busy', jsonb_build_object('run_id', r.run_id, 'holder', r.holder, 'purpose', r.purpose,
@@ -861,7 +867,9 @@ BEGIN
                             WHERE int8range(c.version_id, c.version_id, '[]') = int8range(v, v, '[]'))
           UNION ALL
           SELECT v, u.reason, u.span, u.detail FROM unnest(p_loaded) AS v, meshgate.unclean(v, '(,)') u
-          WHERE u.reason <> 'missing') o;
+          WHERE u.reason <> 'missing') o
+    -- A standalone audit judges what is held, and may be why it is.
+    WHERE o.reason <> 'held' OR (SELECT v.kind FROM meshgate.version v WHERE v.version_id = p_version_id) <> 'audit';
     IF refused IS NOT NULL THEN
         RETURN jsonb_build_object('refused', refused);
     END IF;
@@ -959,11 +967,14 @@ $$;
 -- p_stale_from: the first instant from which a table that is refreshed was stale. p_hold: why a policy keeps the batch from
 -- its readers. p_changed_from, p_past, p_upto: from when on an as-of table tells another history than it did, and which one
 -- that is now. p_same: what of the batch holds the rows that it held before; it keeps its revision where that is safe.
+-- p_judged, p_judged_spans, p_whys: as in hold_judged.
 CREATE FUNCTION meshgate.commit_claim(p_run_id bigint, p_version_id bigint, p_span tstzrange, p_verdict text,
                                       p_audits jsonb, p_duration interval, p_rows bigint, p_lookback tstzrange,
                                       p_stale_from timestamptz, p_hold text DEFAULT NULL,
                                       p_changed_from timestamptz DEFAULT NULL, p_past jsonb DEFAULT NULL,
-                                      p_upto timestamptz DEFAULT NULL, p_same tstzrange[] DEFAULT NULL)
+                                      p_upto timestamptz DEFAULT NULL, p_same tstzrange[] DEFAULT NULL,
+                                      p_judged bigint[] DEFAULT '{}', p_judged_spans tstzrange[] DEFAULT '{}',
+                                      p_whys text[] DEFAULT '{}')
 RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     present timestamptz;
@@ -1091,6 +1102,7 @@ BEGIN
         PERFORM meshgate.put_mark(p_version_id, old.span, 'lookback', p_run_id, '{}');
     END LOOP;
     PERFORM meshgate.hold_by_policy(p_version_id, CASE WHEN refreshed THEN '(,)' ELSE p_span END, p_span, p_hold, p_run_id);
+    PERFORM meshgate.hold_judged(p_version_id, p_judged, p_judged_spans, p_whys, p_run_id);
     PERFORM pg_notify('meshgate', p_version_id::text);
     RETURN made;
 END $$;
@@ -1163,6 +1175,22 @@ BEGIN
       AND (p_span IS NULL OR whole OR c.span <@ p_span);
     GET DIAGNOSTICS ended = ROW_COUNT;
     RETURN ended;
+END $$;
+
+-- Something was done to a whole table that leaves its rows as they are. False where the lease was lost, or the table is not
+-- reserved: then nothing is noted. Nothing but the next turn of maintenance goes by it.
+CREATE FUNCTION meshgate.note_maintenance(p_run_id bigint, p_version_id bigint, p_operation text, p_detail jsonb)
+RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    IF NOT meshgate.holds_lease(p_run_id) OR NOT EXISTS (
+        SELECT FROM meshgate.claim c
+        WHERE c.run_id = p_run_id AND c.version_id = p_version_id AND c.state = 'open' AND c.span = '(,)') THEN
+        RETURN false;
+    END IF;
+    PERFORM meshgate.note('table.maintained', p_run_id, p_version_id, NULL,
+                          coalesce(p_detail, '{}') || jsonb_build_object('operation', p_operation));
+    RETURN true;
 END $$;
 
 -- SQLMesh's own record now holds what the run committed; with a refresh, also what earlier runs had committed of the
@@ -1288,7 +1316,8 @@ BEGIN
     CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS
     SELECT m.model_id, v.version_id, x.* FROM jsonb_to_recordset(p_models) AS x (
         name text, version text, unit text, cron text, cron_tz text, start_at timestamptz, end_at timestamptz,
-        lookback integer, batch_size integer, depends_on_past boolean, allow_partials boolean)
+        lookback integer, batch_size integer, depends_on_past boolean, allow_partials boolean,
+        restate_cron text, restate_units integer, seen_at timestamptz)
     JOIN meshgate.model m USING (name) JOIN meshgate.version v USING (model_id, version);
     SELECT array_agg(i.version_id) INTO changed
     FROM incoming i JOIN meshgate.promotion p ON p.environment = p_environment AND p.model_id = i.model_id
@@ -1332,16 +1361,21 @@ BEGIN
         RETURNING p.version_id)
     SELECT array_agg(version_id) INTO gone FROM removed;
     INSERT INTO meshgate.promotion (environment, model_id, version_id, revision, promoted_at, unit, cron, cron_tz, start_at,
-                                    end_at, lookback, batch_size, depends_on_past, allow_partials)
+                                    end_at, lookback, batch_size, depends_on_past, allow_partials, restate_cron, restate_units, answered_at)
     SELECT p_environment, i.model_id, i.version_id, made, meshgate.clock(), i.unit, i.cron, coalesce(i.cron_tz, 'UTC'),
            i.start_at, i.end_at, coalesce(i.lookback, 0), i.batch_size, coalesce(i.depends_on_past, false),
-           coalesce(i.allow_partials, false)
+           coalesce(i.allow_partials, false), i.restate_cron, i.restate_units,
+           -- Its first tick is one that comes: what was there before is not computed again for having been found.
+           CASE WHEN i.restate_cron IS NOT NULL THEN coalesce(i.seen_at, meshgate.clock()) END
     FROM incoming i
     ON CONFLICT (environment, model_id) DO UPDATE SET
         version_id = excluded.version_id, unit = excluded.unit, cron = excluded.cron, cron_tz = excluded.cron_tz,
         start_at = excluded.start_at, end_at = excluded.end_at, lookback = excluded.lookback,
         batch_size = excluded.batch_size, depends_on_past = excluded.depends_on_past,
         allow_partials = excluded.allow_partials,
+        restate_cron = excluded.restate_cron, restate_units = excluded.restate_units,
+        answered_at = CASE WHEN promotion.restate_cron = excluded.restate_cron THEN promotion.answered_at
+                           ELSE excluded.answered_at END,
         revision = CASE WHEN promotion.version_id = excluded.version_id THEN promotion.revision ELSE excluded.revision END,
         promoted_at = CASE WHEN promotion.version_id = excluded.version_id THEN promotion.promoted_at ELSE excluded.promoted_at END,
         settled_revision = CASE WHEN promotion.version_id = excluded.version_id THEN promotion.settled_revision ELSE 0 END;
@@ -1689,6 +1723,42 @@ BEGIN
     RETURN jsonb_build_object('requests', made);
 END $$;
 
+-- The cron by which a model is computed again by itself has ticked: what that is about is asked for in the same transaction,
+-- so that of all who see it one asks, and a crash neither forgets a tick nor asks twice. p_since: up to where the ticks were
+-- answered when they were seen; where that has changed, nothing is done: {"overtaken": true}. Else {"request": its key, or
+-- null: nothing is recorded there}. What is left of the last such request is taken along, so that there is one of a model.
+CREATE FUNCTION meshgate.answer_ticks(p_environment text, p_model text, p_since timestamptz, p_last timestamptz, p_span tstzrange,
+                                      p_reason text, p_by text, p_origin text)
+RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    old record;
+    made bigint;
+BEGIN
+    PERFORM meshgate.lock_ledger();
+    UPDATE meshgate.promotion p SET answered_at = p_last FROM meshgate.model m
+    WHERE m.name = p_model AND p.model_id = m.model_id AND p.environment = p_environment AND p.answered_at = p_since;
+    IF NOT FOUND THEN
+        RETURN jsonb_build_object('overtaken', true);
+    END IF;
+    IF p_span IS NULL OR NOT EXISTS (
+            SELECT FROM meshgate.promotion p JOIN meshgate.model m USING (model_id)
+            WHERE m.name = p_model AND NOT isempty(meshgate.requested_time(p.version_id, p_span))) THEN
+        RETURN jsonb_build_object('request', NULL);
+    END IF;
+    FOR old IN
+        SELECT q.request_id, (SELECT range_agg(piece) FROM meshgate.promotion p,
+                                     unnest(meshgate.requested_time(p.version_id, q.span, q.revision)) AS piece
+                              WHERE p.model_id = q.model_id) AS rest
+        FROM meshgate.request q JOIN meshgate.model m USING (model_id)
+        WHERE m.name = p_model AND q.origin = p_origin AND q.cancelled_at IS NULL
+    LOOP
+        p_span := range_merge(tstzmultirange(p_span) + coalesce(old.rest, '{}'));
+        DELETE FROM meshgate.request WHERE request_id = old.request_id;
+    END LOOP;
+    made := meshgate.request_range(p_model, p_span, p_reason, p_by, p_origin);
+    RETURN jsonb_build_object('request', made);
+END $$;
+
 -- Takes back what of a request was not begun. False where somebody had cancelled it before. What another request wants
 -- too stays marked, with the mark that it has: an evaluation under way goes on to count. So does what was accepted and undone.
 CREATE FUNCTION meshgate.cancel_request(p_request_id bigint, p_by text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
@@ -1771,8 +1841,8 @@ CREATE FUNCTION meshgate.cut_hold(h meshgate.hold, p_span tstzrange, p_by text) 
 BEGIN
     UPDATE meshgate.hold x SET span = h.span * p_span, released_by = p_by, released_at = meshgate.clock()
     WHERE x.hold_id = h.hold_id;
-    INSERT INTO meshgate.hold (model_id, version_id, span, reason, made_by, made_at)
-    SELECT h.model_id, h.version_id, piece, h.reason, h.made_by, h.made_at
+    INSERT INTO meshgate.hold (model_id, version_id, judge_id, span, reason, made_by, made_at)
+    SELECT h.model_id, h.version_id, h.judge_id, piece, h.reason, h.made_by, h.made_at
     FROM unnest(tstzmultirange(h.span) - tstzmultirange(p_span)) AS piece;
     PERFORM meshgate.note('interval.released', NULL,
                           coalesce(h.version_id, (SELECT max(v.version_id) FROM meshgate.version v WHERE v.model_id = h.model_id)),
@@ -1788,6 +1858,8 @@ DECLARE
 BEGIN
     FOR h IN SELECT x.* FROM meshgate.hold x JOIN meshgate.version v USING (model_id)
              WHERE v.version_id = p_version_id AND x.version_id = p_version_id AND x.released_at IS NULL AND x.span && p_gone
+               -- Rows that a standalone audit rejected were made anew: whether they are better, it has to say.
+               AND x.judge_id IS NULL
              ORDER BY x.hold_id LOOP
         PERFORM meshgate.cut_hold(h, p_gone, 'run ' || p_run_id);
     END LOOP;
@@ -1798,6 +1870,31 @@ BEGIN
         PERFORM meshgate.note('interval.held', p_run_id, p_version_id, p_span,
                               jsonb_build_object('reason', p_why, 'by', 'on_audit_warning'));
     END IF;
+END $$;
+
+-- A standalone audit has looked at these versions, each in a span: what it had rejected of these models there is judged anew.
+-- p_whys: why a policy keeps it from readers now; null: it does not.
+CREATE FUNCTION meshgate.hold_judged(p_judge_id bigint, p_versions bigint[], p_spans tstzrange[], p_whys text[], p_run_id bigint)
+RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    h meshgate.hold;
+    seen record;
+BEGIN
+    FOR seen IN SELECT v.model_id, x.span FROM unnest(p_versions, p_spans) AS x (version_id, span)
+                JOIN meshgate.version v USING (version_id) ORDER BY 1, 2 LOOP
+        FOR h IN SELECT x.* FROM meshgate.hold x
+                 WHERE x.model_id = seen.model_id AND x.judge_id = p_judge_id AND x.released_at IS NULL AND x.span && seen.span
+                 ORDER BY x.hold_id LOOP
+            PERFORM meshgate.cut_hold(h, seen.span, 'run ' || p_run_id);
+        END LOOP;
+    END LOOP;
+    FOR seen IN SELECT v.model_id, v.version_id, x.span, x.why FROM unnest(p_versions, p_spans, p_whys) AS x (version_id, span, why)
+                JOIN meshgate.version v USING (version_id) WHERE x.why IS NOT NULL ORDER BY 2, 3 LOOP
+        INSERT INTO meshgate.hold (model_id, version_id, judge_id, span, reason, made_by, made_at)
+        VALUES (seen.model_id, seen.version_id, p_judge_id, seen.span, seen.why, 'on_audit_warning', meshgate.clock());
+        PERFORM meshgate.note('interval.held', p_run_id, seen.version_id, seen.span,
+                              jsonb_build_object('reason', seen.why, 'by', 'on_audit_warning'));
+    END LOOP;
 END $$;
 
 -- Lets readers have a range of a model again: what was held of it, by whom and why. The rest of a hold that reaches

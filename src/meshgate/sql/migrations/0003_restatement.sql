@@ -21,12 +21,16 @@ DROP INDEX meshgate.coverage_of_version;
 
 ALTER TABLE meshgate.promotion
     ADD COLUMN settled tstzmultirange NOT NULL DEFAULT '{}',
-    ADD COLUMN settled_revision bigint NOT NULL DEFAULT 0;
+    ADD COLUMN settled_revision bigint NOT NULL DEFAULT 0,
+    ADD COLUMN restate_cron text,
+    ADD COLUMN restate_units integer,
+    ADD COLUMN answered_at timestamptz;
 
 CREATE TABLE meshgate.hold (
     hold_id      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     model_id     bigint      NOT NULL REFERENCES meshgate.model,
     version_id   bigint      REFERENCES meshgate.version,
+    judge_id     bigint      REFERENCES meshgate.version,
     span         tstzrange   NOT NULL CONSTRAINT "a hold is about some time" CHECK (NOT isempty(span)),
     reason       text        NOT NULL,
     made_by      text        NOT NULL,
@@ -78,3 +82,7 @@ CREATE TABLE meshgate.past (
     upto          timestamptz NOT NULL,
     prints        jsonb
 );
+
+ALTER TABLE meshgate.run
+    DROP CONSTRAINT "a run has a known purpose",
+    ADD CONSTRAINT "a run has a known purpose" CHECK (purpose IN ('run', 'deploy', 'maintenance'));
