@@ -254,6 +254,12 @@ def test_facts_follow_a_dimension_row_that_comes_late_because_of_its_validity(
             )
             return {verdict.table: verdict for verdict in verdicts if not verdict.right}
 
+        def follow(mesh: Mesh, minutes: int) -> None:
+            # The refresh tells what it changed when the facts of its run are planned already: they follow in the next.
+            for now in (at(minutes), at(minutes + 60)):
+                for name in ("upstream", "downstream"):
+                    assert mesh.run(name, now=now).failed == ()
+
         with Mesh.open(copied, check=False) as mesh:
             mesh.migrate()
             for name in ("upstream", "downstream"):
@@ -261,8 +267,7 @@ def test_facts_follow_a_dimension_row_that_comes_late_because_of_its_validity(
             # A deploy does not look at the sources, and the first look has nothing to be compared with.
             mesh.watch("upstream", now=at(60))
             first = moves(lakehouse, at(20), heard=at(62))
-            mesh.run("upstream", now=at(120))
-            assert mesh.run("downstream", now=at(120)).failed == ()
+            follow(mesh, 120)
             assert wrong() == {}
 
         text = (copied / "meshgate.yaml").read_text()
@@ -270,10 +275,9 @@ def test_facts_follow_a_dimension_row_that_comes_late_because_of_its_validity(
             text.replace("    validity:\n", "    validity:\n      gold.dim_customer: none\n")
         )
         with Mesh.open(copied, check=False) as mesh:
-            mesh.deploy("downstream", now=at(120))
-            moves(lakehouse, at(20), heard=at(122), but=first)
-            mesh.run("upstream", now=at(180))
-            assert mesh.run("downstream", now=at(180)).failed == ()
+            mesh.deploy("downstream", now=at(180))
+            moves(lakehouse, at(20), heard=at(182), but=first)
+            follow(mesh, 240)
         assert set(wrong()) == {"gold.fact_sales"}
         assert {d.column for d in wrong()["gold.fact_sales"].different} == {"customer_key"}
         lakehouse.destroy()

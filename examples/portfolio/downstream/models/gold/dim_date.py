@@ -18,7 +18,10 @@ from sqlmesh import ExecutionContext, model
     # Before the facts begin, so that there is a whole month before their first hour.
     start="2025-01-01",
     grains=["date_key"],
-    audits=[("unique_values", {"columns": [exp.column("date_key")]}), ("number_of_rows", {"threshold": 2190})],
+    audits=[
+        ("unique_values", {"columns": [exp.column("date_key")]}),
+        ("number_of_rows", {"threshold": 2190}),
+    ],
     columns={
         "date_key": "int",
         "date": "date",
@@ -31,7 +34,7 @@ from sqlmesh import ExecutionContext, model
         "iso_week": "int",
     },
 )
-def execute(context: ExecutionContext, **kwargs: t.Any) -> pd.DataFrame:
+def execute(context: ExecutionContext, **kwargs: t.Any) -> pd.DataFrame:  # noqa: ARG001 - as SQLMesh calls it
     """Give the calendar, whatever interval is asked for."""
     first, last = date(2025, 1, 1), date(2030, 12, 31)
     days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
