@@ -6,6 +6,7 @@ its own, which stays warm as a long-lived worker would. Simulated time is in Jan
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-out = Console(highlight=False, width=max(100, min(Console().width, 140)))
+WORTH_TELLING = ("silver.order_lines", "gold.dim_item", "gold.fact_sales")
+"""Of these it is told when they are computed again; of all others it would be too much."""
+out = Console(highlight=False, width=max(120, min(Console().width, 140)))
 
 
 def say(text: str) -> None:
@@ -49,7 +52,7 @@ class Story:
         self.lakehouse = lakehouse
         self._stack = stack
         self._warm: dict[str, Warm] = {}
-        self._upto = history.at(0)
+        self._frontiers: dict[str, datetime] = {}
 
     def play(self, deeds: Iterable[Deed], closes: datetime) -> None:
         """All of it."""
@@ -66,22 +69,22 @@ class Story:
             for project in PROJECTS:
                 started = time.monotonic()
                 report = mesh.deploy(project, now=deed.at)
-                show(Tick(data.run(report, (), "deploy"), time.monotonic() - started), self._upto)
+                show(Tick(data.run(report, (), "deploy"), time.monotonic() - started), self._frontiers)
         self._warm = {project: self._stack.enter_context(Warm(project)) for project in PROJECTS}
-        self._upto = deed.at
 
     def _run(self, deed: Deed) -> None:
-        show(self._warm[deed.about].run(deed.at), self._upto)
-        if deed.about == "downstream":
-            self._upto = deed.at
+        show(self._warm[deed.about].run(deed.at), self._frontiers)
 
     def _twice(self, deed: Deed) -> None:
         with Warm(deed.about) as other:
             for tick in self._warm[deed.about].run_beside(other, deed.at):
-                show(tick, self._upto)
+                show(tick, self._frontiers)
 
     def _why(self, deed: Deed) -> None:
         person("why", deed.about, "--now", f"{deed.at:%Y-%m-%dT%H:%MZ}")
+
+    def _retry(self, deed: Deed) -> None:
+        person("retry", deed.about)
 
     def _correct(self, deed: Deed) -> None:
         lines = history.correct(self.lakehouse.source, deed.at)
@@ -94,7 +97,8 @@ class Story:
         )  # fmt: skip
         if done.returncode:
             raise SystemExit(done.stderr)
-        note(deed.at, f"sqlmesh run, all models of {deed.about}: {done.stdout.strip().splitlines()[-1]}")
+        state = json.loads(done.stdout.splitlines()[-1])["state"]
+        note(deed.at, f"sqlmesh run, the models of {deed.about} alone: {state}")
 
 
 def note(now: datetime, text: str, style: str = "") -> None:
@@ -102,45 +106,45 @@ def note(now: datetime, text: str, style: str = "") -> None:
     out.print(Text.assemble((f"  {now:%H:%M} ", "dim"), (f"· {text}", style)))
 
 
-def show(tick: Tick, upto: datetime) -> None:
+def show(tick: Tick, frontiers: dict[str, datetime]) -> None:
     """One line for a run, and one for each thing worth knowing about it.
 
     Args:
         tick: The run.
-        upto: What was recorded before this instant (UTC) is told by name when it is recorded again.
+        frontiers: Up to where each model was recorded before, UTC; what lies before that is told by name. Is brought up to date.
     """
     report = tick.report
-    committed = tick.committed()
-    times = IntervalSet(span for spans in committed.values() for span in spans if span.start >= upto)
-    again = {m: IntervalSet(s for s in spans if s.start < upto) for m, spans in committed.items()}
-    what = f"{len(committed)} models {_times(times)}" if committed else "nothing to do"
+    new, again = IntervalSet(), {}
+    for model, spans in tick.committed().items():
+        known = frontiers.get(model, history.at(0))
+        new = new | IntervalSet(span for span in spans if span.start >= known)
+        again[model] = IntervalSet(span for span in spans if span.start < known)
+        frontiers[model] = max([known, *(span.end for span in spans)])
+    said = [f"{len(again)} models {_times(new)}".rstrip()] if again else []
     if report["state"] == "skipped":
-        what = "skipped, as another run of it lives"
+        said.append("skipped, as another run of it lives")
     elif report["blocked"]:
-        what += f", {len({b['model'] for b in report['blocked']})} wait" if committed else "nothing is ready"
+        said.append(f"{len({entry['model'] for entry in report['blocked']})} wait")
     marks = {"failed": ("✗", "red"), "done": ("✓", "green")}
     mark, style = marks.get(report["state"], ("·", "dim"))
     out.print(
         Text.assemble(
-            (f"  {report['now'][11:16]} ", "dim"), (f"{mark} {report['project']:<11}", style), what, (f"  {tick.seconds:.1f} s", "dim")
+            (f"  {report['now'][11:16]} ", "dim"),
+            (f"{mark} {report['project']:<11}", style),
+            ", ".join(said) or "nothing to do",
+            (f"  {tick.seconds:.1f} s", "dim"),
         )
-    )  # fmt: skip
-    _lines(_told(again), "yellow")
+    )
+    _lines((f"again: {m} {_times(s)}" for m, s in again.items() if s and m in WORTH_TELLING), "yellow")
     _lines((_failure(failure) for failure in tick.failed), "red")
-    foreign = IntervalSet(interval(f["interval"]) for f in report["findings"] if f["what"] == "suspect")
-    models = {short(f["model"]) for f in report["findings"] if f["what"] == "suspect"}
-    if models:
+    foreign = [finding for finding in report["findings"] if finding["what"] == "suspect"]
+    if foreign:
+        times = IntervalSet(interval(finding["interval"]) for finding in foreign)
+        models = {short(finding["model"]) for finding in foreign}
         _lines(
-            [f"{len(models)} models {_times(foreign)} were recorded by somebody else: evaluated again"],
+            [f"{len(models)} models {_times(times)} were recorded by somebody else: evaluated again"],
             "yellow",
         )
-
-
-def _told(again: dict[str, IntervalSet]) -> Iterable[str]:
-    """What was computed again, models with equal times together; of the many only the first."""
-    facts = {m: spans for m, spans in again.items() if spans and m.startswith(("silver.order", "gold.fact"))}
-    for model, spans in facts.items():
-        yield f"again: {model} {_times(spans)}"
 
 
 def _failure(failure: dict[str, Any]) -> str:
@@ -163,7 +167,7 @@ def person(*arguments: str) -> None:
     out.print(Text(f"  $ meshgate {' '.join(arguments)}"), style="bold")
     environment = {"COLUMNS": str(out.width - 4)} | ({"FORCE_COLOR": "1"} if out.is_terminal else {})
     for line in command(*arguments, environment=environment).stdout.rstrip().splitlines():
-        out.print(Text.from_ansi(f"    {line}"))
+        out.print(Text.from_ansi(f"    {line.rstrip()}"), soft_wrap=True)
 
 
 def judge(lakehouse: Lakehouse, upto: datetime) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
+from source import BEGINNING, SLOT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -137,7 +138,9 @@ class Expectation:
 
     def tables(self) -> dict[str, list[Row]]:
         """All of them, by name."""
+        slots = (self.upto - BEGINNING) // SLOT
         return {
+            "ops.arrivals": [{"interval_start": BEGINNING + slot * SLOT} for slot in range(slots)],
             "silver.order_lines": self._lines,
             "silver.rejected_lines": self._rejected,
             "silver.refunds": self._silver_refunds(),

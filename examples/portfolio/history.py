@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 RATE, SEED = 2_000.0, "1"
 MOST_HOURS = 5
 
-What = Literal["chapter", "deploy", "run", "twice", "why", "correct", "colleague"]
+What = Literal["chapter", "deploy", "run", "twice", "why", "correct", "colleague", "retry"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Deed:
 
     Attributes:
         what: `chapter`: the story goes on. `deploy`: both projects. `run`: a scheduler starts a project. `twice`: two schedulers start it at
-            once. `why`: somebody asks, and waits. `correct`: the shop sends the wrong lines of the broken till again. `colleague`: somebody runs a
+            once. `why`: somebody asks. `retry`: somebody says that what failed can be tried again. `correct`: the shop sends the wrong lines of the broken till again. `colleague`: somebody runs a
             project with plain SQLMesh.
         at: When, UTC.
         about: Which project or model, or the chapter's title.
@@ -73,13 +73,14 @@ def told(hours: int = MOST_HOURS) -> list[Deed]:
             *(Deed("run", at(4), project) for project in ("upstream", "downstream")),
             Deed("why", at(4), "gold.fact_sales"),
             Deed("correct", at(4, 5)),
+            Deed("retry", at(4, 5), "bronze.line_items"),
             Deed("run", at(4, 5), "upstream"),
             Deed("run", at(4, 5), "downstream"),
         ]  # fmt: skip
     if hours >= 5:
         deeds += [
-            Deed("chapter", at(4, 5), "04:05-05:00  An item's new price is entered late, and a colleague runs plain SQLMesh at 05:00, too early"),
-            *(Deed("run", at(4, minute), "upstream") for minute in (25, 45)),
+            Deed("chapter", at(4, 5), "04:05-05:00  Again two schedulers start a tick, twice; an item's new price is entered late; a colleague runs plain SQLMesh at 05:00, too early"),
+            *(Deed("twice", at(4, minute), "upstream") for minute in (25, 45)),
             Deed("colleague", at(5), "downstream"),
             Deed("run", at(5), "downstream"),
             Deed("run", at(5), "upstream"),
