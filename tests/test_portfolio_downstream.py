@@ -264,8 +264,6 @@ def test_facts_follow_a_dimension_row_that_comes_late_because_of_its_validity(
             mesh.migrate()
             for name in ("upstream", "downstream"):
                 assert mesh.deploy(name, now=at(60)).exit_code == 0
-            # A deploy does not look at the sources, and the first look has nothing to be compared with.
-            mesh.watch("upstream", now=at(60))
             first = moves(lakehouse, at(20), heard=at(62))
             follow(mesh, 120)
             assert wrong() == {}
