@@ -36,6 +36,7 @@ lint: setup ## ruff and mypy
 	@$(BIN)/ruff check src tests examples benchmarks
 	@$(BIN)/ruff format --check src tests examples benchmarks
 	@$(BIN)/mypy
+	@MYPYPATH=src:examples/portfolio $(BIN)/mypy --package source --package dashboard --package maintenance -m soak -m demo -m plain -m oracle
 
 test: setup lint ## Lint, types and every test but the slow lanes
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup

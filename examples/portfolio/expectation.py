@@ -182,9 +182,10 @@ class Expectation:
             firsts.setdefault((head["receipt_no"], head["occurred_at"]), head)
         lines, rejected = [], []
         for line in self.source.line_items:
-            head = heads.get(line["transaction_id"])
-            if head is None:
+            found = heads.get(line["transaction_id"])
+            if found is None:
                 continue
+            head = found
             if firsts[head["receipt_no"], head["occurred_at"]] is not head:
                 reason = "sent twice"
             elif line["quantity"] is None:
@@ -244,7 +245,7 @@ class Expectation:
             if line is not None and line["occurred_at"] < refund["refunded_at"] - REFUNDED_WITHIN:
                 line = None
             if line is None:
-                found = {"item_key": UNKNOWN, "store_id": None, "amount_eur": None, "sold_at": None}
+                found: Row = {"item_key": UNKNOWN, "store_id": None, "amount_eur": None, "sold_at": None}
             else:
                 found = {
                     "item_key": _member(self.items.at(line["item_id"], line["occurred_at"]), "item_id"),

@@ -90,7 +90,8 @@ class Progress:
         project, now = tick.report["project"], tick.report["now"]
         self.runs += 1
         self.seconds[project] = self.seconds.get(project, 0.0) + tick.seconds
-        self.longest = max(tuple(self.longest), (tick.seconds, f"{project} at {now}"))
+        seconds, run = self.longest
+        self.longest = max((seconds, run), (tick.seconds, f"{project} at {now}"))
         for model, spans in tick.committed().items():
             known = self.frontiers.get(model, "")
             self.recorded += len(list(spans))
@@ -313,8 +314,9 @@ def main(
     """Play simulated days, and compare every table with the source."""
     if hours and context.get_parameter_source("days") == click.core.ParameterSource.DEFAULT:
         days = 0
-    asked = {"hours": 24 * days + hours, "rate": rate, "seed": seed}
-    if not asked["hours"]:
+    hours += 24 * days
+    asked = {"hours": hours, "rate": rate, "seed": seed}
+    if not hours:
         raise click.UsageError("nothing to play: name --days or --hours")
     file = folder / "progress.json"
     progress = None if anew else Progress.load(file)
@@ -322,7 +324,7 @@ def main(
         raise click.UsageError(
             f"{folder} holds a soak with {progress.asked}: go on with these, or begin --anew"
         )
-    plan = Plan(source.BEGINNING + asked["hours"] * HOUR, rate, seed)
+    plan = Plan(source.BEGINNING + hours * HOUR, rate, seed)
     plan.faults()
     os.environ.setdefault("MESHGATE_LOCAL_FSYNC", "off")
     try:
