@@ -99,10 +99,11 @@ class Lakehouse:
         return lakehouse
 
     def environment(self) -> dict[str, str]:
-        """The variables that the two config.yaml and meshgate.yaml read."""
+        """The variables that the two config.yaml, meshgate.yaml and `python -m source` read."""
         return self.server.environment() | {
             "PORTFOLIO_LAKE": str(self.lake.data),
             "MESHGATE_LEDGER_URL": self.state,
+            "SOURCE_URL": self.source,
             "SQLMESH__DISABLE_ANONYMIZED_ANALYTICS": "true",
         }
 
