@@ -218,6 +218,23 @@ def test_what_is_never_evaluated_twice_is_accepted_by_a_person(
     assert call("why", "gold.log", "--json").document["state"] == "recorded"
 
 
+def test_what_was_never_appended_is_not_accepted_with_what_is_in_doubt(
+    database_url: str, tmp_path: Path, call: Any
+) -> None:
+    """Hours later only what the lost run was appending is accepted; the hours since then are due as before."""
+    graph = mesh_graph(more=[node("gold.log", "downstream", "hour", "incremental_unmanaged")])
+    story = Story(database_url, tmp_path, graph)
+    story.time("2026-01-05 01:02")
+    with story.run("downstream") as lease:
+        story.begin(lease, "gold.log", "2026-01-05/2026-01-05T01:00")
+    story.time("2026-01-05 04:02")
+    answer = call("accept", "gold.log", "--reason", "checked")
+    assert lines(answer)[0].startswith("gold.log [2026-01-05 00:00, 01:00) is accepted as it is")
+    left = call("why", "gold.log", "--json").document
+    assert left["interval"]["start"] == "2026-01-05T01:00:00Z"
+    assert left["state"] != "accepted"
+
+
 def test_what_a_run_is_writing_is_not_accepted(story: Story, call: Any) -> None:
     """Exit code 1, and the run."""
     lease = story.acquire("upstream")

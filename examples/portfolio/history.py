@@ -91,9 +91,9 @@ def told(hours: int = MOST_HOURS) -> list[Deed]:
         *deeds,
         Deed("chapter", deeds[-1].at, "The shop is closed for two hours, in which what came late settles"),
         *(
-            Deed("run", quiet + timedelta(hours=hour), project)
+            Deed("run", quiet + timedelta(hours=hour, minutes=minute), project)
             for hour in range(2)
-            for project in ("upstream", "downstream")
+            for minute, project in ((-30, "upstream"), (0, "upstream"), (0, "downstream"))
         ),
     ]
 

@@ -242,8 +242,11 @@ class Soak:
         """The shop is quiet, and time goes on until nothing is left to do; when that is, UTC, a whole hour."""
         now = self.plan.end
         for _ in range(MOST_HOURS_TO_REST):
-            # Nothing happens: each tick would find what the last one of the hour finds.
-            now = now.replace(minute=0) + HOUR
+            # Nothing happens, so two ticks of upstream will do for twelve. One would not: at the hour it stands back for readers that have
+            # waited long, and those of downstream have waited at each hour.
+            now = now.replace(minute=30)
+            self._run("upstream", warm, now)
+            now += HOUR / 2
             for project in PROJECTS:
                 self._run(project, warm, now)
             self._person(mesh, now)

@@ -204,7 +204,7 @@ def accept(
         bench: Configuration and ledger.
         model: Its name, or the last parts of it.
         interval: Whole units of the model that are due, UTC. Only a table that is one whole has a default: the doubt
-            about it, and what of it is missing.
+            about it, and what of it is missing; of one that is appended to, what was being appended.
         reason: Why.
         by: Who.
         environment: SQLMesh's environment; by default the one that the configured projects share.
@@ -291,6 +291,12 @@ def _due_span(node: ModelNode, state: VersionState, interval: Interval | None, a
         )
     whole = Interval(begin, answer.upto)
     if interval is None and node.kind.as_of:
+        # What was never begun appends nothing twice: a run appends it when the doubt is over.
+        doubts = [m.batch for m in state.marks if m.kind in ("failed", "suspect")]
+        if node.kind is Kind.INCREMENTAL_UNMANAGED and doubts and all(doubts):
+            written = [part for batch in doubts if batch and (part := batch.intersect(whole))]
+            if written:
+                return Interval(min(w.start for w in written), max(w.end for w in written))
         return whole
     if interval is None:
         doubted = IntervalSet(m.interval for m in state.marks if m.kind in ("failed", "suspect", "removed"))
