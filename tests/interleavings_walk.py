@@ -137,6 +137,9 @@ class Table:
                     "past": None,
                     "upto": None,
                     "same": None,
+                    "judged": None,
+                    "spans": None,
+                    "whys": None,
                 }
             case "fail":
                 known |= {"detail": json({})}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import tempfile
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 PORTFOLIO = Path(__file__).resolve().parents[1] / "examples" / "portfolio"
 DOWNSTREAM = PORTFOLIO / "downstream"
+CACHES = tempfile.TemporaryDirectory(prefix="portfolio-caches-")
+"""SQLMesh keeps rendered queries beside the files, and does not keep apart for which engine."""
 sys.path.insert(0, str(PORTFOLIO))
 
 duckdb = pytest.importorskip("duckdb", reason="needs meshgate[local]")
@@ -57,6 +60,7 @@ def project(engine: str) -> Any:
         model_defaults=ModelDefaultsConfig(dialect="databricks", start="2026-01-05"),
         variables={"sketch_size": int(size)},
         disable_anonymized_analytics=True,
+        cache_dir=f"{CACHES.name}/{engine}",
     )
     paths = [PORTFOLIO / "upstream", DOWNSTREAM]
     return Context(paths=paths, config=dict.fromkeys(paths, config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 PORTFOLIO = Path(__file__).resolve().parents[1] / "examples" / "portfolio"
 UPSTREAM = PORTFOLIO / "upstream"
+CACHES = tempfile.TemporaryDirectory(prefix="portfolio-caches-")
+"""SQLMesh keeps rendered queries beside the files, and does not keep apart for which engine."""
 sys.path.insert(0, str(PORTFOLIO))
 
 pytest.importorskip("duckdb", reason="needs meshgate[local]")
@@ -66,7 +69,12 @@ def project(engine: str) -> Any:
         variables={"engine": engine},
     )
     defaults = ModelDefaultsConfig(dialect="databricks", start="2026-01-05")
-    config = Config(gateways={engine: gateway}, model_defaults=defaults, disable_anonymized_analytics=True)
+    config = Config(
+        gateways={engine: gateway},
+        model_defaults=defaults,
+        disable_anonymized_analytics=True,
+        cache_dir=f"{CACHES.name}/{engine}",
+    )
     return Context(paths=[str(UPSTREAM)], config=config)
 
 
