@@ -216,6 +216,7 @@ def age(tiny: TinyMesh) -> None:
         tiny.sql(tiny.lake_url, f"UPDATE {table} SET {column} = {column} - INTERVAL '2 hours'")
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_and_does_nothing(tiny: TinyMesh) -> None:
     """Statements on stdout, exit code 0; neither lake nor ledger is touched."""
     before, was = contents(tiny), snapshots(tiny)
@@ -229,6 +230,7 @@ def test_a_dry_run_tells_and_does_nothing(tiny: TinyMesh) -> None:
         assert all(table.done == {} for table in mesh.estate("upstream").tables)
 
 
+@pytest.mark.slow
 def test_it_is_done_and_not_again_before_its_time(tiny: TinyMesh) -> None:
     """Rows are what they were, old files and snapshots are gone, and the ledger knows when."""
     (tiny.folder / "daily.yaml").write_text(DAILY)
@@ -251,6 +253,7 @@ def test_it_is_done_and_not_again_before_its_time(tiny: TinyMesh) -> None:
         assert mesh.run("upstream", now=at(80)).state == "done"
 
 
+@pytest.mark.slow
 def test_retention_that_a_reader_may_need_is_refused(tiny: TinyMesh) -> None:
     """Shorter than the grace of a lost run: exit code 2, and nothing is done."""
     (tiny.folder / "short.yaml").write_text(ALWAYS.replace("1h", "30s"))
@@ -322,6 +325,7 @@ def waits(tiny: TinyMesh) -> bool:
     return bool(tiny.sql(tiny.state_url, question)[0][0])
 
 
+@pytest.mark.slow
 def test_the_task_raises_where_something_failed_and_returns_otherwise(
     tiny: TinyMesh, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -171,6 +171,11 @@ def test_a_dataset_names_its_tables_and_columns(name: str) -> None:
 # -- on the deployed portfolio
 
 
+def deployed(test: Any) -> Any:
+    """Mark a test of the deployed portfolio: it takes minutes to make, and one serves all."""
+    return pytest.mark.slow(pytest.mark.xdist_group("dashboard")(test))
+
+
 @pytest.fixture(scope="module")
 def lakehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lakehouse]:
     """The portfolio, deployed almost two hours after its beginning, and a tick of each project."""
@@ -186,8 +191,6 @@ def lakehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lakehouse]:
             mesh.migrate()
             for project in ("upstream", "downstream"):
                 mesh.deploy(project, now=BUILT_AT)
-            # The first look at the sources tells only what later ones are compared with.
-            mesh.run("upstream", now=BUILT_AT)
             source.generate(started.source, END, rate=RATE, faults=faults)
             for project in ("upstream", "downstream"):
                 mesh.run(project, now=END)
@@ -240,6 +243,7 @@ def hour(value: datetime) -> datetime:
     return plain(value).replace(minute=0, second=0, microsecond=0)
 
 
+@deployed
 def test_the_sales_are_those_of_the_source(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """By hour, country and category; by store and day; by item: computed a second time from the source, they are equal."""
     keys = ("sale_hour", "sale_date", "store_country", "category")
@@ -263,6 +267,7 @@ def test_the_sales_are_those_of_the_source(found: dict[str, Any], expected: dict
     }
 
 
+@deployed
 def test_customers_are_counted_once_in_each_group(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Whoever buys in several hours, categories or countries counts once; a sketch that is not full has met them all."""
     met: dict[tuple[Any, str], set[str]] = {}
@@ -277,6 +282,7 @@ def test_customers_are_counted_once_in_each_group(found: dict[str, Any], expecte
         assert row["customers"] == (exact if exact < 1024 else pytest.approx(exact, rel=0.15))
 
 
+@deployed
 def test_returns_and_what_was_left_out_are_those_of_the_source(
     found: dict[str, Any], expected: dict[str, Any]
 ) -> None:
@@ -310,6 +316,7 @@ def test_items_for_sale_are_counted_by_day() -> None:
     assert rows == [(first, 2, 1, Decimal(30), Decimal(15)), (second, 1, 1, Decimal(10), Decimal(0))]
 
 
+@deployed
 def test_lateness_is_that_of_the_source(found: dict[str, Any], lakehouse: Lakehouse) -> None:
     """Also of what came after its five minutes had been computed; and the last tick is the one that was last."""
     rows = TinyMesh.sql(
@@ -331,6 +338,7 @@ def test_lateness_is_that_of_the_source(found: dict[str, Any], lakehouse: Lakeho
     }
 
 
+@deployed
 def test_the_runs_are_those_of_the_ledger(found: dict[str, Any], lakehouse: Lakehouse) -> None:
     """As many as the Python API tells, by project, purpose and outcome, at the instants for which they stood."""
     with Mesh.open(PORTFOLIO) as mesh:
@@ -343,6 +351,7 @@ def test_the_runs_are_those_of_the_ledger(found: dict[str, Any], lakehouse: Lake
     }
 
 
+@deployed
 def test_the_page_shows_it_all_in_one_file(
     lakehouse: Lakehouse, found: dict[str, Any], tmp_path: Path
 ) -> None:
