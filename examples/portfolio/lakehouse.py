@@ -99,9 +99,10 @@ class Lakehouse:
         return lakehouse
 
     def environment(self) -> dict[str, str]:
-        """The variables that the two config.yaml and meshgate.yaml read."""
+        """The variables that the two config.yaml, meshgate.yaml and the fake source read."""
         return self.server.environment() | {
             "PORTFOLIO_LAKE": str(self.lake.data),
+            "SOURCE_URL": self.source,
             "MESHGATE_LEDGER_URL": self.state,
             "SQLMESH__DISABLE_ANONYMIZED_ANALYTICS": "true",
         }
