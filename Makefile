@@ -9,7 +9,7 @@ export SQLMESH__DISABLE_ANONYMIZED_ANALYTICS := true
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo soak soak-bounded test lint test-slow test-peers test-analysis mutation mutation-bounded chaos chaos-bounded histories bench check-wheel clean
+.PHONY: help setup demo soak soak-bounded test lint test-slow test-peers test-analysis test-portfolio mutation mutation-bounded chaos chaos-bounded histories bench check-wheel clean
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,8 +41,8 @@ lint: setup ## ruff and mypy
 test: setup lint ## Lint, types and every test but the slow lanes
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-test-slow: setup ## Whole processes, packages and histories: the wheel, crash points, signals, the shops, analyses
-	@$(BIN)/python -m pytest -m 'slow and not peers and not cli and not analysis' -n $(WORKERS) --dist loadgroup
+test-slow: setup ## Whole processes, packages and histories: the wheel, crash points, signals, histories
+	@$(BIN)/python -m pytest -m 'slow and not peers and not cli and not analysis and not portfolio' -n $(WORKERS) --dist loadgroup
 
 test-peers: setup ## Plain SQLMesh still shows the faults that meshgate prevents; its own commands under the ledger
 	@$(BIN)/python -m pytest -m 'peers or cli' -n $(WORKERS) --dist loadgroup tests/test_peers.py tests/test_peers_staleness.py \
@@ -51,6 +51,9 @@ test-peers: setup ## Plain SQLMesh still shows the faults that meshgate prevents
 test-analysis: setup ## Every analysed change is deployed as the analysis says, and each table compared with a recomputation
 	@$(BIN)/python -m pytest -m '' -n $(WORKERS) --dist loadgroup tests/test_analysis.py \
 		tests/test_analysis_corner_shop.py tests/test_analysis_deployed.py tests/test_analysis_followed.py tests/test_action.py
+
+test-portfolio: setup ## The whole portfolio: each fault of its source, late dimension rows, dashboards, maintenance, the demo and a killed soak
+	@$(BIN)/python -m pytest -m portfolio -n 2 --dist loadgroup
 
 mutation: setup ## Removes each protecting line and shows that a test fails
 	@$(BIN)/python tests/mutations.py

@@ -216,7 +216,7 @@ def age(tiny: TinyMesh) -> None:
         tiny.sql(tiny.lake_url, f"UPDATE {table} SET {column} = {column} - INTERVAL '2 hours'")
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 def test_a_dry_run_tells_and_does_nothing(tiny: TinyMesh) -> None:
     """Statements on stdout, exit code 0; neither lake nor ledger is touched."""
     before, was = contents(tiny), snapshots(tiny)
@@ -230,7 +230,7 @@ def test_a_dry_run_tells_and_does_nothing(tiny: TinyMesh) -> None:
         assert all(table.done == {} for table in mesh.estate("upstream").tables)
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 def test_it_is_done_and_not_again_before_its_time(tiny: TinyMesh) -> None:
     """Rows are what they were, old files and snapshots are gone, and the ledger knows when."""
     (tiny.folder / "daily.yaml").write_text(DAILY)
@@ -253,7 +253,7 @@ def test_it_is_done_and_not_again_before_its_time(tiny: TinyMesh) -> None:
         assert mesh.run("upstream", now=at(80)).state == "done"
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 def test_retention_that_a_reader_may_need_is_refused(tiny: TinyMesh) -> None:
     """Shorter than the grace of a lost run: exit code 2, and nothing is done."""
     (tiny.folder / "short.yaml").write_text(ALWAYS.replace("1h", "30s"))
@@ -262,7 +262,7 @@ def test_retention_that_a_reader_may_need_is_refused(tiny: TinyMesh) -> None:
     assert "vacuum of * keeps files for 0:00:30, and a run may need them for 0:01:00" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 def test_runs_and_maintenance_together_leave_every_table_right(tiny: TinyMesh) -> None:
     """An hour of ticks of both projects while everything is maintained over and over: every row is the source's."""
     beside = subprocess.Popen(
@@ -288,7 +288,7 @@ def test_runs_and_maintenance_together_leave_every_table_right(tiny: TinyMesh) -
     tiny.check(120)
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 def test_killed_in_the_middle_it_leaves_nothing_behind(tiny: TinyMesh) -> None:
     """The lake does not answer its statement; it is killed; the next run finds its process gone, and does everything."""
     before = contents(tiny)
@@ -325,7 +325,7 @@ def waits(tiny: TinyMesh) -> bool:
     return bool(tiny.sql(tiny.state_url, question)[0][0])
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 def test_the_task_raises_where_something_failed_and_returns_otherwise(
     tiny: TinyMesh, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

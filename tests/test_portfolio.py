@@ -90,7 +90,7 @@ TABLES_OF_ROWS = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 class TestOracle:
     """What the tables must contain is computed from the source, and each sort of difference is found."""
 
@@ -319,7 +319,7 @@ def environment() -> dict[str, str]:
     return kept | {"PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", "MESHGATE_LOCAL_FSYNC": "off"}
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 class TestWholeProcesses:
     """What a person starts."""
 

@@ -173,7 +173,7 @@ def test_a_dataset_names_its_tables_and_columns(name: str) -> None:
 
 def deployed(test: Any) -> Any:
     """Mark a test of the deployed portfolio: it takes minutes to make, and one serves all."""
-    return pytest.mark.slow(pytest.mark.xdist_group("dashboard")(test))
+    return pytest.mark.portfolio(pytest.mark.xdist_group("dashboard")(test))
 
 
 @pytest.fixture(scope="module")

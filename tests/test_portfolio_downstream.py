@@ -237,7 +237,7 @@ def moves(lakehouse: Lakehouse, since: datetime, heard: datetime, but: str = "")
     return str(found)
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 @pytest.mark.timeout(900)
 def test_facts_follow_a_dimension_row_that_comes_late_because_of_its_validity(
     tmp_path_factory: pytest.TempPathFactory, copied: Path

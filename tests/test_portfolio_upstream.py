@@ -209,7 +209,7 @@ def warnings(report: Any) -> set[str]:
     return {a["audit"] for w in report.warned for a in w.detail["audits"] if a["count"] and not a["blocking"]}
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", WARNED)
 def test_an_audit_warns_of_single_bad_rows_and_nothing_is_kept_back(story: Story, kind: str) -> None:
@@ -218,13 +218,13 @@ def test_an_audit_warns_of_single_bad_rows_and_nothing_is_kept_back(story: Story
     assert (warnings(report), report.failed, report.state) == (WARNED[kind], (), "done")
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 @pytest.mark.timeout(900)
 def test_late_versions_of_items_are_told(story: Story) -> None:
     assert "versions_are_entered_in_time" in warnings(story.reports["late_items"])
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 @pytest.mark.timeout(900)
 def test_a_broken_till_is_refused_until_a_person_has_looked(story: Story) -> None:
     """The reason is named; silver waits for these five minutes only, and takes them when they are accepted."""
@@ -237,7 +237,7 @@ def test_a_broken_till_is_refused_until_a_person_has_looked(story: Story) -> Non
     assert not IntervalSet([Interval(at(BROKEN), at(120))]) - done
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("kind", "audit"),
@@ -255,7 +255,7 @@ def test_a_standalone_audit_catches_what_concerns_several_tables(story: Story, k
     assert story.standalone[kind]["silver_accounts_for_bronze"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 @pytest.mark.timeout(900)
 def test_the_accounts_audit_notices_a_line_that_got_lost(story: Story) -> None:
     """And one that is there twice."""
@@ -335,7 +335,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("table", EXPECTED)
 def test_in_the_end_every_table_is_what_the_source_says(story: Story, table: str) -> None:
@@ -365,7 +365,7 @@ def padded(text: str) -> str:
     return text
 
 
-@pytest.mark.slow
+@pytest.mark.portfolio
 @pytest.mark.timeout(900)
 def test_arrivals_are_observed_once_for_each_five_minutes(story: Story) -> None:
     """One row each, also where nothing came; and what was seen adds up to the receipts, less what the source changed before it was seen."""
