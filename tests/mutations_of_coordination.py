@@ -209,19 +209,22 @@ OF_COORDINATION = (
     sql(
         "share: never beside a deploy",
         (f"{L}who_may_live_beside_whom[sharing run beside deploy]", STATEFUL),
-        ("(x.purpose = 'deploy' OR NOT p_share)", "NOT p_share"),
+        (
+            "(x.purpose = 'deploy' OR x.purpose = 'run' AND NOT p_share)",
+            "(x.purpose = 'run' AND NOT p_share)",
+        ),
     ),
     sql(
         "share: a sharing run starts",
         f"{L}of_many_that_share_all_get_a_lease",
-        ("(x.purpose = 'deploy' OR NOT p_share)", "true"),
+        ("(x.purpose = 'deploy' OR x.purpose = 'run' AND NOT p_share)", "x.purpose <> 'maintenance'"),
     ),
     sql(
         "deploy: one of an environment",
         f"{L}of_many_deploys_at_once_one_gets_the_lease",
         (
-            "CASE WHEN p_purpose = 'deploy' THEN x.purpose = 'deploy'",
-            "CASE WHEN p_purpose = 'deploy' THEN false",
+            "CASE p_purpose WHEN 'deploy' THEN x.purpose = 'deploy'",
+            "CASE p_purpose WHEN 'deploy' THEN false",
         ),
     ),
     sql(

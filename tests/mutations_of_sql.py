@@ -72,7 +72,7 @@ OF_SQL = (
     sql(
         "G2 one live run of a project",
         (f"{L}a_second_run_of_a_project_is_told_which_one_lives", "test_ledger_stateful.py"),
-        ("(x.purpose = 'deploy' OR NOT p_share)", "x.purpose = 'deploy'"),
+        ("(x.purpose = 'deploy' OR x.purpose = 'run' AND NOT p_share)", "x.purpose = 'deploy'"),
     ),
     sql(
         "G2 quarantine where the engine is elsewhere",
