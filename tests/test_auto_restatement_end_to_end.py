@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from meshgate.local_postgres import LocalPostgres
     from meshgate.mesh import Mesh
 
+pytestmark = pytest.mark.slow
+
 A, B, GOLD = '"house"."lake"."a"', '"house"."lake"."b"', '"house"."gold"."hours"'
 NIGHTLY = "auto_restatement_cron '0 3 * * *', auto_restatement_intervals 2"
 FEW = copied("gold.hours", "lake.a")

@@ -66,7 +66,7 @@ def start(tiny: TinyMesh, project: str, minutes: float, prelude: str = "") -> su
     )
 
 
-def wait_until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def wait_until(true: Callable[[], bool], what: str, seconds: float = 150) -> None:
     """Poll for an observed condition."""
     deadline = time.monotonic() + seconds
     while not true():

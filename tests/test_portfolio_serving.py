@@ -31,8 +31,12 @@ def macros() -> ModuleType:
     spec = importlib.util.spec_from_file_location("portfolio_engine", PORTFOLIO / "downstream" / ENGINE)
     assert spec is not None
     assert spec.loader is not None
+    from sqlmesh.core.macros import macro
+
     module = importlib.util.module_from_spec(spec)
+    known = macro.get_registry()
     spec.loader.exec_module(module)
+    macro.set_registry(known)  # a project that is loaded later would meet them
     return module
 
 

@@ -123,6 +123,7 @@ def test_what_it_rejects_is_recorded_and_told_and_closes_no_gate(
         assert mesh.run("upstream", now=at(182)).state == "nothing_to_do"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cron", ["@hourly", "30 */2 * * *", "@daily"])
 def test_it_is_asked_about_what_plain_sqlmesh_asks_about(
     tmp_path: Path, postgres: LocalPostgres, cron: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sys
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,13 +93,21 @@ def _argument(node: exp.Expression) -> exp.Expression:
 
 @cache
 def _engine() -> Any:
-    """`macros/engine.py` of downstream, which is no package that could be imported by its name."""
+    """`macros/engine.py` of downstream, which is no package that could be imported by its name.
+
+    Its macros are not left with SQLMesh's, where another project that is loaded in this process would meet them.
+    """
+    from sqlmesh.core.macros import macro
+
     spec = importlib.util.spec_from_file_location("portfolio_engine", DOWNSTREAM / "macros" / "engine.py")
     assert spec is not None  # noqa: S101 - it has a loader for files
     assert spec.loader is not None  # noqa: S101
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    known = macro.get_registry()
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        macro.set_registry(known)
     return module
 
 
