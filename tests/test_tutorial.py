@@ -61,7 +61,9 @@ def test_the_tutorial_is_what_happens(
     folder, tools = tmp_path / "mesh", tmp_path / "bin"
     for place in (folder, tools):
         place.mkdir()
-    tools.joinpath("python").symlink_to(sys.executable)
+    # No link: what is beside the executable as it is called says which packages there are.
+    tools.joinpath("python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    tools.joinpath("python").chmod(0o755)
     for name, code in COMMANDS.items():
         shim = tools / name
         shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)} "$@"\n')

@@ -159,4 +159,4 @@ def test_the_installed_command_makes_a_ledger_and_works(user: Command) -> None:
     ):
         done = user("meshgate", *arguments)
         assert done.returncode == 0, (arguments, done.stdout, done.stderr)
-    assert json.loads(done.stdout)["outcome"] == "ok"
+    assert json.loads(done.stdout)["outcome"] == "warn"  # SQLMesh's state is in DuckDB here

@@ -65,10 +65,20 @@ def differences(old: Snapshot, new: Snapshot) -> tuple[Difference, ...]:
     """What differs between two versions of a model, in a fixed order; nothing for what is only its parents' doing."""
     found = list(_differences(old.model, new.model))
     if not found and new.is_directly_modified(old):
-        found.append(Difference("star"))
+        # Without a star it is only qualified differently: its parents' doing.
+        if _selects_all(new.model):
+            found.append(Difference("star"))
     elif not found and old.fingerprint.metadata_hash != new.fingerprint.metadata_hash:
         found.append(Difference("metadata"))
     return tuple(found)
+
+
+def _selects_all(model: Model) -> bool:
+    """Whether a query says `SELECT *` somewhere; also where nobody can tell."""
+    query = _query(model, needs_optimization=False, start="1970-01-01")
+    return query is None or any(
+        isinstance(s.parent, (exp.Select, exp.Column)) for s in query.find_all(exp.Star)
+    )
 
 
 def _differences(old: Model, new: Model) -> Iterator[Difference]:
