@@ -29,8 +29,8 @@ demo: setup ## The whole portfolio: five simulated hours with troubles, an oracl
 soak: setup ## The portfolio unattended, with every fault of its source: make soak DAYS=30; goes on where it was killed
 	@$(BIN)/python examples/portfolio/soak.py --days $(DAYS)
 
-soak-bounded: setup ## The same for CI: three simulated hours
-	@$(BIN)/python examples/portfolio/soak.py --anew --hours 3 --rate 1200
+soak-bounded: setup ## The same for CI: two simulated hours
+	@$(BIN)/python examples/portfolio/soak.py --anew --hours 2 --rate 1200
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check src tests examples benchmarks
@@ -58,8 +58,8 @@ test-portfolio: setup ## The whole portfolio: each fault of its source, late dim
 mutation: setup ## Removes each protecting line and shows that a test fails
 	@$(BIN)/python tests/mutations.py
 
-mutation-bounded: setup ## The same for CI: twenty of them, by chance
-	@$(BIN)/python tests/mutations.py --sample 20
+mutation-bounded: setup ## The same for CI: twelve of them, by chance
+	@$(BIN)/python tests/mutations.py --sample 12
 
 chaos: setup ## Kills, pauses and starves real runs: every crash point, 200 faults, and each mutation found (half an hour)
 	@$(BIN)/python tests/crash_points.py --all
