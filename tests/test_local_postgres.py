@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -295,6 +296,28 @@ def test_destroy_deletes_everything_but_not_under_another_user(fresh: Path) -> N
     shutil.rmtree(fresh, ignore_errors=True)
     with pytest.raises(psycopg2.OperationalError):
         ask(second.url(), "SELECT 1")
+
+
+def test_destroy_does_not_take_the_watchdog_for_a_user(fresh: Path) -> None:
+    """The watchdog takes the users' lock when the last user closes, which may be the one who destroys: that one waits for it."""
+    server = LocalPostgres.start(fresh)
+    home = home_of(fresh)
+    (watchdog,) = watchdogs(fresh)
+    start = os.open(home / "start.lock", os.O_RDWR)
+    fcntl.flock(start, fcntl.LOCK_EX)
+    os.kill(watchdog, signal.SIGSTOP)
+    users = os.open(home / "users.lock", os.O_RDWR)
+    server.close()
+    fcntl.flock(users, fcntl.LOCK_EX)  # as the watchdog would, were it not stopped
+    with ThreadPoolExecutor() as pool:
+        os.close(start)
+        destroyed = pool.submit(server.destroy)
+        time.sleep(0.2)
+        assert not destroyed.done()
+        os.close(users)
+        destroyed.result()
+    os.kill(watchdog, signal.SIGCONT)
+    assert not home.exists()
 
 
 def test_a_server_whose_folder_was_deleted_is_stopped(fresh: Path) -> None:

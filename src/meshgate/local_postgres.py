@@ -152,12 +152,11 @@ class LocalPostgres:
         with suppress(FileNotFoundError), _alone(self._home / "start.lock"):
             users = _open(self._home / "users.lock")
             try:
-                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not _without_users(users):
+                    raise LocalPostgresError(f"the local Postgres of {self._home} is in use")
                 postgres_server.stop(self._home / "data")
                 postgres_server.forget(self._home)
                 shutil.rmtree(self._home)
-            except BlockingIOError:
-                raise LocalPostgresError(f"the local Postgres of {self._home} is in use") from None
             finally:
                 os.close(users)
 
@@ -210,6 +209,28 @@ def _take(lock: int, kind: int, path: Path) -> None:
             time.sleep(0.01)
         else:
             return
+
+
+def _without_users(users: int) -> bool:
+    """Take `users.lock` alone, if no user has it; the caller holds `start.lock`, so nobody can come.
+
+    The watchdog is no user, but takes this lock too, for an instant, when the last user has gone: then not even another user could
+    take it. It does so once at most before it needs `start.lock`; so the first lock that a user could share may have been its own,
+    gone between two looks, and the second is a user's.
+    """
+    shared = 0
+    while shared < 2:
+        with suppress(BlockingIOError):
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        try:
+            fcntl.flock(users, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.001)
+        else:
+            fcntl.flock(users, fcntl.LOCK_UN)
+            shared += 1
+    return False
 
 
 @contextmanager
