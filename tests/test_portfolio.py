@@ -102,17 +102,13 @@ class TestOracle:
         assert [name for name, verdict in verdicts.items() if not verdict.rows_found] == ["gold.item_day"]
 
     def test_every_table_of_the_projects_is_compared(self, made: Lakehouse) -> None:
-        """What is not compared is told by name: what depends on when it was looked at, copies of the source, and fixed rates."""
+        """But one, of which the source knows the present only; that is compared as gold.dim_store."""
         with made.lake.connect() as connection:
             views = connection.execute(
                 "SELECT DISTINCT schema_name || '.' || view_name FROM duckdb_views() "
                 "WHERE database_name = 'lake' AND schema_name NOT LIKE 'sqlmesh\\_\\_%' ESCAPE '\\'"
             ).fetchall()
-        left_out = {name for (name,) in views} - {table.name for table in oracle.TABLES}
-        assert {name for name in left_out if not name.startswith("bronze.")} == {
-            "ops.lateness",
-            "silver.stores",
-        }
+        assert {name for (name,) in views} - {table.name for table in oracle.TABLES} == {"silver.stores"}
 
     @pytest.mark.parametrize("table", TABLES_OF_ROWS, ids=lambda table: table.name)
     def test_planted_differences_are_found(self, made: Lakehouse, table: oracle.Table) -> None:

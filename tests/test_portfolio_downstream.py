@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
-import tempfile
 from contextlib import closing
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,11 +13,10 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
+    from pathlib import Path
 
-PORTFOLIO = Path(__file__).resolve().parents[1] / "examples" / "portfolio"
-DOWNSTREAM = PORTFOLIO / "downstream"
-CACHES = tempfile.TemporaryDirectory(prefix="portfolio-caches-")
-"""SQLMesh keeps rendered queries beside the files, and does not keep apart for which engine."""
+from portfolio_contexts import DOWNSTREAM, PORTFOLIO, UPSTREAM, opened, rendered_for_databricks
+
 sys.path.insert(0, str(PORTFOLIO))
 
 duckdb = pytest.importorskip("duckdb", reason="needs meshgate[local]")
@@ -41,44 +37,22 @@ def at(minutes: int) -> datetime:
     return source.BEGINNING + timedelta(minutes=minutes)
 
 
-def project(engine: str) -> Any:
-    """Both projects as they are for an engine, with a DuckDB in memory for all that it is asked; gold's types come from silver's."""
-    from sqlmesh import Context
-    from sqlmesh.core.config import Config, DuckDBConnectionConfig, GatewayConfig, ModelDefaultsConfig
-
-    zone = {"TimeZone": "UTC"}
-    gateway = GatewayConfig(
-        connection=DuckDBConnectionConfig(
-            catalogs={"lake": ":memory:", "source": ":memory:"}, connector_config=zone
-        ),
-        test_connection=DuckDBConnectionConfig(connector_config=zone),
-        variables={"engine": engine},
-    )
-    (size,) = re.findall(r"sketch_size: (\d+)", (DOWNSTREAM / "config.yaml").read_text())
-    config = Config(
-        gateways={engine: gateway},
-        model_defaults=ModelDefaultsConfig(dialect="databricks", start="2026-01-05"),
-        variables={"sketch_size": int(size)},
-        disable_anonymized_analytics=True,
-        cache_dir=f"{CACHES.name}/{engine}",
-    )
-    paths = [PORTFOLIO / "upstream", DOWNSTREAM]
-    return Context(paths=paths, config=dict.fromkeys(paths, config))
-
-
 @pytest.fixture(scope="module")
 def databricks() -> Any:
-    return project("databricks")
+    return opened("databricks", UPSTREAM, DOWNSTREAM)
 
 
 @pytest.fixture(scope="module")
 def local() -> Any:
-    return project("duckdb")
+    return opened("duckdb", UPSTREAM, DOWNSTREAM)
 
 
-def test_its_unit_tests_pass(local: Any) -> None:
-    """Everything that gold and serving decide, on a DuckDB in memory."""
-    result = local.test(tests=[str(found) for found in (DOWNSTREAM / "tests").iterdir()])
+@pytest.mark.parametrize("projects", [(UPSTREAM, DOWNSTREAM), (DOWNSTREAM,)], ids=["with upstream", "alone"])
+def test_its_unit_tests_pass(projects: tuple[Path, ...]) -> None:
+    """Everything that gold and serving decide, on a DuckDB in memory; also where nothing of upstream is known, as in a fresh clone."""
+    result = opened("duckdb", *projects).test(
+        tests=[str(found) for found in (DOWNSTREAM / "tests").iterdir()]
+    )
     assert [f"{test}: {text}" for test, text in (*result.failures, *result.errors)] == []
     assert result.testsRun >= 12
 
@@ -112,18 +86,7 @@ class TestDatabricks:
 
     def test_every_model_and_audit_is_rendered_without_an_engine(self, databricks: Any) -> None:
         """In words that are Databricks' own, where the engines differ."""
-        time = {"start": at(0), "end": at(60), "execution_time": at(60)}
-        said = ""
-        for model in databricks.models.values():
-            if model.is_sql:
-                texts = [model.render_query_or_raise(**time)]
-                texts += [
-                    model.render_audit_query(audit, **time, **args) for audit, args in model.audits_with_args
-                ]
-                for text in texts:
-                    written = text.sql("databricks")
-                    assert sqlglot.parse_one(written, dialect="databricks").sql("databricks") == written
-                    said += written
+        said = rendered_for_databricks(databricks, at(0), at(60))
         assert "HLL_SKETCH_AGG" in said
         assert "LIST_SLICE" not in said
 
@@ -180,7 +143,7 @@ class TestAudits:
                 "('T', 1, 'a', 'nobody', 1, 1.0)", "('T', 2, 'a', 'nobody', 1, -1.0)", {"forall"},
             ),
             (
-                "gold.fact_refunds", "refund_id, sold_at", "('R', 1)", "('S', NULL)", {"sale_is_known"},
+                "gold.fact_refunds", "refund_id, item_key, sold_at", "('R', 'a', 1)", "('S', 'a', NULL)", {"sale_is_known"},
             ),
             (
                 "serving.sales", "transaction_id, line_no, store_country, sale_date",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from contextlib import closing
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,22 +13,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
-PORTFOLIO = Path(__file__).resolve().parents[1] / "examples" / "portfolio"
-UPSTREAM = PORTFOLIO / "upstream"
-CACHES = tempfile.TemporaryDirectory(prefix="portfolio-caches-")
-"""SQLMesh keeps rendered queries beside the files, and does not keep apart for which engine."""
+from portfolio_contexts import PORTFOLIO, UPSTREAM, opened, rendered_for_databricks
+
 sys.path.insert(0, str(PORTFOLIO))
 
 pytest.importorskip("duckdb", reason="needs meshgate[local]")
 
-import psycopg2  # noqa: E402
-import source  # noqa: E402
-import sqlglot  # noqa: E402
-from lakehouse import Lakehouse  # noqa: E402
-from ruamel.yaml import YAML  # noqa: E402
+import psycopg2
+import source
+import sqlglot
+from lakehouse import Lakehouse
+from ruamel.yaml import YAML
 
-from meshgate.interval import Interval, IntervalSet  # noqa: E402
-from meshgate.mesh import Mesh  # noqa: E402
+from meshgate.interval import Interval, IntervalSet
+from meshgate.mesh import Mesh
 
 BROKEN = 100
 """When a till breaks, in minutes after the shop began: five of six lines are bad then."""
@@ -55,57 +51,23 @@ def fault(text: str, start: int, end: int) -> source.Fault:
     return source.Fault.parse(f"{text}@{at(start):%Y-%m-%dT%H:%M}/{at(end):%Y-%m-%dT%H:%M}")
 
 
-def project(engine: str) -> Any:
-    """The project as it is for an engine, with a DuckDB in memory for all that it is asked."""
-    from sqlmesh import Context
-    from sqlmesh.core.config import Config, DuckDBConnectionConfig, GatewayConfig, ModelDefaultsConfig
-
-    memory = DuckDBConnectionConfig(
-        catalogs={"lake": ":memory:", "source": ":memory:"}, connector_config={"TimeZone": "UTC"}
-    )
-    gateway = GatewayConfig(
-        connection=memory,
-        test_connection=DuckDBConnectionConfig(connector_config={"TimeZone": "UTC"}),
-        variables={"engine": engine},
-    )
-    defaults = ModelDefaultsConfig(dialect="databricks", start="2026-01-05")
-    config = Config(
-        gateways={engine: gateway},
-        model_defaults=defaults,
-        disable_anonymized_analytics=True,
-        cache_dir=f"{CACHES.name}/{engine}",
-    )
-    return Context(paths=[str(UPSTREAM)], config=config)
-
-
 def test_its_unit_tests_pass() -> None:
     """Everything that silver decides, on a DuckDB in memory."""
-    result = project("duckdb").test()
+    result = opened("duckdb", UPSTREAM).test()
     assert [f"{test}: {text}" for test, text in (*result.failures, *result.errors)] == []
     assert result.testsRun >= 13
 
 
 def test_every_model_and_audit_is_rendered_for_databricks_without_an_engine() -> None:
     """In words that are Databricks' own, where the engines differ."""
-    context = project("databricks")
-    time = {"start": at(0), "end": at(5), "execution_time": at(5)}
-    said = ""
-    for model in context.models.values():
-        if model.is_sql:
-            texts = [model.render_query_or_raise(**time), *model.render_post_statements(**time)]
-            texts += [
-                model.render_audit_query(audit, **time, **args) for audit, args in model.audits_with_args
-            ]
-            for text in texts:
-                written = text.sql("databricks")
-                assert sqlglot.parse_one(written, dialect="databricks").sql("databricks") == written
-                said += written
+    context = opened("databricks", UPSTREAM)
+    said = rendered_for_databricks(context, at(0), at(5))
     assert all(
         word in said for word in ("UNIX_SECONDS", "TIMESTAMPDIFF", "EXPLODE(SEQUENCE", "ANALYZE TABLE")
     )
     assert context.standalone_audits.keys() == STANDALONE
     for audit in context.standalone_audits.values():
-        written = audit.render_audit_query(**time).sql("databricks")
+        written = audit.render_audit_query(start=at(0), end=at(5), execution_time=at(5)).sql("databricks")
         assert sqlglot.parse_one(written, dialect="databricks")
 
 
@@ -113,11 +75,18 @@ def test_the_columns_that_the_schema_audit_knows_are_those_of_the_source() -> No
     """What is declared of the source, and what an audit takes for known, is the same."""
     declared = YAML(typ="safe").load(UPSTREAM / "external_models.yaml")
     columns = {column for table in declared for column in table["columns"]}
-    audit = project("databricks").standalone_audits["source_has_no_new_columns"]
+    audit = opened("databricks", UPSTREAM).standalone_audits["source_has_no_new_columns"]
     known = [
         literal.name for inside in audit.query.find_all(sqlglot.exp.In) for literal in inside.expressions
     ]
     assert set(known) == columns | {table["name"].split(".")[-1] for table in declared}
+
+
+def test_a_store_has_a_new_version_whatever_of_it_changes() -> None:
+    """The shop never changes one, so the columns that are watched are compared with those that there are."""
+    stores = opened("duckdb", UPSTREAM).get_model("silver.stores")
+    watched = {column.name for column in stores.kind.columns}
+    assert watched == set(stores.columns_to_types) - {"store_id", "valid_from", "valid_to"}
 
 
 class Story:

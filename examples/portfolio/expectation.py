@@ -140,6 +140,8 @@ class Expectation:
         """All of them, by name."""
         slots = (self.upto - BEGINNING) // SLOT
         return {
+            **self._bronze(),
+            "ops.lateness": list(self._lateness()),
             "ops.arrivals": [{"interval_start": BEGINNING + slot * SLOT} for slot in range(slots)],
             "silver.order_lines": self._lines,
             "silver.rejected_lines": self._rejected,
@@ -170,6 +172,37 @@ class Expectation:
                 {**row, "valid_from": row["updated_at"]} for row, end in self.items.spans() if end is None
             ],
         }
+
+    # -- bronze
+
+    def _bronze(self) -> dict[str, list[Row]]:
+        happens = {
+            "transactions": "occurred_at",
+            "line_items": "occurred_at",
+            "refunds": "refunded_at",
+            "item_versions": "updated_at",
+            "customer_versions": "updated_at",
+            "stores": "created_at",
+        }
+        return {
+            f"bronze.{name}": [row for row in getattr(self.source, name) if row[time] < self.upto]
+            for name, time in happens.items()
+        } | {"bronze.currencies": [{"currency": c, "euro_per_unit": r} for c, r in self._rates.items()]}
+
+    def _lateness(self) -> Iterable[Row]:
+        slots = defaultdict(list)
+        for head in self.source.transactions:
+            if head["occurred_at"] < self.upto:
+                slot = BEGINNING + (head["occurred_at"] - BEGINNING) // SLOT * SLOT
+                slots[slot].append((head["created_at"] - head["occurred_at"]) // timedelta(seconds=1))
+        for slot, seconds in slots.items():
+            late = sum(passed > SLOT.total_seconds() for passed in seconds)
+            yield {
+                "slot": slot,
+                "receipts": len(seconds),
+                "late_receipts": late,
+                "max_lateness_seconds": max(seconds),
+            }
 
     # -- silver
 

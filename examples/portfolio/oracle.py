@@ -1,7 +1,7 @@
 """Compares the portfolio's tables, row by row, with what they must contain: `python oracle.py --upto 2026-01-05T03:00`.
 
-What they must contain is computed in `expectation.py` from the source alone. Of `ops.arrivals` only
-that each five minutes were looked at once: what it tells is how the source was then. So does `ops.lateness`, which is not compared.
+What they must contain is computed in `expectation.py` from the source alone. Of `ops.arrivals` only that each five minutes were looked at
+once: what it tells is how the source was then. Of `silver.stores` only what holds now, as `gold.dim_store`: the source has no more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 INSTANTS = (
     "interval_start",
+    "slot",
     "occurred_at",
+    "created_at",
     "updated_at",
     "loaded_at",
     "refunded_at",
@@ -67,7 +69,24 @@ _ITEM = "name description category list_price"
 _CUSTOMER = "name email city country segment"
 _SUMS = "receipts lines quantity revenue_eur"
 TABLES = (
+    _table(
+        "bronze.transactions", "transaction_id", "occurred_at",
+        "receipt_no store_id customer_id channel currency status occurred_at created_at updated_at",
+    ),
+    _table(
+        "bronze.line_items", "transaction_id line_no", "occurred_at",
+        "item_id quantity unit_price discount amount occurred_at created_at updated_at",
+    ),
+    _table(
+        "bronze.refunds", "refund_id", "refunded_at",
+        "transaction_id line_no quantity amount reason refunded_at created_at updated_at",
+    ),
+    _table("bronze.item_versions", "item_id updated_at", "updated_at", f"{_ITEM} loaded_at"),
+    _table("bronze.customer_versions", "customer_id updated_at", "updated_at", f"{_CUSTOMER} loaded_at"),
+    _table("bronze.stores", "store_id", "created_at", "name city country currency created_at updated_at"),
+    _table("bronze.currencies", "currency", None, "euro_per_unit"),
     _table("ops.arrivals", "interval_start", "interval_start", ""),
+    _table("ops.lateness", "slot", "slot", "receipts late_receipts max_lateness_seconds"),
     _table(
         "silver.order_lines", "transaction_id line_no", "occurred_at",
         f"receipt_no store_id customer_id status item_id occurred_at updated_at {_LINE}",
@@ -185,7 +204,7 @@ def compare(
         tables: Which ones; by default all that there are.
 
     Returns:
-        One verdict for each, silver first.
+        One verdict for each, bronze first.
     """
     unknown = set(tables or ()) - BY_NAME.keys()
     if unknown:

@@ -1,7 +1,7 @@
 """The whole pipeline over simulated days, tick by tick, with every fault of the shop, and nobody looking: `python soak.py --days 3`.
 
 Upstream ticks every five minutes and downstream every hour, each in one process that stays warm; the first tick of a day is a real
-`meshgate run`. One fault needs a person, by design: a till whose amounts are wrong, for which an audit stops the line. Then the person asks
+`meshgate run`. At one each night both projects' tables are looked after by the maintenance job. One fault needs a person, by design: a till whose amounts are wrong, for which an audit stops the line. Then the person asks
 `meshgate why`, reads what it names, and accepts. At the end the shop is quiet until the mesh has settled, and every table must equal the one
 computed from the source alone.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -42,6 +43,8 @@ BY_DESIGN = {"bronze.line_items": "most_lines_are_usable"}
 APPENDED = "ops.arrivals"
 """Is never evaluated twice: what a killed run has done to it a person has to look at."""
 MOST_HOURS_TO_REST = 12
+NIGHT = 1
+"""At which hour the tables are looked after: else each tick would have more small files to open than the last one."""
 USUAL = ("late", "duplicates", "nulls", "negative", "orphans", "late_items")
 REASON = "the till's software was wrong; the lines stay out until the shop sends them again"
 
@@ -56,6 +59,7 @@ class Progress:
         runs: How many runs there were, of both projects.
         seconds: How long these took, by project.
         longest: How long the longest took, and which it was.
+        maintained: How long maintenance took, in seconds.
         recorded: How many spans of a model were recorded.
         redone: How many of these lie before what was recorded of the model already.
         frontiers: Up to where each model is recorded.
@@ -68,6 +72,7 @@ class Progress:
     runs: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     longest: tuple[float, str] = (0.0, "")
+    maintained: float = 0.0
     recorded: int = 0
     redone: int = 0
     frontiers: dict[str, str] = field(default_factory=dict)
@@ -122,10 +127,10 @@ class Plan:
 
     def faults(self) -> list[source.Fault]:
         """Every sort of fault; the last one is the till that a person has to look at."""
-        short_span = min(HOUR, (self.end - source.BEGINNING) / 8)
+        short_span = min(HOUR, (self.end - source.BEGINNING) / 8) // source.SLOT * source.SLOT
         spans = [
             f"burst=4@{span(self.at(0.3), self.at(0.3) + short_span)}",
-            f"outage@{span(self.at(0.5), self.at(0.5) + 1.5 * short_span)}",
+            f"outage@{span(self.at(0.5), self.at(0.5) + short_span + source.SLOT * 2)}",
             f"schema_change@{self.at(0.4):%Y-%m-%dT%H:%M}/",
         ]
         faults = [source.Fault.parse(text) for text in (*USUAL, *spans)]
@@ -187,6 +192,8 @@ class Soak:
             self._run("downstream", warm, now)
             self._person(mesh, now)
             self._tell(now)
+            if now.hour == NIGHT:
+                self._maintain(now)
         self.progress.ticks += 1
         self.progress.save(self._file)
 
@@ -198,6 +205,20 @@ class Soak:
         )
         at_first = first or (now.hour, now.minute) == (0, 0)
         self.progress.count(cold(project, now) if at_first else warm[project].run(now))
+
+    def _maintain(self, now: datetime) -> None:
+        """What a job does each night. It goes by the real time, in which a night comes much too soon: so it does all."""
+        started = time.monotonic()
+        for project in PROJECTS:
+            job = [sys.executable, "-m", "maintenance", project, "--apply", "--anyway"]
+            done = subprocess.run(
+                job, cwd=HERE, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            last = done.stdout.splitlines()[-1:]
+            click.echo(f"{now:%m-%d %H:%M}  maintenance of {project}: {' '.join(last)}")
+            if done.returncode:
+                self.progress.unforeseen.append(f"{now:%m-%d %H:%M} maintenance of {project}:\n{done.stdout}")
+        self.progress.maintained += time.monotonic() - started
 
     def _person(self, mesh: Mesh, now: datetime) -> None:
         """Whoever is on call asks why something stands still, and decides what only a person can decide."""
@@ -283,7 +304,7 @@ class Soak:
         click.echo(
             f"{done.ticks} ticks of five minutes, {done.runs} runs in {total:.0f} s ({seconds:.0f} s since it was started last): "
             + ", ".join(f"{s:.0f} s {p}" for p, s in done.seconds.items())
-            + f"; {total / done.runs:.2f} s a run, at most {done.longest[0]:.1f} s ({done.longest[1]})\n"
+            + f"; {total / done.runs:.2f} s a run, at most {done.longest[0]:.1f} s ({done.longest[1]}); {done.maintained:.0f} s of maintenance\n"
             f"{done.recorded} spans recorded, {done.redone} of these again; {len(mesh.requests())} requests"
         )
         # What a killed run did not append is not appended by another one: it would tell of another instant.

@@ -47,7 +47,7 @@ def columns(
     totals = [sum(values) for values in zip(*series.values(), strict=True)] if series else []
     if not any(totals):
         return _figure(title, note, _empty())
-    top, lines = scale(max(totals))
+    top, marks = scale(max(totals))
     wide = min(0.8, len(slots) * 0.08)  # a single column need not fill the chart
     drawn = []
     for at, (slot, total) in enumerate(zip(slots, totals, strict=True)):
@@ -66,14 +66,8 @@ def columns(
         drawn.append(
             f'<g><title>{tip}</title><rect class="hit" x="{at}" y="0" width="1" height="100"/>{"".join(rects)}</g>'
         )
-    svg = _svg(title, len(slots), 100, [*_grid(lines, top, len(slots)), *drawn])
-    return _figure(
-        title,
-        note,
-        _plot(svg, lines, top, labels or slots, show),
-        _legend(list(series)) if len(series) > 1 else "",
-        unit,
-    )
+    plot = _plot(title, drawn, len(slots), marks, labels or slots, show)
+    return _figure(title, note, plot, _legend(list(series)), unit)
 
 
 def lines(
@@ -115,14 +109,8 @@ def lines(
         drawn.append(
             f'<rect class="hit" x="{at}" y="0" width="1" height="100"><title>{escape(chr(10).join([slot, *said]))}</title></rect>'
         )
-    svg = _svg(title, len(slots), 100, [*_grid(marks, top, len(slots)), *drawn])
-    return _figure(
-        title,
-        note,
-        _plot(svg, marks, top, labels or slots, show),
-        _legend(list(series)) if len(series) > 1 else "",
-        unit,
-    )
+    plot = _plot(title, drawn, len(slots), marks, labels or slots, show)
+    return _figure(title, note, plot, _legend(list(series)), unit)
 
 
 def bars(
@@ -177,13 +165,18 @@ def _svg(title: str, width: float, height: float, drawn: Sequence[str]) -> str:
     return f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg>'
 
 
-def _grid(marks: Sequence[float], top: float, width: int) -> list[str]:
-    return [f'<path class="grid" d="M0 {100 - mark / top * 100:.2f}h{width}"/>' for mark in marks]
-
-
 def _plot(
-    svg: str, marks: Sequence[float], top: float, labels: Sequence[str], show: Callable[[float], str]
+    title: str,
+    drawn: Sequence[str],
+    width: int,
+    marks: Sequence[float],
+    labels: Sequence[str],
+    show: Callable[[float], str],
 ) -> str:
+    """What was drawn, on a grid with its labels; the last of the marks is the top."""
+    top = marks[-1]
+    grid = [f'<path class="grid" d="M0 {100 - mark / top * 100:.2f}h{width}"/>' for mark in marks]
+    svg = _svg(title, width, 100, [*grid, *drawn])
     places = [i for i in range(len(labels)) if i % max(1, math.ceil(len(labels) / MOST_LABELS)) == 0]
     below = axis([((at + 0.5) / len(labels), labels[at]) for at in places])
     beside = "".join(
@@ -204,6 +197,9 @@ def _label(share: float, text: str) -> str:
 
 
 def _legend(names: Sequence[str]) -> str:
+    """Which colour is which; a single one needs none."""
+    if len(names) < 2:
+        return ""
     found = "".join(
         f'<li><i class="{_colour(place)}"></i>{escape(name)}</li>' for place, name in enumerate(names)
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,12 +42,15 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--wait", default="10m", help="how long to wait for tables that runs have, such as 10m"
     )
+    parser.add_argument("--anyway", action="store_true", help="also what is not due yet")
     parser.add_argument("--apply", action="store_true", help="do it; without, only print")
     given = parser.parse_args(argv)
     policies, wait = read(Path(given.policies)), parse_duration(given.wait)
     with Mesh.open(given.config) as mesh:
         estate = mesh.estate(given.project, environment=given.environment)
         tasks = tasks_of(estate, policies)
+        if given.anyway:
+            tasks = tuple(replace(task, due=True) for task in tasks)
         due = [task for task in tasks if task.due]
         for task in due:
             last = f"{task.last:%Y-%m-%d %H:%MZ}" if task.last else "never"

@@ -24,14 +24,13 @@ dbutils.widgets.text("faults", "", "Faults, with spaces between them")
 # COMMAND ----------
 
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 # A notebook's working folder is its own.
 sys.path.insert(0, str(Path.cwd().parent))
 
 from psycopg2.extensions import make_dsn
-from source.faults import Fault
+from source.faults import Fault, instant
 from source.writer import generate
 
 # COMMAND ----------
@@ -45,11 +44,6 @@ asked = {
 def secret(key: str) -> str:
     """A secret of the scope."""
     return dbutils.secrets.get(scope=asked["secret_scope"], key=key)
-
-
-def instant(text: str) -> datetime:
-    """An instant as it is written in a widget, UTC."""
-    return datetime.now(UTC) if text == "now" else datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
 url = make_dsn(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -12,21 +11,19 @@ import psycopg2
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from source.faults import KINDS, Fault
+from source.faults import KINDS, Fault, instant
 from source.writer import SourceError, generate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
 
 def _instant(text: str) -> datetime:
-    if text == "now":
-        return datetime.now(UTC)
     try:
-        value = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is no instant: write 2026-01-06T10:00, in UTC, or now") from None
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return instant(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _faults(texts: Iterable[str]) -> list[Fault]:

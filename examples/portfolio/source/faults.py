@@ -55,21 +55,28 @@ class Fault:
                 `late=0.05`, `outage@2026-01-06T10:00/2026-01-06T11:00`, `schema_change@2026-01-07/`.
 
         Raises:
-            ValueError: It cannot be read; says what is wrong.
+            ValueError: It cannot be read, or would do nothing; says what is wrong.
         """
-        found = re.fullmatch(r"(\w+)(?:=([\d.]+))?(?:@([^/]*)/([^/]*))?", text.strip())
+        found = re.fullmatch(r"(\w+)(?:=(\d+\.?\d*|\.\d+))?(?:@([^/]*)/([^/]*))?", text.strip())
         if found is None or found[1] not in KINDS:
             raise ValueError(
                 f"{text!r} is no fault: write KIND, KIND=AMOUNT or KIND=AMOUNT@START/END, with KIND one of {', '.join(KINDS)}"
             )
         kind: Kind = found[1]
         fault = cls(
-            kind, float(found[2]) if found[2] else USUAL[kind], _instant(found[3]), _instant(found[4])
+            kind,
+            float(found[2]) if found[2] else USUAL[kind],
+            instant(found[3]) if found[3] else None,
+            instant(found[4]) if found[4] else None,
         )
         if kind in NEEDS_SPAN and (fault.start is None or fault.end is None):
             raise ValueError(f"{text!r} has no span: write {kind}@START/END")
         if fault.start is not None and fault.end is not None and fault.start >= fault.end:
             raise ValueError(f"{text!r} ends before it begins")
+        if any(end is not None and end.timestamp() % 300 for end in (fault.start, fault.end)):
+            raise ValueError(f"{text!r} begins or ends within five minutes: the shop lives by whole ones")
+        if not fault.amount:
+            raise ValueError(f"{text!r} does nothing: the amount of {kind} is above 0")
         if kind not in NEEDS_SPAN and not 0 < fault.amount <= 1:
             raise ValueError(f"{text!r}: the amount of {kind} is a share, above 0 and up to 1")
         return fault
@@ -79,11 +86,16 @@ class Fault:
         return (self.start is None or self.start <= instant) and (self.end is None or instant < self.end)
 
 
-def _instant(text: str | None) -> datetime | None:
-    if not text:
-        return None
+def instant(text: str) -> datetime:
+    """Read an instant, UTC where it names no zone, or `now`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if text == "now":
+        return datetime.now(UTC)
     try:
         value = datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError(f"{text!r} is no instant: write 2026-01-06T10:00, in UTC") from None
+        raise ValueError(f"{text!r} is no instant: write 2026-01-06T10:00, in UTC, or now") from None
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)

@@ -12,7 +12,7 @@ MODEL (
   references (item_key, store_id),
   audits (
     unique_values(columns := (refund_id)),
-    not_null(columns := (refunded_at)),
+    not_null(columns := (item_key)),
     sale_is_known
   )
 );

@@ -10,7 +10,7 @@ MODEL (
   cron '*/5 * * * *',
   grain (item_id, updated_at),
   audits (
-    not_null(columns := (item_id, updated_at))
+    not_null(columns := (item_id))
   )
 );
 

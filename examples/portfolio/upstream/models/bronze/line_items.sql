@@ -10,7 +10,7 @@ MODEL (
   cron '*/5 * * * *',
   grain (transaction_id, line_no),
   audits (
-    not_null(columns := (transaction_id, line_no, item_id, occurred_at)),
+    not_null(columns := (transaction_id, line_no, item_id)),
     most_lines_are_usable,
     quantity_is_named,
     amount_is_positive

@@ -10,7 +10,7 @@ MODEL (
   cron '*/5 * * * *',
   grain refund_id,
   audits (
-    not_null(columns := (refund_id, transaction_id, line_no, refunded_at)),
+    not_null(columns := (refund_id, transaction_id, line_no)),
     amount_is_positive
   )
 );

@@ -10,7 +10,7 @@ MODEL (
   cron '*/5 * * * *',
   grain transaction_id,
   audits (
-    not_null(columns := (transaction_id, receipt_no, store_id, status, occurred_at)),
+    not_null(columns := (transaction_id, receipt_no, store_id, status)),
     currency_is_named,
     receipts_come_in_time
   )

@@ -14,12 +14,13 @@ MODEL (
 );
 
 WITH told AS (
-  -- By when it was entered, not by when it begins to hold: a version that comes late is news now.
+  -- By when it was entered, not by when it begins to hold: a version that comes late is news now. From an hour before, as a row is
+  -- stamped before it is committed: merged again, a customer stays what they are.
   SELECT DISTINCT
     customer_id
   FROM silver.customer_versions
   WHERE
-    loaded_at BETWEEN @start_dt AND @end_dt
+    loaded_at BETWEEN @start_dt - INTERVAL '1' HOUR AND @end_dt
 ), ranked AS (
   SELECT
     versions.*,
