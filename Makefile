@@ -50,7 +50,8 @@ test-peers: setup ## Plain SQLMesh still shows the faults that meshgate prevents
 
 test-analysis: setup ## Every analysed change is deployed as the analysis says, and each table compared with a recomputation
 	@$(BIN)/python -m pytest -m '' -n $(WORKERS) --dist loadgroup tests/test_analysis.py \
-		tests/test_analysis_corner_shop.py tests/test_analysis_deployed.py tests/test_analysis_followed.py tests/test_action.py
+		tests/test_analysis_corner_shop.py tests/test_analysis_deployed.py tests/test_analysis_followed.py tests/test_analysis_moved.py \
+		tests/test_action.py
 
 test-portfolio: setup ## The whole portfolio: each fault of its source, late dimension rows, dashboards, maintenance, the demo and a killed soak
 	@$(BIN)/python -m pytest -m portfolio -n 2 --dist loadgroup

@@ -69,7 +69,7 @@ OF_PEOPLE = (
     sql(
         "policy: held in the commit",
         f"{L}a_policy_holds_what_it_was_told_to_in_the_commit",
-        ("    IF p_why IS NOT NULL THEN\n        INSERT INTO meshgate.hold", "    IF false THEN\n        INSERT INTO meshgate.hold"),
+        ("    IF p_why IS NOT NULL THEN\n        PERFORM meshgate.hold", "    IF false THEN\n        PERFORM meshgate.hold"),
     ),
     sql(
         "policy: ends where it passes",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meshgate.interval import IntervalSet
+from meshgate.interval import Interval, IntervalSet
 from meshgate.ledger import WHOLE as ALL_TIME
 from meshgate.ledger import Hold, LiveClaim, Manifest, Mark, VersionState
 from meshgate.ledger.record import Newer
@@ -128,10 +128,15 @@ class Answers:
     # What is stale
 
     def newer(
-        self, environment: str, gates: Sequence[tuple[int, int, timedelta | None, timedelta | None]]
+        self,
+        environment: str,
+        gates: Sequence[tuple[int, int, timedelta | None, timedelta | None]],
+        beyonds: Sequence[timedelta | None],
+        lives: Sequence[Interval],
     ) -> tuple[Newer, ...]:
         """What is recorded of children, and newer of their parents than they read; see `sql/queries.sql`, stale."""
         assert environment == "prod"
+        assert len(beyonds) == len(lives) == len(gates)
         if not self.obeys("a reader of older rows is stale"):
             return ()
         found: list[Newer] = []
@@ -160,7 +165,7 @@ class Answers:
             for fact, piece in child.parts(late):
                 read_at = fact.read_at
                 yield Newer(
-                    number, interval_of(piece), interval_of(cells), at(row.committed), None if read_at is None else at(read_at)
+                    number, IntervalSet([interval_of(piece)]), interval_of(cells), at(row.committed), None if read_at is None else at(read_at)
                 )  # fmt: skip
 
     def _spoilt(self, number: int, child: Table, parent: Table) -> Iterator[Newer]:
@@ -172,7 +177,7 @@ class Answers:
             for fact, cells in child.rows():
                 if fact.revision > since and (until is None or fact.read < until):
                     read_at = None if fact.read_at is None else at(fact.read_at)
-                    yield Newer(number, interval_of(cells), ALL_TIME, None, read_at)
+                    yield Newer(number, IntervalSet([interval_of(cells)]), ALL_TIME, None, read_at)
 
     def read_lately(self, version_id: int, instant: datetime) -> IntervalSet:
         since = int((instant - ORIGIN).total_seconds())

@@ -210,6 +210,24 @@ def test_what_cannot_be_analysed_leaves_no_old_comment(acme: Acme) -> None:
     assert "cannot be loaded" in posted
 
 
+def test_two_workflows_keep_a_comment_each(acme: Acme) -> None:
+    """By their names; a failed analysis replaces its own one only, and a name that would end the marker is refused."""
+    acme.write(BREAKING)
+    assert acme.use().code == 0
+    assert acme.use(comment_name="sales nightly").code == 0
+    plain, named = sorted(acme.github.of(BOT), key=len)
+    assert plain.startswith(f"{MARKER}\n")
+    assert named.startswith("<!-- meshgate analyze prod: sales nightly -->\n")
+    assert "### ⚠️ This reaches other projects: sales and finance (sales nightly)" in named
+    acme.write(("SELECT", "SELEKT oops ("))
+    assert acme.use(comment_name="sales nightly").code == 2
+    first, second = acme.github.of(BOT)
+    assert first == plain
+    assert "This could not be analysed (sales nightly)" in second
+    done = acme.use(comment_name="x --> y")
+    assert (done.code, "is no name for a comment" in done.said) == (2, True)
+
+
 def test_siblings_are_taken_at_the_branch_of_the_same_name(acme: Acme) -> None:
     """Two changes that belong together are one analysis with an order; without the branch it is the sibling as it is."""
     acme.write(REGION)

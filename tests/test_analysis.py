@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from analysis_cases import CASES, NOW, ORDERS, Case, told
-from diamond_mesh import DiamondMesh, edit, named, rows_of, write
+from analysis_cases import CASES, CUSTOMERS, HISTORY, NOW, ORDERS, REVENUE, Case, told
+from diamond_mesh import DiamondMesh, by_time, edit, named, remove, rows_of, write
 from meshgate.errors import ConfigError, ProjectError
 from meshgate.interval import IntervalSet
 from meshgate.report import data
@@ -186,6 +186,48 @@ def test_open_requests_and_live_deploys_are_met(
     (met,) = found.collisions
     assert (met.what, met.number, met.range) == ("request", request.request_id, IntervalSet([span(30, 45)]))
     assert "collision" in found.flags
+
+
+SUMMARY = "finance/models/summary.sql"
+EXTRA = "MODEL (name finance.extra, kind FULL, cron '@hourly');\nSELECT 1::INT AS one\n"
+SCORES = by_time(
+    "finance.scores", "@hourly", "SELECT id::BIGINT AS id, ts::TIMESTAMP AS ts FROM crm.customers WHERE ts >= @start_dt AND ts < @end_dt"
+)  # fmt: skip
+
+
+def _renamed(root: Path) -> None:
+    text = (root / SUMMARY).read_text()
+    remove(root, SUMMARY)
+    write(root, "finance/models/sums.sql", text.replace("finance.summary", "finance.sums"))
+
+
+FLAGGED = {
+    "breaking": ("crm", lambda root: edit(root, CUSTOMERS, ("(id % 3)", "(id % 4)")), "breaking cross-project restatement"),
+    "that nobody reads": ("finance", lambda root: edit(root, SUMMARY, ("SUM(amount)", "MAX(amount)")), "breaking"),
+    "forward-only": ("sales", lambda root: edit(root, HISTORY, ("amount::BIGINT AS", "(amount + 1)::BIGINT AS")), "breaking cross-project restatement"),
+    "a seed": ("crm", lambda root: edit(root, "crm/seeds/countries.csv", ("DE,19", "DE,16")), "breaking cross-project"),
+    "removed": ("finance", lambda root: remove(root, SUMMARY), "breaking"),
+    "removed, and reads across": ("finance", lambda root: remove(root, "finance/models/trail.sql"), "breaking"),
+    "renamed": ("finance", _renamed, "breaking"),
+    "reads less across": ("finance", lambda root: edit(root, REVENUE, ("SUM(c.score)", "COUNT(c.id)")), "breaking"),
+    "added": ("finance", lambda root: write(root, "finance/models/extra.sql", EXTRA), ""),
+    "added, and reads across": ("finance", lambda root: write(root, "finance/models/scores.sql", SCORES), "cross-project"),
+    "a column more": ("crm", lambda root: edit(root, CUSTOMERS, ("AS score", "AS score, 7::INT AS region")), ""),
+    "an audit": ("finance", lambda root: edit(root, REVENUE, ("not_null", "positive, not_null")), ""),
+    "an owner": ("sales", lambda root: edit(root, ORDERS, ("owner bert", "owner dora")), ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLAGGED)
+def test_what_ci_can_fail_on(
+    meshes: dict[bool, DiamondMesh], opened: dict[bool, Mesh], name: str, tmp_path: Path
+) -> None:
+    """As the help of `--fail-on` says it, of each sort of change."""
+    project, change, flags = FLAGGED[name]
+    root = meshes[False].copy(tmp_path / "files")
+    change(root)
+    found = opened[False].analyze(named(root, [project]), now=at(NOW))
+    assert (" ".join(found.flags), found.refused) == (flags, False)
 
 
 def test_a_plan_that_drops_what_only_dev_has_of_another_project_is_refused(twin: DiamondMesh) -> None:

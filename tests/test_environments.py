@@ -237,9 +237,9 @@ def test_a_reader_in_dev_reads_again_what_dev_goes_back_to(duck: DuckMesh) -> No
         duck.write("upstream", "silver", changed(SILVER_TEXT))
         mesh.deploy("upstream", environment="dev", now=at(60))
         duck.write("downstream", "gold", GOLD_TEXT.replace("value FROM", "value, 1 AS more FROM"))
-        mesh.deploy("downstream", environment="dev", now=at(60))
+        mesh.deploy("downstream", environment="dev", now=at(60), dropping=True)
         duck.write("upstream", "silver", SILVER_TEXT)
-        mesh.deploy("upstream", environment="dev", now=at(60))
+        mesh.deploy("upstream", environment="dev", now=at(60), dropping=True)
         mesh.run("downstream", environment="dev", now=at(60))
         assert not mesh.verify().differences
     assert duck.sql("SELECT id, ts, value FROM lake__dev.gold ORDER BY id") == source(duck, 60)

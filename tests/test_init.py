@@ -111,7 +111,7 @@ def test_what_cannot_be_written_is_said(
     assert not written.exists() or written.read_text() == "mine"
 
 
-@pytest.mark.parametrize("key", ["1e3", "null", "0x1f", "it's", "a: b", "2026"])
+@pytest.mark.parametrize("key", ["1e3", "null", "0x1f", "it's", "a: b", "2026", "bröt", "a\u2028b"])
 def test_a_name_that_yaml_would_take_for_something_else(
     init: Callable[..., Answer], tmp_path: Path, key: str
 ) -> None:
@@ -119,6 +119,23 @@ def test_a_name_that_yaml_would_take_for_something_else(
     project(tmp_path / "one", key, {})
     assert init().code == 0
     assert load(tmp_path / "meshgate.yaml").projects[0].name == key
+
+
+def test_names_and_folders_are_written_as_a_person_would(init: Callable[..., Answer], tmp_path: Path) -> None:
+    """A command with a name that has a space can be copied; a folder that is named twice is one; one that is not there is said to be that."""
+    project(tmp_path / "my brot", "my bröt", {})
+    answer = init("my brot", "./my brot")
+    assert "`meshgate deploy 'my bröt'`" in answer.out, answer
+    text = (tmp_path / "meshgate.yaml").read_text(encoding="utf-8")
+    assert 'name: "my bröt"' in text
+    assert "`meshgate run 'my bröt'`" in text
+    (tmp_path / "meshgate.yaml").unlink()
+    nowhere = init("nowhere")
+    assert (nowhere.code, "there is no folder nowhere" in nowhere.err, "`path:`" in nowhere.err) == (
+        2,
+        True,
+        False,
+    )
 
 
 def test_a_project_without_a_connection_is_told_like_any_other(

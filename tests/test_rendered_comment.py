@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -66,6 +66,8 @@ def shown(markdown_text: str) -> str:
 
 
 @given(WORDS)
+@example("@``0")
+@example("@`0`0")
 @settings(max_examples=300, deadline=None)
 def test_text_is_shown_as_it_is(text: str) -> None:
     """Whatever a model, column, owner or message is called: no markup, no HTML, nobody called, no cell ended."""
@@ -74,7 +76,12 @@ def test_text_is_shown_as_it_is(text: str) -> None:
         assert shown(f"x {plain(text)} y").replace("\u200b", "") == f"x {expected} y".replace("  ", " ")
     table = f"| a | b |\n|---|---|\n| {plain(text)} | {code(text or 'x')} |\n"
     assert len(re.findall("<td>", GFM.render(table))) == 2
-    assert not re.search(r"(?<!\w)@\w|#\d", re.sub(r"`[^`]*`", "", plain(text)))
+    assert not re.search(r"(?<!\w)@\w|#\d", re.sub(r"`[^`]*`", " ", plain(text)))
+
+
+def test_backticks_with_nothing_between_begin_no_code() -> None:
+    """Two of them would pair with two others further on, and show the escapes between."""
+    assert shown(plain("a `` *b* `` c")) == "a *b* c"
 
 
 def large(models: int, refusals: int = 0, name: str = "schema.a_model_with_a_name") -> Analysis:

@@ -401,6 +401,9 @@ def test_an_outage_delays_everything_and_loses_nothing(database: Callable[[], st
         ("outage", "has no span: write outage@START/END"),
         ("burst@2026-01-07/2026-01-06", "ends before it begins"),
         ("late@noon/", "is no instant"),
+        ("late=1.2.3", "is no fault"),
+        ("burst=0@2026-01-06/2026-01-07", "does nothing"),
+        ("outage@2026-01-06T10:02/2026-01-06T10:04", "within five minutes"),
     ],
 )
 def test_a_fault_that_cannot_be_read_says_why(text: str, said: str) -> None:
@@ -467,7 +470,7 @@ def test_the_notebook_runs_and_writes_what_the_command_does(
         secrets,
         secret_scope="shop",
         sslmode="prefer",
-        until="2026-01-05T02:00",
+        until="2026-01-05T03:00+01:00",
         rate=str(RATE),
         faults="late=0.5 nulls=0.1",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -376,6 +377,50 @@ def test_a_claim_under_way_is_not_settled_by_a_look(mesh: Mesh) -> None:
 def test_after_any_history_every_row_is_as_if_all_were_computed_anew(ledger: Ledger, seed: int) -> None:
     """Late rows, failures, crashes in the middle, looks that settle: at rest nothing is stale, and nothing is wrong."""
     play(ledger, seed, Mesh.settle)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_of_a_table_that_merges_exactly_what_read_older_rows_is_stale(ledger: Ledger, seed: int) -> None:
+    """However far behind the parent's change it lies, whatever was settled when, and although each is told once.
+
+    Fails without the second half of `pair` in the query `stale`, and without the second of its bounds.
+    """
+    chance = random.Random(seed)  # noqa: S311 - so that a history can be had again
+    keyed = node(KEYED, "down", "five_minute", Kind.INCREMENTAL_BY_UNIQUE_KEY)
+    mesh = Mesh(ledger, ([keyed], [Edge(KEYED, SILVER)]))
+    passed, most = 60, 0
+    at, settled = 0, IntervalSet()
+    for _ in range(25):
+        passed += chance.choice((0, 5, 15))
+        mesh.time(passed)
+        if chance.random() < 0.5:
+            start = chance.randrange(passed // 5) * 5
+            mesh.mark(SILVER, minutes(start, start + 5), "requested")
+        mesh.run(chance.choice(("up", "down")))
+        if chance.random() < 0.1:
+            start = chance.randrange(passed // 5) * 5
+            mesh.mark(KEYED, minutes(start, start + chance.choice((5, 60))), "requested")
+        if chance.random() < 0.4:
+            at = ledger.revision()
+            settled = IntervalSet.everything() - mesh.stale().get(KEYED, IntervalSet())
+            if chance.random() < 0.3:  # as a promotion may settle what is stale, and only a part of it
+                settled |= IntervalSet([minutes(chance.randrange(passed // 5) * 5, passed)])
+            ledger.settle("prod", {KEYED: settled}, mesh.ids, at)
+        ever = minutes(0, passed)
+        read, made = (ledger.coverage_rows(mesh.ids[name], ever) for name in (KEYED, SILVER))
+        expected = set()
+        for row in read:
+            for unit in IntervalUnit.FIVE_MINUTE.split(row.interval):
+                upto = at if row.revision <= at and not IntervalSet([unit]) - settled else 0
+                if any(
+                    p.revision > max(row.read_revision, upto) and p.interval.start < unit.end for p in made
+                ):
+                    expected.add(unit)
+        assert mesh.stale().get(KEYED, IntervalSet()) == IntervalSet(expected)
+        pairs = find(ledger, "prod", mesh.graph, mesh.ids).get(KEYED, ())
+        most = max(most, len(pairs))
+        assert len(pairs) <= 8 * len(made)
+    assert most
 
 
 def test_a_month_is_read_by_the_units_that_it_touches(ledger: Ledger) -> None:

@@ -14,7 +14,19 @@ from meshgate.graph import Kind, Window
 from meshgate.interval import Interval, IntervalUnit
 from meshgate.windows import Reading, beyond, infer, unclear
 from strategies import examples
-from window_queries import CHILD, OTHER, PARENT, VIEW, Case, Oracle, cases, node_of, query_of, tables
+from window_queries import (
+    CHILD,
+    EMBEDDED,
+    OTHER,
+    PARENT,
+    VIEW,
+    Case,
+    Oracle,
+    cases,
+    node_of,
+    query_of,
+    tables,
+)
 
 DAY, HOUR, FIVE = IntervalUnit.DAY, IntervalUnit.HOUR, IntervalUnit.FIVE_MINUTE
 LEAP = Interval(datetime(2024, 2, 29, tzinfo=UTC), datetime(2024, 3, 1, tzinfo=UTC))
@@ -34,7 +46,7 @@ def readings(
     """What is inferred for a query of the model `child`."""
     nodes = {CHILD: node_of(CHILD, unit, **kind), PARENT: node_of(PARENT, HOUR), OTHER: node_of(OTHER, HOUR)}
     model = query_of(
-        CHILD, sql, unit, dialect=dialect, parents=(PARENT, OTHER, VIEW, CHILD), time_column=column
+        CHILD, sql, unit, dialect=dialect, parents=(PARENT, OTHER, VIEW, EMBEDDED, CHILD), time_column=column
     )
     return infer(model, nodes, tables(unit, typed=typed))
 
@@ -134,6 +146,16 @@ def test_a_known_window_is_no_wider_than_what_is_read() -> None:
             truth.without("p", at)
             assert truth.result(drawn) != expected, (sql, at)
         truth.without("p", None)
+
+
+def test_an_embedded_model_is_read_for_its_readers_interval() -> None:
+    """What it limits itself counts, in the reader's units: a day's beginning is one for a reader by five minutes too."""
+    sql = "SELECT a.id, a.ts, a.v, a.k FROM s.inside AS a"
+    (found,) = readings(sql, FIVE)
+    assert (found.parent, found.through) == (PARENT, EMBEDDED)
+    assert (found.before.offset, found.after.offset) == (timedelta(hours=-27, minutes=5), timedelta(0))
+    (found,) = readings(sql, DAY)
+    assert (found.before.offset, found.after.offset) == (timedelta(hours=-3), timedelta(0))
 
 
 def said(found: tuple[Reading, ...], parent: str = PARENT) -> list[Any]:
@@ -263,6 +285,42 @@ def test_a_view_is_looked_through_and_named() -> None:
     found = readings("WITH c AS (SELECT moment AS ts FROM s.seen) SELECT * FROM c")
     assert [(r.parent, r.through) for r in found] == [(PARENT, VIEW)]
     assert said(found) == [(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("inlined", "condition", "expected"),
+    [
+        (True, "ts BETWEEN {start_dt} AND {end_dt}", (0, 0)),
+        (True, "ts >= {start_ds} AND ts <= {end_dt}", (-23, 0)),
+        (False, "ts BETWEEN {start_dt} AND {end_dt}", None),
+    ],
+)
+def test_an_embedded_model_is_of_its_readers_interval_and_a_view_of_none(
+    inlined: bool, condition: str, expected: tuple[int, int] | None
+) -> None:
+    """What is rounded to a day is, however short the reader's intervals; hours of what is read before and after those."""
+    part = query_of(
+        VIEW,
+        f"SELECT * FROM s.p WHERE {condition}",
+        FIVE,
+        parents=[PARENT],
+        transparent=True,
+        inlined=inlined,
+    )
+    model = query_of(
+        CHILD,
+        "SELECT 1 AS id, {start_dt} AS ts, sum(a.v) AS v FROM s.seen AS a",
+        HOUR,
+        parents=[VIEW],
+        time_column="ts",
+    )
+    nodes = {CHILD: node_of(CHILD, HOUR), PARENT: node_of(PARENT, HOUR)}
+    (found,) = infer(model, nodes, tables(HOUR, typed=True) | {VIEW: part})
+    sides = (found.before, found.after)
+    if expected is None:
+        assert {side.kept for side in sides} == {"unbounded"}
+    else:
+        assert tuple(side.offset for side in sides) == tuple(timedelta(hours=h) for h in expected)
 
 
 def declared(

@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 CHILD, PARENT, OTHER, VIEW = '"s"."child"', '"s"."p"', '"s"."q"', '"s"."seen"'
+EMBEDDED = '"s"."inside"'
 MICROSECOND = timedelta(microseconds=1)
 VIEW_SQL = "SELECT id, ts AS moment, v, k FROM s.p WHERE k < 9"
+EMBEDDED_SQL = (
+    "WITH b AS (SELECT *, row_number() OVER (PARTITION BY k ORDER BY ts) AS n FROM s.p"
+    " WHERE ts >= CAST({start_ds} AS TIMESTAMP) - INTERVAL 3 HOUR AND ts < {after}) SELECT id, ts, v + n AS v, k FROM b"
+)
 COLUMNS = {"id": "BIGINT", "ts": "TIMESTAMP", "v": "BIGINT", "k": "BIGINT"}
 
 
@@ -65,12 +70,20 @@ def node_of(name: str, unit: IntervalUnit, kind: Kind = Kind.INCREMENTAL_BY_TIME
 
 
 def tables(unit: IntervalUnit, *, typed: bool) -> dict[str, ModelQuery]:
-    """What there is to read: two tables by time, and a view on the first."""
+    """What there is to read: two tables by time, and on the first a view and an embedded model."""
     columns = COLUMNS if typed else None
     return {
         PARENT: ModelQuery(PARENT, time_column="ts", columns=columns),
         OTHER: ModelQuery(OTHER, time_column="ts", columns=columns),
         VIEW: query_of(VIEW, VIEW_SQL, unit, parents=[PARENT], transparent=True),
+        EMBEDDED: query_of(
+            EMBEDDED,
+            EMBEDDED_SQL,
+            IntervalUnit.FIVE_MINUTE,
+            parents=[PARENT],
+            transparent=True,
+            inlined=True,
+        ),
     }
 
 
@@ -166,7 +179,7 @@ def conditions(draw: st.DrawFn, column: str, alias: str) -> str:
 def rows(draw: st.DrawFn, depth: int = 2) -> str:
     """A query with the columns id, ts, v, k."""
     where = draw(conditions("a.ts", "a"))
-    base = draw(st.sampled_from(("s.p", "s.p", "s.q", "seen")))
+    base = draw(st.sampled_from(("s.p", "s.p", "s.q", "s.inside", "seen")))
     start = "SELECT a.id, a.ts, a.v, a.k"
     table = f"{base} AS a" if base != "seen" else "(SELECT id, moment AS ts, v, k FROM s.seen) AS a"
     if depth == 0:
@@ -342,7 +355,9 @@ class Oracle:
 
     def result(self, case: Case) -> list[Any]:
         """What the model writes for the interval."""
-        sql = rendered(case.sql, case.interval, datetime(2030, 1, 1, tzinfo=UTC))
+        # As SQLMesh does with an embedded model: its query in the place of its name, then all of it for one interval.
+        whole = case.sql.replace("s.inside", f"({EMBEDDED_SQL})")
+        sql = rendered(whole, case.interval, datetime(2030, 1, 1, tzinfo=UTC))
         low = case.interval.start.replace(tzinfo=None)
         high = (case.interval.end - MICROSECOND).replace(tzinfo=None)
         query = f"SELECT * FROM ({sql}) AS w WHERE w.ts BETWEEN TIMESTAMP '{low}' AND TIMESTAMP '{high}' ORDER BY ALL"

@@ -165,6 +165,7 @@ class Left:
             `disabled`, `not_redoable`: as a restatement's preview has it.
         range: What of it.
         because: The models whose change makes it so.
+        final: Whether it must not be computed again: it is so declared, by its kind or by itself, or rows would be doubled.
     """
 
     model: str
@@ -172,11 +173,12 @@ class Left:
     reason: str
     range: IntervalSet
     because: tuple[str, ...] = ()
+    final: bool = False
 
     @property
     def can_be_asked(self) -> bool:
         """Whether `meshgate restate` would compute it again."""
-        return self.reason not in ("disabled", "not_redoable") and bool(self.range)
+        return not self.final and self.reason not in ("disabled", "not_redoable") and bool(self.range)
 
 
 @frozen
@@ -267,8 +269,8 @@ class Refusal:
     """Why the change must not be deployed as it is.
 
     Attributes:
-        what: `removed_model` or `removed_column` that is still read, `missing_column` that is newly read, `foreign_model`, `foreign_statements` or
-            `foreign_requirement` that the plan would drop, `owned_twice`, `forward_only` (SQLMesh refuses a change of its columns),
+        what: `removed_model` or `removed_column` that is still read, `missing_column` that is newly read, `foreign_model`, `foreign_statements`,
+            `foreign_requirement` or `foreign_changes` that the plan would drop, `owned_twice`, `forward_only` (SQLMesh refuses a change of its columns),
             `declaration` (of meshgate.yaml).
         model: Which model it is about, if any.
         project: Whose.
@@ -285,10 +287,10 @@ class Refusal:
 
 @frozen
 class Definition:
-    """What the files say of one model, or standalone audit, itself: not of what it reads.
+    """What the files say of one model, or standalone audit, itself: not of what it reads. Or of a project's statements.
 
     Attributes:
-        model: The model.
+        model: The model; or `before_all and after_all of PROJECT`.
         project: Whose.
         state: Which SQLMesh state promotes it: its place in `Base.states`. None: one that nobody looked at; then the ledger's
             word for its version stands for its definition.

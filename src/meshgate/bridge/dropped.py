@@ -18,8 +18,8 @@ class Dropped:
     """Something of a project whose files are not there, that the plan would take away.
 
     Attributes:
-        what: `model`, `statements` or `requirement`.
-        name: Of the model, or the requirement; empty for statements.
+        what: `model`, `statements` or `requirement`; `changes` of models, as they were deployed to the environment.
+        name: Of the model, or the requirement; else empty.
         project: Whose; empty where nobody can tell.
     """
 

@@ -14,29 +14,29 @@ from meshgate.errors import EvaluationError, MeshgateError, ProjectError
 check_version()  # before the import, which may fail in ways that name neither the cause nor the cure
 
 from sqlmesh.core import constants as c  # noqa: E402
-from sqlmesh.core.config import load_configs  # noqa: E402
-from sqlmesh.core.config.root import Config  # noqa: E402
-from sqlmesh.core.console import NoopConsole, get_console, set_console  # noqa: E402
 from sqlmesh.core.environment import Environment, EnvironmentNamingInfo  # noqa: E402
 from sqlmesh.core.snapshot import (  # noqa: E402
     DeployabilityIndex,
     SnapshotChangeCategory,
     SnapshotIntervals,
 )
+from sqlmesh.utils.errors import NoChangesPlanError  # noqa: E402
 
 from meshgate.bridge.definitions import definitions  # noqa: E402
 from meshgate.bridge.dropped import Dropped, dropped  # noqa: E402
 from meshgate.bridge.engine import interrupt, statement  # noqa: E402
 from meshgate.bridge.failures import evaluation_error, said_of_node, sentence  # noqa: E402
 from meshgate.bridge.queries import Rendered, rendered  # noqa: E402
+from meshgate.bridge.quiet import QuietConsole, quiet  # noqa: E402
 from meshgate.bridge.removals import removals  # noqa: E402
 from meshgate.bridge.scheduler import GatedContext, Journal  # noqa: E402
+from meshgate.bridge.settings import read_config  # noqa: E402
 from meshgate.bridge.sources import prints  # noqa: E402
 from meshgate.bridge.translate import Promoted, milliseconds, pairs, promoted  # noqa: E402
-from meshgate.db import redact  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from datetime import datetime
     from pathlib import Path
 
@@ -52,21 +52,6 @@ check_hooks()
 if "MAX_FORK_WORKERS" not in os.environ:
     # Children that SQLMesh forks outlive a killed run and keep its connections open: docs/decisions/0030.
     c.MAX_FORK_WORKERS = 1
-
-
-class _QuietConsole(NoopConsole):  # type: ignore[misc]
-    """SQLMesh's console without output; its warnings are kept, the newest last, and why models failed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.warnings: list[str] = []
-        self.failures: list[Any] = []
-
-    def log_failed_models(self, errors: list[Any]) -> None:
-        self.failures = list(errors)
-
-    def log_warning(self, short_message: str, *_: Any, **__: Any) -> None:
-        self.warnings.append(redact(short_message))
 
 
 class SqlmeshProject:
@@ -88,13 +73,13 @@ class SqlmeshProject:
     ) -> None:
         self.project = project
         self.path = path
-        self._console = _QuietConsole()
+        self._console = QuietConsole()
         self._context: Context
         if given is not None:
             self._context = given
             self._state = given.state_sync
             return
-        found = self.read_key(path)
+        found = read_config(path).project
         if found != project:
             raise ProjectError(
                 f"the SQLMesh project in {path} has `project: {found}`" if found else
@@ -106,33 +91,8 @@ class SqlmeshProject:
             # Opening the state checks that its versions are this SQLMesh's.
             self._state = self._context.state_sync
 
-    @staticmethod
-    def read_key(path: Path) -> str:
-        """The `project:` key in a project's configuration, or an empty string.
-
-        Raises:
-            ProjectError: There is no usable configuration.
-        """
-        if not path.is_dir():
-            raise ProjectError(
-                f"there is no folder {path}", hint="correct the project's `path:` in meshgate.yaml"
-            )
-        try:
-            configs = load_configs(None, Config, str(path))
-        except Exception as error:  # noqa: BLE001 - SQLMesh raises whatever its parsers raise
-            raise ProjectError(
-                f"the SQLMesh project in {path} has no usable configuration: {sentence(error)}"
-            ) from None
-        return str(next(iter(configs.values())).project or "")
-
-    @contextmanager
-    def _quiet(self) -> Iterator[None]:
-        before = get_console()
-        set_console(self._console)
-        try:
-            yield
-        finally:
-            set_console(before)
+    def _quiet(self) -> AbstractContextManager[Any]:
+        return quiet(self._console)
 
     @contextmanager
     def _named(self, what: str) -> Iterator[None]:
@@ -181,7 +141,8 @@ class SqlmeshProject:
     def definitions(self) -> dict[str, str]:
         """What the project's own files say of each of its models, as a digest (needs `load`)."""
         nodes = [*self._context.models.values(), *self._context.standalone_audits.values()]
-        return {n: said for n, (p, said) in definitions(nodes).items() if p == self.project}
+        said = definitions(nodes, self._context._environment_statements)  # noqa: SLF001 - no public name
+        return {name: text for name, (project, text) in said.items() if project == self.project}
 
     def promoted_definitions(self, environment: str) -> tuple[bool, dict[str, tuple[str, str]]]:
         """Project and definition of all that an environment promotes; a new one begins as production is.
@@ -193,7 +154,8 @@ class SqlmeshProject:
         begun = found or self._environment(c.PROD)
         with self._named("has a state that cannot be read"):
             held = self._state.get_snapshots(begun.snapshots).values() if begun is not None else ()
-            return bool(found and found.finalized_ts), definitions(s.node for s in held)
+            said = self._state.get_environment_statements(begun.name) if begun is not None else ()
+            return bool(found and found.finalized_ts), definitions((s.node for s in held), said)
 
     def loaded(self, now: datetime) -> Promoted:
         """What the project's files say now, with the other projects' models as SQLMesh's state has them (needs `load`).
@@ -414,7 +376,14 @@ class SqlmeshProject:
         with self._quiet(), self._under(journal):
             with self._named("cannot be planned"):
                 builder = self._context.plan_builder(environment, execution_time=now, skip_tests=False)
-                plan = builder.build()
+                try:
+                    plan = builder.build()
+                except NoChangesPlanError:
+                    raise ProjectError(
+                        f"there is no environment {environment!r}, and none to make: the files of {self.project!r} say what prod has",
+                        hint="name an environment that is there, or change something",
+                        project=self.project,
+                    ) from None
                 for snapshot in plan.uncategorized:
                     builder.set_choice(snapshot, SnapshotChangeCategory.BREAKING)
                 plan = builder.build()

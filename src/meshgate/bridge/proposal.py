@@ -16,7 +16,6 @@ from meshgate.bridge.contract import check_version
 check_version()  # before the import, which may fail in ways that name neither the cause nor the cure
 
 from sqlmesh.core import constants as c  # noqa: E402
-from sqlmesh.core.console import get_console, set_console  # noqa: E402
 from sqlmesh.core.environment import Environment  # noqa: E402
 from sqlmesh.core.plan.builder import PlanBuilder  # noqa: E402
 from sqlmesh.core.snapshot import SnapshotChangeCategory  # noqa: E402
@@ -35,9 +34,10 @@ from meshgate.bridge.columns import (  # noqa: E402
 from meshgate.bridge.definitions import definition, definitions  # noqa: E402
 from meshgate.bridge.dropped import Dropped, dropped  # noqa: E402
 from meshgate.bridge.failures import sentence  # noqa: E402
-from meshgate.bridge.project import SqlmeshProject, _QuietConsole  # noqa: E402
 from meshgate.bridge.queries import Rendered, rendered  # noqa: E402
+from meshgate.bridge.quiet import QuietConsole, quiet  # noqa: E402
 from meshgate.bridge.scheduler import GatedContext  # noqa: E402
+from meshgate.bridge.settings import read_config  # noqa: E402
 from meshgate.bridge.translate import Promoted, interval_set, promoted, unbroken  # noqa: E402
 from meshgate.errors import MeshgateError, ProjectError  # noqa: E402
 
@@ -99,6 +99,7 @@ class Proposal:
         state: Which SQLMesh state it is about: a fingerprint.
         base: The plan that made the environment what it is; None where there is none.
         before: What the environment promotes; None where it does not exist.
+        begun: The same; a new environment begins as production is.
         after: What it would promote.
         altered: What is different, parents first.
         wanted: What the plan would evaluate, by model: also what is merely due.
@@ -118,6 +119,7 @@ class Proposal:
     state: str
     base: str | None
     before: Promoted | None
+    begun: Promoted
     after: Promoted
     altered: tuple[Altered, ...]
     wanted: Mapping[str, IntervalSet]
@@ -203,16 +205,6 @@ class ReadingContext(GatedContext):
 
 
 @contextmanager
-def _quiet() -> Iterator[_QuietConsole]:
-    before, console = get_console(), _QuietConsole()
-    set_console(console)
-    try:
-        yield console
-    finally:
-        set_console(before)
-
-
-@contextmanager
 def _named(projects: Sequence[str], what: str) -> Iterator[None]:
     try:
         yield
@@ -243,14 +235,14 @@ def propose(
 def _by_state(checkouts: Sequence[Checkout]) -> Iterator[tuple[str, list[Checkout]]]:
     groups: dict[str, list[Checkout]] = {}
     for checkout in checkouts:
-        found = SqlmeshProject.read_key(checkout.path)
+        found = read_config(checkout.path).project
         if found != checkout.project:
             raise ProjectError(
                 f"the SQLMesh project in {checkout.path} has `project: {found}`" if found else
                 f"the SQLMesh project in {checkout.path} has no `project:` key: a plan of it would drop all other projects",
                 hint=f"it was named as {checkout.project!r}: name it as its configuration does, or mend that",
             )  # fmt: skip
-        with _quiet(), _named([checkout.project], "opened"):
+        with quiet(), _named([checkout.project], "opened"):
             context = ReadingContext(paths=[str(checkout.path)], gateway=checkout.gateway, load=False)
             try:
                 state = context.config.get_scheduler(context.gateway).state_sync_fingerprint(context)
@@ -264,7 +256,7 @@ def _propose(
     group: Sequence[Checkout], state: str, environment: str, now: datetime, bounds: Bounds | None
 ) -> Proposal:
     names = tuple(sorted(checkout.project for checkout in group))
-    with _quiet() as console:
+    with quiet() as console:
         with _named(names, "loaded"):
             context = ReadingContext(
                 paths=[str(checkout.path) for checkout in group], gateway=group[0].gateway
@@ -284,7 +276,7 @@ def _planned(
     state: str,
     environment: str,
     now: datetime,
-    console: _QuietConsole,
+    console: QuietConsole,
 ) -> Proposal:
     # Tests are the pull request's own business: they write to a database of their own.
     builder = context.plan_builder(environment, execution_time=now, skip_tests=True)
@@ -294,9 +286,10 @@ def _planned(
     plan = builder.build()
     found = _environment(context, environment)
     old = _promoted(context, found)
-    context.state_sync.refresh_snapshot_intervals(old)
+    begun = old if found is not None else _promoted(context, _environment(context, c.PROD))
+    context.state_sync.refresh_snapshot_intervals(begun)
     new = list(plan.snapshots.values())
-    models = [[s for s in side if s.is_model] for side in (old, new)]
+    models = [[s for s in side if s.is_model] for side in (begun, new)]
     others = {s.node.project for s in old if s.node.project} - set(names)
     was_read = {s.name: reads(s.model) for s in models[0]}
     so_far = {s.name: s.model for s in models[0]}
@@ -308,8 +301,9 @@ def _planned(
         before=promoted(old, plan_id=found.plan_id, finalized=bool(found.finalized_ts), now=now)
         if found is not None
         else None,
+        begun=promoted(begun, plan_id=None, finalized=False, now=now),
         after=promoted(new, plan_id=None, finalized=False, now=now),
-        altered=_altered(plan, names, {s.name: s for s in old}),
+        altered=_altered(plan, names, {s.name: s for s in begun}),
         wanted={i.snapshot_id.name: interval_set(i.merged_intervals) for i in plan.missing_intervals},
         dropped=dropped(plan, names, old, others, exists=found is not None),
         columns=tuple({s.name: columns_of(s.model) for s in side} for side in models),  # type: ignore[arg-type]
@@ -326,9 +320,10 @@ def _planned(
         identities=tuple(tuple(sorted(f"{s.name} {s.identifier}" for s in side)) for side in (old, new)),  # type: ignore[arg-type]
         definitions=(
             definitions(
-                s.node for s in (old if found else _promoted(context, _environment(context, c.PROD)))
+                (s.node for s in begun),
+                context.state_sync.get_environment_statements(found.name if found is not None else c.PROD),
             ),
-            definitions(s.node for s in new),
+            definitions((s.node for s in new), plan.context_diff.environment_statements),
         ),
         owners={s.name: s.node.owner for side in (old, new) for s in side if s.node.owner},
         refused=getattr(builder, "refused", {}),

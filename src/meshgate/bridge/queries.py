@@ -32,6 +32,7 @@ class Rendered:
         time_column: By which its table is partitioned by time, or None.
         columns: The types of its columns, in SQLGlot's words; None where they are not known.
         transparent: Whether readers look through it.
+        inlined: Whether its query becomes a part of its readers' queries, and is rendered for their intervals.
         dialect: SQLGlot's name of its dialect.
         file: Its file, relative to the project's folder if it is in there; empty where it is not known.
         text: What that file says.
@@ -44,6 +45,7 @@ class Rendered:
     time_column: str | None
     columns: dict[str, str] | None
     transparent: bool
+    inlined: bool
     dialect: str
     file: str
     text: str
@@ -66,7 +68,7 @@ def rendered(model: Model, folder: Path, bounds: Bounds | None) -> Rendered:
         try:
             queries = tuple(
                 (interval, execution, _query(model, interval, execution))
-                for interval, execution in bounds(IntervalUnit(model.interval_unit.value))
+                for interval, execution in bounds(_unit(model))
             )
         except Exception as error:  # noqa: BLE001 - macros may raise whatever they like
             problem = f"it cannot be rendered: {describe(error).get('message')}"
@@ -78,11 +80,17 @@ def rendered(model: Model, folder: Path, bounds: Bounds | None) -> Rendered:
         time_column=_time_column(model),
         columns=_columns(model),
         transparent=bool(model.kind.is_view or model.kind.is_embedded),
+        inlined=bool(model.kind.is_embedded),
         dialect=model.dialect,
         file=file,
         text=text,
         problem=problem,
     )
+
+
+def _unit(model: Model) -> IntervalUnit:
+    """By which its intervals are cut: of what is inlined, as finely as any reader's, so that no rounding is taken for the interval's own end."""
+    return IntervalUnit.FIVE_MINUTE if model.kind.is_embedded else IntervalUnit(model.interval_unit.value)
 
 
 def _query(model: Model, interval: Interval, execution: datetime) -> Any:

@@ -99,7 +99,7 @@ def read_config(path: Path) -> Config:
     from sqlmesh.core.config import load_configs
     from sqlmesh.core.config.root import Config
 
-    from meshgate.bridge.failures import describe
+    from meshgate.bridge.failures import sentence
 
     if not path.is_dir():
         raise ProjectError(
@@ -108,9 +108,9 @@ def read_config(path: Path) -> Config:
     try:
         return next(iter(load_configs(None, Config, str(path)).values()))
     except Exception as error:  # noqa: BLE001 - SQLMesh raises whatever its parsers raise
-        facts = describe(error)
-        said = facts.get("message") or facts
-        raise ProjectError(f"the SQLMesh project in {path} has no usable configuration: {said}") from None
+        raise ProjectError(
+            f"the SQLMesh project in {path} has no usable configuration: {sentence(error)}"
+        ) from None
 
 
 def _state(config: Config, gateway: str) -> StatePlace | None:

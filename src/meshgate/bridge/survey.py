@@ -51,12 +51,11 @@ class ProjectModels:
         return frozenset(parent for name in self.names for parent in self.parents[name])
 
     @property
-    def crons(self) -> tuple[tuple[str, str], ...]:
-        """The crons of its models that are evaluated time and again, and the time zones of these."""
+    def scheduled(self) -> tuple[ModelNode, ...]:
+        """Its models that are evaluated time and again, by cron."""
         return tuple(
-            (node.cron, node.cron_tz) for node in self.nodes.values()
-            if node.kind.recorded and node.kind is not Kind.SEED
-        )  # fmt: skip
+            node for node in self.nodes.values() if node.kind.recorded and node.kind is not Kind.SEED
+        )
 
 
 def survey_models(path: Path, gateway: str | None = None) -> ProjectModels:
@@ -70,7 +69,7 @@ def survey_models(path: Path, gateway: str | None = None) -> ProjectModels:
 
     able = "load_state" in inspect.signature(Context.__init__).parameters
     config = read_config(path)
-    with _quiet(), _told(path, "cannot be loaded"):
+    with _told(path, "cannot be loaded"):
         context = Context(
             paths=[str(path)], config={path: _without_new_files(config, gateway)}, gateway=gateway, load=False,
             **({"load_state": False} if able else {}),
@@ -116,7 +115,7 @@ def survey_state(path: Path, gateway: str | None = None) -> tuple[str, str] | No
     from sqlmesh.core.state_sync.db.version import VersionState
 
     config = read_config(path)
-    with _quiet(), _told(path, "has a state that cannot be reached"):
+    with _told(path, "has a state that cannot be reached"):
         connection = config.get_state_connection(gateway) or config.get_connection(gateway)
         with closing(connection.create_engine_adapter()) as adapter:
             adapter.fetchone("SELECT 1")
@@ -132,35 +131,24 @@ def reach_warehouse(path: Path, gateway: str | None = None) -> None:
         ProjectError: It does not answer.
     """
     config = read_config(path)
-    with _quiet(), _told(path, "has a warehouse that cannot be reached"):
+    with _told(path, "has a warehouse that cannot be reached"):
         adapter: EngineAdapter
         with closing(config.get_connection(gateway).create_engine_adapter()) as adapter:
             adapter.fetchone("SELECT 1")
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    from sqlmesh.core.console import NoopConsole, get_console, set_console
-
-    before = get_console()
-    set_console(NoopConsole())
-    try:
-        yield
-    finally:
-        set_console(before)
-
-
-@contextmanager
 def _told(path: Path, what: str) -> Iterator[None]:
-    from meshgate.bridge.failures import describe
+    """Without SQLMesh's output, and with what goes wrong as a sentence."""
+    from meshgate.bridge.failures import describe, sentence
+    from meshgate.bridge.quiet import quiet
 
     try:
-        yield
+        with quiet():
+            yield
     except Exception as error:  # noqa: BLE001 - SQLMesh and the drivers raise whatever they raise
-        facts = describe(error)
-        said = facts.get("message") or facts
         raise ProjectError(
-            f"the SQLMesh project in {path} {what}: {said}", cause=facts.get("error")
+            f"the SQLMesh project in {path} {what}: {sentence(error)}", cause=describe(error).get("error")
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -22,6 +23,16 @@ _FLAGS = ("breaking", "cross-project", "restatement", "collision")
 _LONGEST_SUMMARY = 1_000_000  # GitHub takes 1 MiB from a step
 
 
+def _read_name(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """What fits into a comment's hidden line."""
+    if value is not None and not re.fullmatch(r"\w+([ ./-]\w+)*", value):
+        raise ConfigError(
+            f"{value!r} is no name for a comment",
+            hint="use letters, digits and _, and between them a space, a dot, a slash or a hyphen",
+        )
+    return value
+
+
 @click.command()
 @click.argument("checkouts", nargs=-1, metavar="[PROJECT[=PATH]]...")
 @environment_option
@@ -32,6 +43,12 @@ _LONGEST_SUMMARY = 1_000_000  # GitHub takes 1 MiB from a step
     "--comment",
     is_flag=True,
     help="In a workflow of GitHub Actions: comment on its pull request, or change the comment that is there.",
+)
+@click.option(
+    "--comment-name",
+    metavar="NAME",
+    callback=_read_name,
+    help="Tell the comment from those of other workflows about the same environment.",
 )
 @click.option(
     "--sibling",
@@ -55,6 +72,7 @@ def analyze(
     *,
     markdown: bool,
     comment: bool,
+    comment_name: str | None,
     siblings: tuple[str, ...],
     fail_on: tuple[str, ...],
 ) -> int:
@@ -64,13 +82,22 @@ def analyze(
     others come from state. Nothing is written. Exits with 2 if the change must not be deployed as it is.
 
     \b
-    breaking       a model that is read changes so that it is computed anew, or is removed
-    cross-project  a model of another project is concerned
-    restatement    something stays as it was made, or is computed again although its version stays
-    collision      a run or a request is about the same
+    breaking       SQLMesh calls the change of a model breaking or indirect breaking, also where it is
+                   forward-only; or one is removed or renamed; whether anybody reads it or not
+    cross-project  what a model reads of another project changes, so that it is rebuilt, stale, or left as
+                   it was made; or it newly reads something there
+    restatement    a model stays as it was made, as a forward-only one does, or runs compute it again
+                   although its version stays
+    collision      a live run or deploy, or an open request, is about what is replaced or computed
+
+    A model that is added within its project, a column that is added, a description, an owner and an audit are none of these.
     """  # noqa: D301 - click reads the \b
     if markdown and call.json:
         raise ConfigError("--json and --markdown are both given", hint="keep one of them")
+    if comment_name and not (comment or markdown):
+        raise ConfigError(
+            "--comment-name is given without a comment", hint="add --comment or --markdown, or leave it out"
+        )
     given = checkouts_of(checkouts), checkouts_of(siblings, alone=False)
     workflow = _workflow() if comment else None
     try:
@@ -78,16 +105,16 @@ def analyze(
             found = mesh.analyze(_wanted(mesh, *given), environment=environment, now=now)
     except MeshgateError as error:
         if workflow is not None:
-            _comment_on_failure(call, workflow, environment, error)
+            _comment_on_failure(call, workflow, environment, error, comment_name)
         raise
     if markdown:
         from meshgate.report.pull_request import markdown as written
 
-        click.echo(written(found), nl=False)
+        click.echo(written(found, name=comment_name), nl=False)
     else:
         call.show("analyze", found, page="analysis")
     if workflow is not None:
-        _comment(workflow, found)
+        _comment(workflow, found, comment_name)
     return _verdict(call, found, fail_on)
 
 
@@ -128,20 +155,21 @@ def _workflow() -> Workflow:
     return Workflow.of_environment()
 
 
-def _comment(workflow: Workflow, found: Analysis) -> None:
+def _comment(workflow: Workflow, found: Analysis, name: str | None) -> None:
     from meshgate.github import LONGEST, put
     from meshgate.report.pull_request import markdown, marker
 
-    workflow.summarise(markdown(found, longest=_LONGEST_SUMMARY))
+    workflow.summarise(markdown(found, longest=_LONGEST_SUMMARY, name=name))
     workflow.output("refused", str(found.refused).lower())
     workflow.output("flags", " ".join(found.flags))
-    posted = put(workflow.api, workflow.pull, marker(found.environment), markdown(found, longest=LONGEST))
+    text = markdown(found, longest=LONGEST, name=name)
+    posted = put(workflow.api, workflow.pull, marker(found.environment, name), text)
     workflow.output("comment-url", posted.url)
     click.echo(f"comment {posted.how}: {posted.url}", err=True)
 
 
 def _comment_on_failure(
-    call: Call, workflow: Workflow, environment: str | None, error: MeshgateError
+    call: Call, workflow: Workflow, environment: str | None, error: MeshgateError, name: str | None
 ) -> None:
     """Let no older comment speak for a change that could not be analysed; the error itself is told in any case."""
     from pathlib import Path
@@ -152,8 +180,8 @@ def _comment_on_failure(
 
     try:
         config = load(Path(call.config) if call.config else None)
-        name = environment or config.projects[0].environment
-        posted = put(workflow.api, workflow.pull, marker(name), not_analysed(name, error))
+        of = environment or config.projects[0].environment
+        posted = put(workflow.api, workflow.pull, marker(of, name), not_analysed(of, error, name))
         click.echo(f"comment {posted.how}: {posted.url}", err=True)
     except GitHubError as problem:
         click.echo(f"error: {problem}", err=True)

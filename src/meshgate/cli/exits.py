@@ -19,7 +19,7 @@ _RUN: Final = {
 PARTICULAR: Final[dict[str, dict[int, str]]] = {
     "analyze": {
         1: "a --fail-on is met",
-        2: "the change must not be deployed as it is; or wrong input or setup",
+        2: "the change must not be deployed as it is, whatever --fail-on says; or wrong input or setup",
     },
     "deploy": _RUN,
     "doctor": {2: "something has to be mended"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -39,5 +40,5 @@ def init(_: Call, folders: tuple[Path, ...]) -> int:
         )
     click.echo("  → `meshgate migrate` makes the ledger, `meshgate doctor` checks everything")
     for project in found.projects:
-        click.echo(f"  → `meshgate deploy {project.name}`")
+        click.echo(f"  → `meshgate deploy {shlex.quote(project.name)}`")
     return 0

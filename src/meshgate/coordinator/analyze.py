@@ -166,7 +166,7 @@ def _changes(scene: Scene) -> tuple[Change, ...]:
     found: list[Change] = []
     for a in scene.altered:
         reads = scene.after.reads.get(a.model, {})
-        side = scene.after if a.model in scene.after.graph else scene.before
+        side = scene.after if a.model in scene.after.graph else scene.begun
         because = tuple(sorted(own & set(a.because))) or (
             tuple(n for n in _above(scene, a.model) if n in own) if a.how == "indirect" else ()
         )
@@ -220,18 +220,18 @@ def _order(scene: Scene) -> Any:
         )
         for (child, own, parent, other) in crossings(scene)
     ]  # fmt: skip
-    required = precedences(readings, scene.projects, (_tables(scene.before), _tables(scene.after)))
+    required = precedences(readings, scene.projects, (_tables(scene.begun), _tables(scene.after)))
     return arrange(scene.projects, required, {(r.parent_project, r.child_project) for r in readings})
 
 
 def _come_or_go(scene: Scene, name: str) -> set[str]:
-    was, now = (set(side.columns.get(name, ())) for side in (scene.before, scene.after))
+    was, now = (set(side.columns.get(name, ())) for side in (scene.begun, scene.after))
     return was ^ now
 
 
 def _makers(scene: Scene, name: str, column: str) -> frozenset[str]:
     """Whose deploy makes a column of a model come or go: its own project's, or that of what a star brings it from."""
-    side = scene.after if column in scene.after.columns.get(name, ()) else scene.before
+    side = scene.after if column in scene.after.columns.get(name, ()) else scene.begun
     named = side.named.get(name)
     found: set[str] = set()
     if named is None or column not in named:
@@ -245,7 +245,7 @@ def _makers(scene: Scene, name: str, column: str) -> frozenset[str]:
 
 def _columns(scene: Scene, child: str, parent: str, *, after: bool) -> frozenset[str] | None:
     """What a model reads of another by name, so far or then; None where it does not."""
-    side = scene.after if after else scene.before
+    side = scene.after if after else scene.begun
     if side.owner(child) is None or parent not in {e.parent for e in side.graph.parents(child)}:
         return None
     read, named = side.read_of(child, parent), side.named.get(child)

@@ -46,6 +46,7 @@ class Consequences:
 
     def __init__(self, bench: Workbench, scene: Scene, changes: Sequence[Change], order: Order) -> None:
         self._scene = scene
+        self._disabled = disabled_models(scene.after.graph, scene.manifests)
         # What one project removes and another adds is there.
         self._changes = {c.model: c for c in sorted(changes, key=lambda c: c.how != "removed")}
         self._order = order
@@ -212,7 +213,7 @@ class Consequences:
     def _follow(self, changed: Mapping[str, IntervalSet], recorded: Mapping[str, IntervalSet]) -> Any:
         return follow(
             self._graph, changed, recorded,
-            disabled=disabled_models(self._graph, self._scene.manifests),
+            disabled=self._disabled,
             left=lambda node: self._policies(node).leaves(node, self._scene.now),
         )  # fmt: skip
 
@@ -272,7 +273,9 @@ class Consequences:
         ]
 
     def _left(self, name: str, reason: str, because: tuple[str, ...] = ()) -> Left:
-        return Left(name, self._graph[name].project, reason, self._view[name].covered, because)
+        node = self._graph[name]
+        final = name in self._disabled or not node.kind.redoable
+        return Left(name, node.project, reason, self._view[name].covered, because, final)
 
     def _stars(self, name: str) -> tuple[str, ...]:
         """Parents of which it would select other columns than its table has."""

@@ -31,10 +31,10 @@ def boundaries(
     forward = {one.model for one in left if one.reason == "forward_only"}
     found: list[Boundary] = []
     for child, own, parent, other in crossings(scene):
-        was, now = (_reads(side, child, parent) for side in (scene.before, scene.after))
+        was, now = (_reads(side, child, parent) for side in (scene.begun, scene.after))
         if parent not in moved and not (child in moved and was != now):
             continue
-        side = scene.after if now else scene.before
+        side = scene.after if now else scene.begun
         reason = next(iter(reasons_of({parent: side.read_of(child, parent)}, told, rows)), Reason(parent))
         if scene.after.owner(parent) is None:
             effect = "broken" if now else "gone"
@@ -51,11 +51,11 @@ def boundaries(
 def crossings(scene: Scene) -> list[tuple[str, str, str, str]]:
     """Every edge between two projects, so far or then; a model that is gone still counts as its project's."""
     found: dict[tuple[str, str, str, str], None] = {}
-    for side in (scene.after, scene.before):
+    for side in (scene.after, scene.begun):
         for child in side.graph.order():
             own = side.owner(child)
             for edge in side.graph.parents(child) if own else ():
-                other = scene.after.owner(edge.parent) or scene.before.owner(edge.parent)
+                other = scene.after.owner(edge.parent) or scene.begun.owner(edge.parent)
                 if own and other and other != own:
                     found[child, own, edge.parent, other] = None
     return list(found)

@@ -20,7 +20,7 @@ from meshgate.coordinator.run import RunReport, Workbench, _counts, _finish, _in
 from meshgate.coordinator.sources import check_sources
 from meshgate.coordinator.ticks import check_ticks
 from meshgate.coordinator.waiting import until_free
-from meshgate.coordinator.world import DEFINITION, project_digest
+from meshgate.coordinator.world import APART, DEFINED_AT, DEFINITION, project_digest, taken_back
 from meshgate.errors import LeaseLostError, MeshgateError, ProjectError, StoppedError
 from meshgate.graph import MeshGraph
 from meshgate.interval import IntervalSet
@@ -170,14 +170,18 @@ def _apply(
         outcome = journal.outcome
         _ask_for(bench, target, asked.restating)
         judge = _let_go if asked.dropping else _refuse_takings
-        changed = opened.deploy(target, journal, now=now, judge=lambda taken: judge(project.name, taken))
+        back = _taken_back(bench, opened, target)
+        changed = opened.deploy(
+            target, journal, now=now, judge=lambda taken: judge(project.name, (*taken, *back))
+        )
         found = reconcile(ledger, opened, target, now, run_id=lease.run_id, deploying=deploying)
         findings += tuple(f for f in found if f.what != "promoted")  # that was this deploy
         sqlmesh, sqlglot = opened.versions
         manifest = {
             **declared,
             "environment": target,
-            DEFINITION: _defined(opened, target),
+            **_defined(opened, target),
+            DEFINED_AT: ledger.revision(),
             **_state_facts(bench, opened, target),
             **_kept(opened.promoted(target, now), project),
         }
@@ -268,10 +272,20 @@ def _state_facts(bench: Workbench, opened: SqlmeshProject, target: str) -> dict[
     }
 
 
-def _defined(opened: SqlmeshProject, target: str) -> str:
+def _taken_back(bench: Workbench, opened: SqlmeshProject, target: str) -> tuple[Dropped, ...]:
+    if target == "prod":
+        return ()
+    (_, before), (_, after) = (opened.promoted_definitions(name) for name in (target, "prod"))
+    return taken_back((opened.project,), target, before, after, bench.ledger.manifests(target))
+
+
+def _defined(opened: SqlmeshProject, target: str) -> dict[str, Any]:
     """What the environment promotes of the project's files: the next deploys, and whoever asks for what they leave, go by it."""
-    _, promoted = opened.promoted_definitions(target)
-    return project_digest({name: said for name, (owner, said) in promoted.items() if owner == opened.project})
+    here, *elsewhere = (
+        project_digest({n: said for n, (owner, said) in promoted.items() if owner == opened.project})
+        for _, promoted in (opened.promoted_definitions(name) for name in dict.fromkeys((target, "prod")))
+    )
+    return {DEFINITION: here, APART: here not in (elsewhere or [here])}
 
 
 def _kept(promoted: Promoted | None, project: ProjectConfig) -> dict[str, Any]:

@@ -18,13 +18,14 @@ from meshgate.coordinator.doctor import manifest_differences
 from meshgate.coordinator.progress import Deploying
 from meshgate.coordinator.run import RunReport  # noqa: TC001 - attrs reads annotations
 from meshgate.coordinator.world import (
-    DEFINITION,
     check_files,
     check_ledger,
+    check_noted,
     check_production,
     check_state,
     deployed_digests,
-    manifest_of,
+    noted,
+    state_of,
 )
 from meshgate.errors import ConfigError, MeshgateError, StoppedError
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from meshgate.analysis import Analysis
+    from meshgate.analysis import Analysis, Precedence
     from meshgate.bridge.project import SqlmeshProject
     from meshgate.coordinator.run import Workbench
 
@@ -110,7 +111,6 @@ def deploy_analysed(
     _refuse(found)
     bench, names = _seen(bench, found, checkouts or {})
     steps = {name: Deployed(name, "waiting") for name in found.order.projects}
-    check_ledger(found, bench.ledger, manifest_of(bench.ledger, found.environment))
     _look_at_all(bench, found, names, steps)
     todo = [name for name in names if steps[name].what == "waiting"]
     _refuse_too_early(found, names, steps)
@@ -123,7 +123,7 @@ def deploy_analysed(
         try:
             report = deploy(
                 bench, name, environment=found.environment, now=now, dropping=dropping,
-                expecting=partial(_look, found, name),
+                expecting=partial(_look, bench, found, name),
             )  # fmt: skip
         except MeshgateError as error:
             bench.tell(Deploying(name, place, len(todo), "failed", error.message))
@@ -171,18 +171,17 @@ def _seen(
 
 def _look_at_all(bench: Workbench, found: Analysis, names: Sequence[str], steps: dict[str, Deployed]) -> None:
     """What is done already; and whether the world, and all files, are those of the analysis."""
+    check_ledger(found, bench.ledger)
     kept = bench.ledger.manifests(found.environment)
     for name in found.order.projects:
-        told = kept.get(name, {})
-        noted = told.get("environment") == found.environment and told.get(DEFINITION)
-        ended = noted == deployed_digests(found, name)[1]
         if name not in names:
-            steps[name] = Deployed(name, "there" if ended else "waiting")
+            steps[name] = Deployed(name, "there" if check_noted(found, name, kept) else "waiting")
             continue
         project = bench.project(name)
         opened = bench.open_project(project, load=False)
         there, whole = check_state(found, name, opened, found.environment)
-        if there and whole and ended and not manifest_differences(project, told):
+        ended = noted(found.environment, name, kept) == deployed_digests(found, name)[1]
+        if name in there and whole and ended and not manifest_differences(project, kept.get(name, {})):
             steps[name] = Deployed(name, "there")
             bench.tell(Deploying(name, 0, 0, "there"))
         else:
@@ -190,20 +189,34 @@ def _look_at_all(bench: Workbench, found: Analysis, names: Sequence[str], steps:
             check_files(found, name, bench.open_project(project, load=True))
 
 
-def _look(found: Analysis, name: str, opened: SqlmeshProject, target: str) -> None:
+def _look(bench: Workbench, found: Analysis, name: str, opened: SqlmeshProject, target: str) -> None:
     """What a deploy expects, asked under its lease."""
-    check_state(found, name, opened, target)
+    check_ledger(found, bench.ledger)
+    there, _ = check_state(found, name, opened, target)
+    check_production(found, name, opened)
     check_files(found, name, opened)
+    _, together = state_of(found, name)
+    kept = bench.ledger.manifests(target)
+    for must in found.order.precedences:
+        # Somebody may have taken it back since it was deployed.
+        if must.then == name and not (
+            check_noted(found, must.first, kept) and (must.first in there or must.first not in together)
+        ):
+            raise _too_early(must)
 
 
 def _refuse_too_early(found: Analysis, names: Sequence[str], steps: Mapping[str, Deployed]) -> None:
     for must in found.order.precedences:
         if must.then in names and must.first not in names and steps[must.first].what == "waiting":
-            raise ConfigError(
-                f"{must.first} has to be deployed before {must.then}, and is not yet",
-                hint=f"deploy {must.first} first, or give its checkout too: {must.first}=PATH",
-                project=must.then,
-            )
+            raise _too_early(must)
+
+
+def _too_early(must: Precedence) -> ConfigError:
+    return ConfigError(
+        f"{must.first} has to be deployed before {must.then}, and is not there as it was analysed",
+        hint=f"deploy {must.first} first, or give its checkout too: {must.first}=PATH",
+        project=must.then,
+    )
 
 
 def _deployed(steps: Mapping[str, Deployed]) -> list[str]:

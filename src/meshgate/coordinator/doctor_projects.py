@@ -116,13 +116,12 @@ def _models(project: ProjectConfig, models: ProjectModels) -> Iterator[Check]:
 
 def _schedule(project: ProjectConfig, models: ProjectModels) -> Iterator[Check]:
     """Beside the models' crons. Who runs more often than that finds late parents and repairs sooner: no mistake."""
-    if project.schedule is None or not models.crons:
+    if project.schedule is None or not models.scheduled:
         return
-    own = {n: node for n, node in models.nodes.items() if node.kind.recorded and node.kind is not Kind.SEED}
-    every = {n: _period(node.cron, node.cron_tz) for n, node in own.items()}
+    every = {node.display: _period(node.cron, node.cron_tz) for node in models.scheduled}
     turn = _period(project.schedule, "UTC")
     soonest = min(every.values())
-    late = [own[n].display for n, period in every.items() if period < turn]
+    late = [model for model, period in every.items() if period < turn]
     name = project.name
     if late:
         message = f"its schedule {project.schedule!r} is rarer than the cron of {_some(late)}"
@@ -232,6 +231,7 @@ def together(
         promoted: What the ledger knows of each environment.
     """
     checks = guarded("models", "", _owners, looked)
+    checks += guarded("warehouse", "", _warehouses, looked)
     checks += guarded("states", "", _states, looked)
     for project in projects.values():
         if looked[project.name].settings is None:
@@ -251,20 +251,21 @@ def _owners(looked: Mapping[str, Looked]) -> Iterator[Check]:
         for name in sorted(ours.names & theirs.names):
             message = f"model {ours.nodes[name].display} is defined by {first!r} and by {second!r}"
             yield Check("models", "", "fail", message, "rename it in one of the two, or remove it there")
-    for (first, ours), (second, theirs) in combinations(loaded.items(), 2):
-        here, there = looked[first].settings, looked[second].settings
-        read = (theirs.reads & ours.names) | (ours.reads & theirs.names)
-        if (
-            read
-            and here
-            and there
-            and here.warehouse
-            and there.warehouse
-            and here.warehouse != there.warehouse
-        ):
+
+
+def _warehouses(looked: Mapping[str, Looked]) -> Iterator[Check]:
+    """A project that reads another one's tables has to find them."""
+    known = {
+        name: (one.models, one.settings.warehouse)
+        for name, one in looked.items()
+        if one.models is not None and one.settings is not None and one.settings.warehouse is not None
+    }
+    for (first, (ours, here)), (second, (theirs, there)) in combinations(known.items(), 2):
+        read = sorted(n.replace('"', "") for n in (theirs.reads & ours.names) | (ours.reads & theirs.names))
+        if read and here != there:
             message = (
-                f"{first!r} has its tables in {here.warehouse.engine} {here.warehouse.where}, {second!r} in "
-                f"{there.warehouse.engine} {there.warehouse.where}, and one reads {_some(sorted(n.replace(chr(34), '') for n in read))} of the other"
+                f"{first!r} has its tables in {here.engine} {here.where}, {second!r} in "
+                f"{there.engine} {there.where}, and one reads {_some(read)} of the other"
             )
             hint = "let both gateways lead to one warehouse, unless the tables are shown in both"
             yield Check("warehouse", "", "warn", message, hint)

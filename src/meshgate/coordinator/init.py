@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from attrs import frozen
 
 from meshgate.config import FILE_NAME
 from meshgate.due import cron_next
-from meshgate.errors import ConfigError, MeshgateError
+from meshgate.errors import ConfigError, MeshgateError, ProjectError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -84,7 +85,10 @@ def begin(folders: Sequence[Path], into: Path) -> Beginning:
         raise ConfigError(f"there is a {path} already", hint="change that, or move it away first")
     passed_over: list[tuple[Path, str]] = []
     projects: list[FoundProject] = []
-    candidates = list(folders or _search(into, _DEEP))
+    for folder in folders:
+        if not folder.is_dir():
+            raise ProjectError(f"there is no folder {folder}", hint="name those of SQLMesh projects")
+    candidates = list({folder.resolve(): folder for folder in folders or _search(into, _DEEP)}.values())
     with _private_server(candidates, into) as private:
         for folder in candidates:
             try:
@@ -177,8 +181,9 @@ def _look(folder: Path) -> FoundProject:
     with suppress(MeshgateError):  # whatever its files or its packages lack: `meshgate doctor` says what
         models = survey_models(folder)
     then = datetime(2026, 1, 5, 0, 0, 1, tzinfo=UTC)
-    crons = models.crons if models else ()
-    schedule = min(crons, key=lambda c: cron_next(c[0], c[1], then))[0] if crons else None
+    scheduled = models.scheduled if models else ()
+    soonest = min(scheduled, key=lambda node: cron_next(node.cron, node.cron_tz, then), default=None)
+    schedule = soonest.cron if soonest else None
     return FoundProject(
         settings.key or folder.resolve().name, folder, bool(settings.key), _ALIASES.get(schedule or "", schedule),
         settings.state, models,
@@ -223,11 +228,11 @@ def _text(projects: Sequence[FoundProject], into: Path, place: StatePlace | None
         lines.append(f"{rest}path: {_quoted(os.path.relpath(project.path, into))}")
         if project.schedule is None:
             lines.append(
-                f'{rest}# schedule: "*/5 * * * *"  # when its orchestrator runs `meshgate run {project.name}`'
+                f'{rest}# schedule: "*/5 * * * *"  # when its orchestrator runs `meshgate run {_argument(project.name)}`'
             )
         else:
             lines.append(
-                f"{rest}# When its orchestrator runs `meshgate run {project.name}`: the most frequent cron of its models."
+                f"{rest}# When its orchestrator runs `meshgate run {_argument(project.name)}`: the most frequent cron of its models."
             )
             lines.append(f'{rest}schedule: "{project.schedule}"')
     lines += [
@@ -241,10 +246,15 @@ def _text(projects: Sequence[FoundProject], into: Path, place: StatePlace | None
     return "\n".join(lines) + "\n"
 
 
+def _argument(text: str) -> str:
+    """As a shell's word, for a comment: on one line, whatever is in it."""
+    return shlex.quote(text if text.isprintable() else json.dumps(text))
+
+
 def _quoted(text: str) -> str:
     """As YAML, whatever is in it: what may not be a plain word is a JSON string, which is YAML too."""
     plain = re.fullmatch(r"[A-Za-z][\w./-]*", text, re.ASCII) and text.lower() not in _WORDS
-    return text if plain else json.dumps(text)
+    return text if plain else json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 _WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}

@@ -13,8 +13,8 @@ from attrs import evolve, field, frozen
 from meshgate.analysis import Left  # noqa: TC001 - attrs reads annotations
 from meshgate.coordinator.restate import Preview, preview
 from meshgate.coordinator.staleness import states_of
-from meshgate.coordinator.world import DEFINITION, check_ledger, deployed_digests
-from meshgate.errors import ConfigError, OutdatedError, UnknownModelError
+from meshgate.coordinator.world import check_ledger, check_noted, deployed_digests
+from meshgate.errors import ConfigError, UnknownModelError
 from meshgate.interval import Interval, IntervalSet
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def leftovers(bench: Workbench, found: Analysis, model: str | None = None) -> Le
         NotDeployedError: Nothing was deployed in the environment.
     """
     manifest = bench.ledger.manifest(found.environment)
-    check_ledger(found, bench.ledger, manifest)
+    check_ledger(found, bench.ledger)
     waiting = _waiting(bench, found)
     chosen = found.left if model is None else _chosen(found, manifest, model)
     origin = f"{found.environment} {found.base.proposed} at {found.base.revision}"
@@ -168,25 +168,12 @@ def _waiting(bench: Workbench, found: Analysis) -> tuple[str, ...]:
     """
     kept = bench.ledger.manifests(found.environment)
     waiting: list[str] = []
-    for project in dict.fromkeys(
-        (*found.order.projects, *(d.project for d in found.base.definitions if d.project))
-    ):
-        told = kept.get(project, {})
-        noted = told.get(DEFINITION) if told.get("environment") == found.environment else None
+    looked_at = {d.project for d in found.base.definitions if d.state is not None and d.project}
+    for project in dict.fromkeys((*found.order.projects, *sorted(looked_at))):
         before, after = deployed_digests(found, project)
-        if project in found.projects and noted in (None, before) and before != after:
+        if not check_noted(found, project, kept) and project in found.projects and before != after:
             waiting.append(project)
-        elif noted not in (None, before, after) and project in kept and _looked_at(found, project):
-            raise OutdatedError(
-                f"the mesh has moved since the analysis: project {project} was deployed with other files",
-                hint="analyse anew, and look at what is other now: `meshgate analyze --json`",
-                project=project,
-            )
     return tuple(waiting)
-
-
-def _looked_at(found: Analysis, project: str) -> bool:
-    return any(d.project == project and d.state is not None for d in found.base.definitions)
 
 
 def ask(bench: Workbench, found: Leftovers, *, reason: str | None = None, by: str | None = None) -> Leftovers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meshgate.analysis import ALL_COLUMNS, Collision, Refusal
+from meshgate.coordinator.world import taken_back
 from meshgate.graph import name_parts
 from meshgate.interval import IntervalSet
 
@@ -58,7 +59,8 @@ def refusals(scene: Scene, proposals: Iterable[Proposal]) -> tuple[Refusal, ...]
     """Why the change must not be deployed as it is."""
     found = [*scene.refusals, *_owned_twice(scene), *_removed(scene), *_missing(scene)]
     for proposal in proposals:
-        found += takings(proposal.projects, proposal.dropped)
+        back = taken_back(proposal.projects, scene.environment, *proposal.definitions, scene.manifests)
+        found += takings(proposal.projects, (*proposal.dropped, *back))
         found += [
             Refusal(
                 "forward_only", name, scene.after.owner(name) or "", f"SQLMesh refuses to plan {spoken(name)}: {said}",
@@ -78,11 +80,15 @@ def takings(ours: Iterable[str], dropped: Iterable[Dropped]) -> tuple[Refusal, .
             "model": f"model {spoken(one.name)}{whose}",
             "statements": f"the statements before and after runs{whose}",
             "requirement": f"the requirement {one.name}, and other projects' models may need it",
+            "changes": f"the changes{whose} that were deployed to this environment: SQLMesh takes other projects' models from prod",
         }[one.what]
+        how = "give the checkouts of all projects of this state to one plan"
+        if one.what == "changes":
+            how = f"deploy {one.project} to prod first, or this to another environment: `--environment NAME`"
         found.append(
             Refusal(
                 f"foreign_{one.what}", one.name if one.what == "model" else None, one.project,
-                f"the plan of {', '.join(ours)} drops {what}", "give the checkouts of all projects of this state to one plan",
+                f"the plan of {', '.join(ours)} drops {what}", how,
             )
         )  # fmt: skip
     return tuple(found)
@@ -101,7 +107,7 @@ def _owned_twice(scene: Scene) -> Iterable[Refusal]:
 
 def _removed(scene: Scene) -> Iterable[Refusal]:
     """Models and columns that are gone and still read."""
-    before, after = scene.before, scene.after
+    before, after = scene.begun, scene.after
     for child in after.graph.order():
         own = after.owner(child)
         for edge in after.graph.parents(child) if own else ():
@@ -128,7 +134,7 @@ def _missing(scene: Scene) -> Iterable[Refusal]:
             whose, has = after.owner(parent), set(after.columns.get(parent, ()))
             if not whose or not has or parent == name:
                 continue
-            known = set(scene.before.read_of(name, parent)) | has | {"*"}
+            known = set(scene.begun.read_of(name, parent)) | has | {"*"}
             for column in sorted(set(read) - known):
                 yield Refusal(
                     "missing_column", parent, whose,
@@ -144,7 +150,7 @@ def strangers(scene: Scene) -> tuple[str, ...]:
         own = scene.after.owner(name)
         for edge in scene.after.graph.parents(name) if own else ():
             parent = edge.parent
-            if scene.after.owner(parent) is None and parent not in scene.before.graph:
+            if scene.after.owner(parent) is None and parent not in scene.begun.graph:
                 found[parent] = (
                     f"{spoken(name)} of {own} reads {spoken(parent)}, which no model of the mesh makes"
                 )
@@ -171,5 +177,5 @@ def blanks(scene: Scene) -> tuple[str, ...]:
 
 
 def _gone(scene: Scene, name: str) -> frozenset[str]:
-    was, now = (set(side.columns.get(name, ())) for side in (scene.before, scene.after))
+    was, now = (set(side.columns.get(name, ())) for side in (scene.begun, scene.after))
     return frozenset(was - now) if now else frozenset()

@@ -114,9 +114,8 @@ def look_before_deploying(
     """
     for source in project.sources:
         asked = _question(graph, project.name, source, now)
-        known = bench.ledger.observation(environment, project.name, resolve_source(graph, source.table))
-        if asked is None or known is not None:  # what a run compares with what it sees is not to be moved
-            continue
+        if asked is None or bench.ledger.observation(environment, project.name, asked.source) is not None:
+            continue  # what a run compares with what it sees is not to be moved
         try:
             seen = Observation(asked.declared, asked.span, asked.prints(opened), 0)
         except MeshgateError as error:

@@ -73,6 +73,7 @@ class Scene:
         now: The instant that counts, UTC.
         projects: Whose files were looked at.
         before: The mesh so far.
+        begun: The same; where the environment is new, production, as which it begins.
         after: The mesh as it would be.
         altered: Every model that differs, parents first.
         wanted: What the plans would evaluate, also what is merely due.
@@ -88,6 +89,7 @@ class Scene:
     now: datetime
     projects: tuple[str, ...]
     before: Side
+    begun: Side
     after: Side
     altered: tuple[Altered, ...]
     wanted: Mapping[str, Any]
@@ -153,24 +155,23 @@ def look(
     manifests = {**deployed, **declared}
     known = {name: states[key] for name, key in manifest.version_ids.items()} if manifest else {}
     refusals: list[Refusal] = []
-    before = _side(
-        [(p.before, p.columns[0], p.reads[0], p.named[0]) for p in proposals],
-        manifest,
-        known,
-        deployed,
-        environment,
-        [],
-    )
+    before, begun = (
+        _side(
+            [(promoted, p.columns[0], p.reads[0], p.named[0]) for p, promoted in zip(proposals, sides, strict=True)],
+            manifest, known, deployed, environment, [],
+        )
+        for sides in ([p.before for p in proposals], [p.begun for p in proposals])
+    )  # fmt: skip
     after = _side(
         [(p.after, p.columns[1], p.reads[1], p.named[1]) for p in proposals], manifest, known, manifests, environment, refusals
     )  # fmt: skip
-    place = {name: number for number, name in enumerate([*after.graph.order(), *before.graph.order()])}
+    place = {name: number for number, name in enumerate([*after.graph.order(), *begun.graph.order()])}
     altered = sorted(
         (a for p in proposals for a in p.altered), key=lambda a: (place.get(a.model, -1), a.model)
     )
     return Scene(
-        environment, now, tuple(sorted(n for p in proposals for n in p.projects)), before, after,
-        tuple(a for a in altered if not _only_external(a, before, after)),
+        environment, now, tuple(sorted(n for p in proposals for n in p.projects)), before, begun, after,
+        tuple(a for a in altered if not _only_external(a, begun, after)),
         {name: time for p in proposals for name, time in p.wanted.items()}, manifests, manifest, known,
         {name: owner for p in proposals for name, owner in p.owners.items()},
         {name: frozenset(p.projects) for p in proposals for name in _held(p)}, tuple(refusals),

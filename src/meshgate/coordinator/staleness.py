@@ -47,12 +47,8 @@ class Policy:
     horizon: timedelta | None = None
 
     def redoes(self, node: ModelNode) -> bool:
-        """Whether a model's stale time is computed again by itself.
-
-        Not that of tables which merge: they read only the new part, and a rebuild of their whole history is nothing
-        that happens because one parent's hour changed.
-        """
-        return self.reprocess and (node.kind.time_partitioned or node.kind.reads_everything)
+        """Whether a model's stale time is computed again by itself."""
+        return self.reprocess and _redone(node.kind)
 
     def behind(self, node: ModelNode, at: datetime) -> IntervalSet:
         """What of a model's time lay behind the horizon at an instant: the units whose ends did."""
@@ -81,6 +77,15 @@ class Policy:
         return at if at > now else None
 
 
+def _redone(kind: Kind) -> bool:
+    """Whether any policy has a table computed again because a parent was.
+
+    Not those which merge: they read only the new part, and a rebuild of their whole history is nothing that happens
+    because one parent's hour changed.
+    """
+    return kind.time_partitioned or kind.reads_everything
+
+
 def period(node: ModelNode, now: datetime) -> timedelta:
     """From the last tick of a model's cron to the next one."""
     return cron_next(node.cron, node.cron_tz, now) - cron_floor(node.cron, node.cron_tz, now)
@@ -101,11 +106,13 @@ def find(
     if not gates:
         return {}
     found: dict[str, list[Stale]] = {}
-    for pair in ledger.newer(environment, _asked(graph, version_ids, gates)):
+    beyonds = [_beyond(graph, gate) for gate in gates]
+    lives = [graph[gate.parent].life for gate in gates]
+    for pair in ledger.newer(environment, _asked(graph, version_ids, gates), beyonds, lives):
         gate = gates[pair.gate]
         child, parent = graph[gate.child], graph[gate.parent]
         span = IntervalSet([pair.parent_interval]).clip(parent.life.start, parent.life.end)
-        for piece in readers_of(child, parent, gate.window, span, IntervalSet([pair.interval])):
+        for piece in readers_of(child, parent, gate.window, span, pair.time):
             found.setdefault(child.name, []).append(
                 Stale(
                     piece,
@@ -186,6 +193,17 @@ def _reach(child: ModelNode, parent: ModelNode, gate: Edge) -> tuple[timedelta |
         return None, window.to_offset + slack
     begin = window.from_offset if window.mode == "interval" else min(_ZERO, window.to_offset)
     return begin - slack, window.to_offset + slack
+
+
+def _beyond(graph: MeshGraph, gate: Edge) -> timedelta | None:
+    """From how far after a range of the parent on a child surely reads it, and nobody computes the child again because of that.
+
+    None: it does not read all of its parent's past, or is computed again.
+    """
+    child, parent = graph[gate.child], graph[gate.parent]
+    if _redone(child.kind) or gate.window.mode != "prefix" or parent.start is None:
+        return None
+    return gate.window.to_offset - 2 * (child.unit.approximate + parent.unit.approximate)
 
 
 def judged(

@@ -107,6 +107,7 @@ def _translated(rendered: Mapping[str, Rendered]) -> Mapping[str, ModelQuery]:
             file=model.file,
             text=model.text,
             transparent=model.transparent,
+            inlined=model.inlined,
             problem=model.problem,
         )
         for name, model in rendered.items()

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve
 
 from meshgate.analysis import Base, Definition, movement
 from meshgate.errors import ConfigError, NotDeployedError, OutdatedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from meshgate.analysis import Analysis, Moved, Movement
+    from meshgate.bridge.dropped import Dropped
     from meshgate.bridge.project import SqlmeshProject
     from meshgate.bridge.proposal import Proposal
     from meshgate.ledger import Ledger, Manifest
 
 DEFINITION = "definition"
 """The key of a project's manifest in the ledger under which its last deploy left a digest of its files' models."""
+DEFINED_AT = "defined_at"
+"""The same for the ledger's revision at that."""
+APART = "apart"
+"""The same for whether that differs from what production promotes of the project."""
 _PRODUCTION = "prod"
 _SHOWN = 3
 _SAID = {
@@ -78,23 +85,25 @@ def project_digest(definitions: Mapping[str, str | None]) -> str:
     return digest(f"{name} {said}" for name, said in definitions.items() if said is not None)
 
 
-def check_state(found: Analysis, project: str, opened: SqlmeshProject, environment: str) -> tuple[bool, bool]:
-    """Whether a project's files are promoted as they were analysed, and whether its environment is whole.
+def check_state(
+    found: Analysis, project: str, opened: SqlmeshProject, environment: str
+) -> tuple[frozenset[str], bool]:
+    """Which projects of a state are promoted as they were analysed, and whether its environment is whole.
 
     Args:
         found: The analysis.
-        project: One of its projects.
+        project: One of its projects, whose state is meant.
         opened: Its SQLMesh side.
         environment: SQLMesh's environment.
 
     Raises:
         OutdatedError: Something in that state is neither as it was nor as the analysed deploys make it.
     """
-    state = next(place for place, names in enumerate(found.base.states) if project in names)
+    place, names = state_of(found, project)
     whole, promoted = opened.promoted_definitions(environment)
-    stands = movement([d for d in found.base.definitions if d.state == state], promoted, found.projects)
+    stands = movement([d for d in found.base.definitions if d.state == place], promoted, found.projects)
     _refuse(stands)
-    return project in stands.there or not _definitions(found, project), whole
+    return stands.there | {name for name in names if not _definitions(found, name)}, whole
 
 
 def check_production(found: Analysis, project: str, opened: SqlmeshProject) -> None:
@@ -102,10 +111,11 @@ def check_production(found: Analysis, project: str, opened: SqlmeshProject) -> N
 
     Raises:
         ConfigError: The deploy would take back what is analysed of another project.
+        OutdatedError: Production promotes something else of another project than it did.
     """
     if found.environment == _PRODUCTION:
         return
-    names = next(names for names in found.base.states if project in names)
+    place, names = state_of(found, project)
     _, production = opened.promoted_definitions(_PRODUCTION)
     for other in names:
         told = _definitions(found, other)
@@ -116,9 +126,17 @@ def check_production(found: Analysis, project: str, opened: SqlmeshProject) -> N
                 hint=f"deploy what was analysed of {other} to prod first, or analyse and deploy {project} alone",
                 project=project,
             )
+    others = [d for d in found.base.definitions if d.state == place and d.project not in names]
+    there = {name: said for name, said in production.items() if said[0] not in names}
+    _refuse(movement([evolve(d, before=d.after) for d in others], there, ()))
 
 
-def check_ledger(found: Analysis, ledger: Ledger, manifest: Manifest | None) -> None:
+def state_of(found: Analysis, project: str) -> tuple[int, tuple[str, ...]]:
+    """Which state of an analysis is that of a project that was looked at: its place, and all whose it is."""
+    return next((place, names) for place, names in enumerate(found.base.states) if project in names)
+
+
+def check_ledger(found: Analysis, ledger: Ledger) -> None:
     """Compare what only the ledger can tell.
 
     Raises:
@@ -133,7 +151,71 @@ def check_ledger(found: Analysis, ledger: Ledger, manifest: Manifest | None) -> 
         )
     held = {d.project for d in found.base.definitions if d.state is not None}
     told = [d for d in found.base.definitions if d.state is None]
+    manifest = manifest_of(ledger, found.environment)
     _refuse(movement(told, _elsewhere(manifest, held | set(found.projects)), ()))
+
+
+def noted(environment: str, project: str, kept: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """What the last deploy of a project to an environment left in the ledger under `DEFINITION`; None: there was none.
+
+    Args:
+        environment: SQLMesh's environment.
+        project: The project.
+        kept: What the ledger keeps of each project in that environment.
+    """
+    told = kept.get(project, {})
+    return told.get(DEFINITION) if told.get("environment") == environment else None
+
+
+def check_noted(found: Analysis, project: str, kept: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a project was deployed as it was analysed, by the ledger alone: nobody has its files, or asks its state.
+
+    Raises:
+        OutdatedError: It was deployed since with files that are neither those from before nor those that were analysed.
+    """
+    said = noted(found.environment, project, kept)
+    before, after = deployed_digests(found, project)
+    # What was there before the analysis is no movement: plain SQLMesh has planned over it, and left nothing here.
+    since = kept.get(project, {}).get(DEFINED_AT, found.base.revision) >= found.base.revision
+    if said not in (None, before, after) and since:
+        raise OutdatedError(
+            f"the mesh has moved since the analysis: project {project} was deployed with other files",
+            hint="analyse anew, and look at what is other now: `meshgate analyze --json`",
+            project=project,
+        )
+    return said == after
+
+
+def taken_back(
+    ours: Collection[str],
+    environment: str,
+    before: Mapping[str, tuple[str, str]],
+    after: Mapping[str, tuple[str, str]],
+    kept: Mapping[str, Mapping[str, Any]],
+) -> tuple[Dropped, ...]:
+    """The projects whose changes were deployed to an environment, and that a plan of others' files takes back.
+
+    A copy of production that is older than production is no change: it was never deployed there.
+
+    Args:
+        ours: The projects whose files the plan is made of.
+        environment: SQLMesh's environment.
+        before: Project and definition of what it promotes.
+        after: The same of what it would; of other projects, what production promotes.
+        kept: What the ledger keeps of each project in that environment.
+    """
+    from meshgate.bridge.dropped import Dropped
+
+    found: list[Dropped] = []
+    for project in sorted({owner for owner, _ in before.values()} - {*ours, ""}):
+        was, then = (
+            {n: said for n, (owner, said) in side.items() if owner == project} for side in (before, after)
+        )
+        lost = any(was.get(name) != said for name, said in then.items())
+        still = noted(environment, project, kept) == project_digest(was)
+        if lost and still and kept[project].get(APART):
+            found.append(Dropped("changes", "", project))
+    return tuple(found)
 
 
 def check_files(found: Analysis, project: str, opened: SqlmeshProject) -> None:
@@ -172,7 +254,12 @@ def manifest_of(ledger: Ledger, environment: str) -> Manifest | None:
 
 def spoken(moved: Sequence[Moved]) -> str:
     """What has moved, in a sentence."""
-    said = [_SAID[m.how].format(model=m.model.replace('"', ""), project=m.project) for m in moved[:_SHOWN]]
+    said = [
+        _SAID[m.how].format(
+            model=m.model.replace('"', "").removesuffix(f" of {m.project}"), project=m.project
+        )
+        for m in moved[:_SHOWN]
+    ]
     more = [f"and {len(moved) - _SHOWN} more"] if len(moved) > _SHOWN else []
     return ", ".join([*said, *more])
 

@@ -60,13 +60,13 @@ class LiveClaim:
 
 @attrs.frozen
 class Newer:
-    """A recorded range, and one of a parent that is newer than what it read.
+    """Recorded time, and a range of a parent that is newer than what it read.
 
-    The windows are not applied exactly: whoever asked narrows the range down. UTC, half-open.
+    The windows are not applied exactly: whoever asked narrows the time down. UTC, half-open.
     """
 
     gate: int
-    interval: Interval
+    time: IntervalSet
     parent_interval: Interval
     since: datetime | None
     read_at: datetime | None
@@ -428,15 +428,18 @@ class RecordLedger:
         """The ledger's present number."""
         return int(self.database.one("revision", again=True)["revision"])
 
-    def newer(self, environment: str, gates: Sequence[Gate]) -> tuple[Newer, ...]:
-        """What is recorded of children, and newer of their parents than they read, where both are promoted."""
+    def newer(
+        self, environment: str, gates: Sequence[Gate], beyonds: Sequence[timedelta | None], lives: Sequence[Interval]
+    ) -> tuple[Newer, ...]:  # fmt: skip
+        """What is recorded of children, and newer of their parents than they read; time so far beyond a newer range is told once."""
         rows = self.database.rows(
             "stale", environment=environment, children=[g[0] for g in gates], parents=[g[1] for g in gates],
-            lows=[g[2] for g in gates], highs=[g[3] for g in gates], again=True,
+            lows=[g[2] for g in gates], highs=[g[3] for g in gates],
+            beyonds=list(beyonds), lives=list(map(to_range, lives)), again=True,
         )  # fmt: skip
         return tuple(
             Newer(
-                row["gate"] - 1, to_interval(row["span"]), to_interval(row["parent_span"]),
+                row["gate"] - 1, IntervalSet(map(to_interval, row["spans"])), to_interval(row["parent_span"]),
                 to_utc(row["since"]) if row["since"] else None, to_utc(row["read_at"]) if row["read_at"] else None,
                 row["read_revision"],
             )

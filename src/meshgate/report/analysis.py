@@ -30,7 +30,7 @@ def analyze(out: Console, found: Analysis) -> None:
     _section(
         out, "what nobody computes again by itself", "yellow",
         [f"{model_name(one.model)} of {one.project}: {say.left(one)}" for one in found.left],
-        [f"`{command}`" if (command := say.ask(one)) else "" for one in found.left],
+        [f"when it is deployed: `{command}`" if (command := say.ask(one)) else "" for one in found.left],
     )  # fmt: skip
     _section(
         out, "which boundaries it crosses", "cyan",

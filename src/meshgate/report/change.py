@@ -181,7 +181,8 @@ def hindrance(found: Hindrance, now: datetime) -> str:
 def left(found: Left) -> str:
     """Why nobody computes it again."""
     parents = models(found.because) or "what it reads"
-    return _LEFT.get(found.reason, found.reason).format(parents=parents)
+    said = _LEFT.get(found.reason, found.reason).format(parents=parents)
+    return f"{said}; its kind, or disable_restatement, lets nobody compute it again" if found.final else said
 
 
 def ask(found: Left) -> str | None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~&])")
 _CODE = re.compile(r"(`[^`]*`)")
+_NO_CODE = re.compile(r"`\s*`")
 _LINE = re.compile(r"[\r\n]+")
 # A name after an @ would call somebody, `#12` would lead to an issue; a zero-width space is seen by nobody.
 _CALLING = re.compile(r"((?<!\w)@(?=\w)|#(?=\d))")
@@ -19,7 +20,12 @@ _CALLING = re.compile(r"((?<!\w)@(?=\w)|#(?=\d))")
 
 def plain(text: str) -> str:
     """Text that Markdown leaves as it is, but for what stands between backticks."""
-    parts = _CODE.split(_LINE.sub(" ", text))
+    text = _LINE.sub(" ", text)
+    while (
+        shorter := _NO_CODE.sub("", text)
+    ) != text:  # two backticks and nothing between would begin another span
+        text = shorter
+    parts = _CODE.split(text)
     spans = (code(p) if p.startswith("`") and len(p) > 1 else _calm(_SPECIAL.sub(r"\\\1", p)) for p in parts)
     return "".join(spans)
 

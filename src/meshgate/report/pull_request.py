@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from meshgate.analysis import Analysis, Change, Difference, Work
     from meshgate.errors import MeshgateError
 
-MARKER = "<!-- meshgate analyze {environment} -->"
+MARKER = "<!-- meshgate analyze {of} -->"
 _SHOWN = 8
 _NAMED = 4
 _EXPRESSION = 60
@@ -38,25 +38,27 @@ _CATEGORIES = {
     "indirect_breaking": "what reads it is computed again",
     "non_breaking": "what reads it stays as it is",
     "indirect_non_breaking": "what reads it stays as it is",
-    "forward_only": "what is there stays as it is",
+    "forward_only": "rows that are there stay as they are, only newer ones are made by it",
     "metadata": "no row changes",
 }
 
 
-def marker(environment: str) -> str:
-    """What a comment about an environment begins with."""
-    return MARKER.format(environment=environment)
+def marker(environment: str, name: str | None = None) -> str:
+    """What a comment about an environment begins with; its name tells it from others about the same."""
+    return MARKER.format(of=f"{environment}: {name}" if name else environment)
 
 
-def markdown(found: Analysis, *, longest: int | None = None) -> str:
+def markdown(found: Analysis, *, longest: int | None = None, name: str | None = None) -> str:
     """The comment.
 
     Args:
         found: What it says.
         longest: Bytes of UTF-8 at most; then the end of what is folded is left out, and it says so.
+        name: What tells it from other comments about the same environment.
     """
-    head = [marker(found.environment), f"<!-- plan {found.base.proposed} on {found.base.promoted} -->"]
-    head += ["", f"### {_title(found)}", "", *_refusals(found), *_answers(found)]
+    head = [marker(found.environment, name), f"<!-- plan {found.base.proposed} on {found.base.promoted} -->"]
+    title = f"{_title(found)} ({plain(name)})" if name else _title(found)
+    head += ["", f"### {title}", "", *_refusals(found), *_answers(found)]
     if found.changes:
         head += [f"<sub>{_LEGEND}</sub>", ""]
     said = (
@@ -66,7 +68,7 @@ def markdown(found: Analysis, *, longest: int | None = None) -> str:
     return fitted(head, [part for part in _parts(found) if part.items], foot, longest, _SHORTENED)
 
 
-def not_analysed(environment: str, error: MeshgateError) -> str:
+def not_analysed(environment: str, error: MeshgateError, name: str | None = None) -> str:
     """The comment where there is no analysis: an older one would speak for files that it has not seen.
 
     What is wrong with the files is told; what is wrong elsewhere may name hosts, and stands in the log only.
@@ -74,7 +76,8 @@ def not_analysed(environment: str, error: MeshgateError) -> str:
     said = [f"{plain(error.message)}"] if error.exit_code == 2 else ["See the log of the job."]
     if error.exit_code == 2 and error.hint:
         said.append(f"→ {plain(error.hint)}")
-    lines = [marker(environment), "", "### ❌ This could not be analysed", "", "<br>".join(said), ""]
+    title = f"❌ This could not be analysed{f' ({plain(name)})' if name else ''}"
+    lines = [marker(environment, name), "", f"### {title}", "", "<br>".join(said), ""]
     return "\n".join(lines)
 
 
@@ -116,6 +119,11 @@ def _title(found: Analysis) -> str:
     if others:
         return f"⚠️ This reaches {'another project' if len(others) == 1 else 'other projects'}: {plain(say.several(others))}"
     if "cross-project" in found.flags:
+        crossed = [b for b in found.boundaries if b.effect not in ("none", "gone")]
+        if all(b.effect == "new" for b in crossed):
+            read = sorted({b.parent_project for b in crossed})
+            which = "another project" if len(read) == 1 else "other projects"
+            return f"⚠️ This newly reads from {which}: {plain(say.several(read))}"
         return "⚠️ This crosses the boundary between projects"
     doubts = found.left or found.windows or found.collisions or found.warnings
     return f"{'⚠️' if doubts else '✅'} This stays within its project"
@@ -145,12 +153,16 @@ def _answers(found: Analysis) -> list[str]:
 
 def _what(found: Analysis) -> str:
     own = [c for c in found.changes if c.how != "indirect"]
-    said = [f"{code(model_name(c.model))} of **{plain(c.project)}** {_change(c)}" for c in own[:_SHOWN]]
+    extended = {w.model for w in found.work if w.why == "extended"}
+    said = [
+        f"{code(model_name(c.model))} of **{plain(c.project)}** {_change(c, extended=c.model in extended)}"
+        for c in own[:_SHOWN]
+    ]
     more = [f"and {counted(len(own) - _SHOWN, 'more model')}"] if len(own) > _SHOWN else []
     return "<br>".join([*said, *more]) or "No model itself"
 
 
-def _change(change: Change) -> str:
+def _change(change: Change, *, extended: bool) -> str:
     """What is different about a model, and what that means for its readers."""
     if change.how == "added":
         return "is new"
@@ -162,6 +174,8 @@ def _change(change: Change) -> str:
     means = _CATEGORIES.get(change.category or "") if change.how != "metadata" else _CATEGORIES["metadata"]
     if change.forward_only:
         means = _CATEGORIES["forward_only"]
+    if extended:
+        means = "rows are added, and no other changes"
     return f"changes: {'; '.join(told) or 'how it is made'}{f' ({means})' if means else ''}"
 
 
@@ -209,7 +223,7 @@ def _codes(names: Iterable[str], limit: int = _NAMED) -> str:
 
 def _computed(found: Analysis) -> str:
     left = (
-        f"⚠️ Not {_codes(one.model for one in found.left)}: computed before, and nobody does it again by itself (see below)"
+        f"⚠️ Not {_codes(one.model for one in found.left)}: it stays as it was made, and nobody computes it again by itself (see below)"
         if found.left
         else ""
     )
@@ -334,5 +348,5 @@ def _left(found: Analysis) -> tuple[tuple[str, ...], ...]:
     for one in found.left:
         said = f"- {code(model_name(one.model))} of {plain(one.project)}: {plain(say.left(one))}"
         command = say.ask(one)
-        items.append((said, f"  → {code(command)}") if command else (said,))
+        items.append((said, f"  → when this is deployed: {code(command)}") if command else (said,))
     return tuple(items)

@@ -175,11 +175,15 @@ ORDER BY c.span;
 -- name: stale
 -- Recorded ranges of children, and what of a parent is newer than what they read: by revision, or because rows that nobody
 -- had judged stood there meanwhile. One row for each gate and each pair; the windows are wide, the caller narrows them.
+-- Of a gate with `beyond` nobody computes the child again, and it reads all of the parent's past: what is stale of it stays so, and
+-- would be paired with ever more of the parent. So time that lies that far after a range of the parent is told once, with the
+-- first that was newer; and there is one row for each range of the parent.
 -- What was settled at a revision has, in effect, read up to there.
 WITH gate AS (
     SELECT g.*, coalesce(p.settled_revision, 0) AS settled_revision, coalesce(p.settled, '{}') AS settled
-    FROM unnest(%(children)s::bigint[], %(parents)s::bigint[], %(lows)s::interval[], %(highs)s::interval[])
-         WITH ORDINALITY AS g (child, parent, low, high, gate)
+    FROM unnest(%(children)s::bigint[], %(parents)s::bigint[], %(lows)s::interval[], %(highs)s::interval[],
+                %(beyonds)s::interval[], %(lives)s::tstzrange[])
+         WITH ORDINALITY AS g (child, parent, low, high, beyond, life, gate)
     LEFT JOIN meshgate.version v ON v.version_id = g.child
     LEFT JOIN meshgate.promotion p ON p.environment = %(environment)s AND p.model_id = v.model_id AND p.version_id = g.child),
 read AS MATERIALIZED (
@@ -194,30 +198,49 @@ read AS MATERIALIZED (
     FROM (SELECT DISTINCT child, settled_revision, settled FROM gate) x),
 -- OFFSET 0 keeps the order: few gates, few newer rows of each parent, few rows of the child that meet them.
 pair AS (
-    SELECT g.gate, g.settled_revision, g.settled, c.span, c.revision AS made, p.span AS parent_span, p.revision,
-           p.committed_at AS since, c.read_at, c.read_revision
+    SELECT g.gate, g.beyond IS NOT NULL AS once, g.settled_revision, g.settled, c.span, c.revision AS made,
+           p.span AS parent_span, p.revision, p.committed_at AS since, c.read_at, c.read_revision
     FROM gate g JOIN read r USING (child),
          LATERAL (SELECT p.* FROM meshgate.coverage p WHERE p.version_id = g.parent AND p.revision > r.upto OFFSET 0) p,
          LATERAL (SELECT c.* FROM meshgate.coverage c
                   WHERE int8range(c.version_id, c.version_id, '[]') = int8range(g.child, g.child, '[]')
-                    AND c.span && tstzrange(lower(p.span) - g.high, upper(p.span) - g.low)
+                    AND c.span && tstzrange(lower(p.span) - g.high, upper(p.span) - coalesce(g.beyond, g.low))
                     AND p.revision > CASE WHEN c.revision <= g.settled_revision AND c.span <@ g.settled
                                           THEN greatest(c.read_revision, g.settled_revision) ELSE c.read_revision END
                     -- Intervals of one batch are computed one after the other, whatever their numbers. What a person accepted at
                     -- once stays together too, though a run takes only some of it along.
                     AND NOT (p.version_id = c.version_id AND p.read_revision = c.read_revision
                              AND (p.run_id IS NOT DISTINCT FROM c.run_id OR p.verdict = 'accepted' AND c.verdict = 'accepted'))
-                  OFFSET 0) c)
-SELECT pair.gate, left_over AS span, pair.parent_span, pair.since, pair.read_at,
+                  OFFSET 0) c
+    UNION ALL
+    SELECT g.gate, true, g.settled_revision, g.settled, c.span, c.revision, p.span, p.revision, p.committed_at, c.read_at, c.read_revision
+    FROM gate g JOIN meshgate.coverage c ON c.version_id = g.child,
+         -- What is settled in part is stale by other ranges there than elsewhere.
+         LATERAL unnest(CASE WHEN c.revision <= g.settled_revision AND c.span <@ g.settled
+                             THEN ARRAY[greatest(c.read_revision, g.settled_revision)]
+                             ELSE ARRAY[c.read_revision, greatest(c.read_revision, g.settled_revision)] END) AS upto,
+         -- Written so that the planner goes through the revisions in their order, and not through an index of spans: the first is near.
+         LATERAL (SELECT p.* FROM meshgate.coverage p
+                  WHERE p.version_id = g.parent AND p.revision > upto AND upper(p.span) - g.beyond <= lower(c.span)
+                    AND upper(p.span) > coalesce(lower(g.life), '-infinity') AND lower(p.span) < coalesce(upper(g.life), 'infinity')
+                  ORDER BY p.revision LIMIT 1) p
+    WHERE g.beyond IS NOT NULL),
+found AS (
+SELECT pair.gate, pair.once, left_over AS span, pair.parent_span, pair.since, pair.read_at,
        CASE WHEN pair.made <= pair.settled_revision AND left_over <@ pair.settled
             THEN greatest(pair.read_revision, pair.settled_revision) ELSE pair.read_revision END AS read_revision
 FROM pair, unnest(tstzmultirange(pair.span)
                   - CASE WHEN greatest(pair.made, pair.revision) <= pair.settled_revision THEN pair.settled ELSE '{}' END) AS left_over
 UNION ALL
-SELECT g.gate, c.span, '(,)'::tstzrange, NULL, c.read_at, c.read_revision
+SELECT g.gate, g.beyond IS NOT NULL, c.span, '(,)'::tstzrange, NULL, c.read_at, c.read_revision
 FROM gate g JOIN meshgate.dirty_span d ON d.version_id = g.parent
 JOIN meshgate.coverage c ON c.version_id = g.child AND greatest(c.revision, c.touched_revision) > d.from_revision
-    AND c.read_revision < coalesce(d.to_revision, d.accepted_revision, 9223372036854775807)
+    AND c.read_revision < coalesce(d.to_revision, d.accepted_revision, 9223372036854775807))
+SELECT f.gate, ARRAY[f.span] AS spans, f.parent_span, f.since, f.read_at, f.read_revision FROM found f WHERE NOT f.once
+UNION ALL
+SELECT f.gate, ARRAY(SELECT unnest(f.spans)), f.parent_span, f.since, f.read_at, f.read_revision
+FROM (SELECT x.gate, range_agg(x.span) AS spans, x.parent_span, x.since, min(x.read_at) AS read_at, min(x.read_revision) AS read_revision
+      FROM found x WHERE x.once GROUP BY x.gate, x.parent_span, x.since) f
 ORDER BY 1, 2, 3;
 
 -- name: read_lately

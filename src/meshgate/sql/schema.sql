@@ -1849,6 +1849,17 @@ BEGIN
                           h.span * p_span, jsonb_build_object('hold_id', h.hold_id, 'by', p_by));
 END $$;
 
+-- A range that the policy of warnings keeps from readers. p_judge_id: the standalone audit that warned; null: one of its own.
+CREATE FUNCTION meshgate.hold_from_readers(p_version_id bigint, p_judge_id bigint, p_span tstzrange, p_why text, p_run_id bigint)
+RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    INSERT INTO meshgate.hold (model_id, version_id, judge_id, span, reason, made_by, made_at)
+    SELECT v.model_id, v.version_id, p_judge_id, p_span, p_why, 'on_audit_warning', meshgate.clock()
+    FROM meshgate.version v WHERE v.version_id = p_version_id;
+    PERFORM meshgate.note('interval.held', p_run_id, p_version_id, p_span,
+                          jsonb_build_object('reason', p_why, 'by', 'on_audit_warning'));
+END $$;
+
 -- What a policy keeps from readers of what was just written: the rows from before are gone, and so is what was held of
 -- them by it. p_gone: where. p_why: why the new ones are held; null: they are not.
 CREATE FUNCTION meshgate.hold_by_policy(p_version_id bigint, p_gone tstzrange, p_span tstzrange, p_why text, p_run_id bigint)
@@ -1864,11 +1875,7 @@ BEGIN
         PERFORM meshgate.cut_hold(h, p_gone, 'run ' || p_run_id);
     END LOOP;
     IF p_why IS NOT NULL THEN
-        INSERT INTO meshgate.hold (model_id, version_id, span, reason, made_by, made_at)
-        SELECT v.model_id, v.version_id, p_span, p_why, 'on_audit_warning', meshgate.clock()
-        FROM meshgate.version v WHERE v.version_id = p_version_id;
-        PERFORM meshgate.note('interval.held', p_run_id, p_version_id, p_span,
-                              jsonb_build_object('reason', p_why, 'by', 'on_audit_warning'));
+        PERFORM meshgate.hold_from_readers(p_version_id, NULL, p_span, p_why, p_run_id);
     END IF;
 END $$;
 
@@ -1888,12 +1895,9 @@ BEGIN
             PERFORM meshgate.cut_hold(h, seen.span, 'run ' || p_run_id);
         END LOOP;
     END LOOP;
-    FOR seen IN SELECT v.model_id, v.version_id, x.span, x.why FROM unnest(p_versions, p_spans, p_whys) AS x (version_id, span, why)
-                JOIN meshgate.version v USING (version_id) WHERE x.why IS NOT NULL ORDER BY 2, 3 LOOP
-        INSERT INTO meshgate.hold (model_id, version_id, judge_id, span, reason, made_by, made_at)
-        VALUES (seen.model_id, seen.version_id, p_judge_id, seen.span, seen.why, 'on_audit_warning', meshgate.clock());
-        PERFORM meshgate.note('interval.held', p_run_id, seen.version_id, seen.span,
-                              jsonb_build_object('reason', seen.why, 'by', 'on_audit_warning'));
+    FOR seen IN SELECT x.* FROM unnest(p_versions, p_spans, p_whys) AS x (version_id, span, why)
+                WHERE x.why IS NOT NULL ORDER BY 1, 2 LOOP
+        PERFORM meshgate.hold_from_readers(seen.version_id, p_judge_id, seen.span, seen.why, p_run_id);
     END LOOP;
 END $$;
 

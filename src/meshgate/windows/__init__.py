@@ -119,7 +119,9 @@ def infer(
         return tuple(_nothing_known(name, model.problem or "it has no SQL") for name in names)
     try:
         renderings = [_filtered(model, node, r) for r in model.renderings]
-        laws = laws_of(renderings)
+        laws = dict(laws_of(renderings))
+        for part in _inlined(model, models):
+            laws |= laws_of(part.renderings)
         builder = Builder(models)
         builder.build(model, renderings[0].query)
     except ShapeError:
@@ -215,6 +217,22 @@ def _filtered(model: ModelQuery, node: ModelNode, rendering: Rendering) -> Rende
         where=exp.Where(this=exp.Between(this=column, low=low, high=high)),
     )  # fmt: skip
     return evolve(rendering, query=around)
+
+
+def _inlined(model: ModelQuery, models: Mapping[str, ModelQuery]) -> list[ModelQuery]:
+    """The models whose queries become part of a model's own, but for those that stand behind a view too: that has an interval of its own."""
+    own: set[str] = set()
+    others: set[str] = set()
+    left = [(name, own) for name in model.parents]
+    while left:
+        name, found = left.pop()
+        part = models.get(name)
+        if part is None or not part.transparent or name in found:
+            continue
+        found = found if part.inlined else others
+        found.add(name)
+        left += [(parent, found) for parent in part.parents]
+    return [models[name] for name in sorted(own - others) if models[name].renderings]
 
 
 def _through(source: Source) -> str:

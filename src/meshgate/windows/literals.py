@@ -26,10 +26,11 @@ _INSTANT: Final = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[ T](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,6})\d*)?)?\s*(Z|UTC|[+-]\d\d(?::?\d\d)?)?)?"
 )
 _COMPACT: Final = re.compile(r"(\d{4})(\d\d)(\d\d)")
+# In the second half of an hour: else the start of an hour and that of a shorter interval could not be told apart.
 _SPANS: Final = (
-    (datetime(2025, 3, 18, 13, tzinfo=UTC), 1, datetime(2025, 6, 3, 1, 2, 3, 40506, tzinfo=UTC)),
-    (datetime(2025, 5, 9, 7, tzinfo=UTC), 2, datetime(2025, 6, 20, 22, 4, 59, 800001, tzinfo=UTC)),
-    (datetime(2026, 10, 28, 20, tzinfo=UTC), 4, datetime(2027, 2, 11, 9, 31, 7, 77, tzinfo=UTC)),
+    (datetime(2025, 3, 18, 13, 35, tzinfo=UTC), 1, datetime(2025, 6, 3, 1, 2, 3, 40506, tzinfo=UTC)),
+    (datetime(2025, 5, 9, 7, 50, tzinfo=UTC), 2, datetime(2025, 6, 20, 22, 4, 59, 800001, tzinfo=UTC)),
+    (datetime(2026, 10, 28, 20, 40, tzinfo=UTC), 4, datetime(2027, 2, 11, 9, 31, 7, 77, tzinfo=UTC)),
 )
 
 Anchor = Literal["start", "end", "execution"]

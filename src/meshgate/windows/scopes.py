@@ -46,6 +46,7 @@ class ModelQuery:
         file: Where it is written, for people; empty where nobody knows.
         text: What that file says; for finding lines.
         transparent: Whether readers look through it: a view, an embedded model.
+        inlined: Whether what it says of an interval is said of its reader's: an embedded model. Of a view it is said once for all.
         problem: Why there is no rendering.
     """
 
@@ -58,6 +59,7 @@ class ModelQuery:
     file: str = ""
     text: str = ""
     transparent: bool = False
+    inlined: bool = False
     problem: str | None = None
 
 
