@@ -329,7 +329,7 @@ def test_a_server_whose_folder_was_deleted_is_stopped(fresh: Path) -> None:
     shutil.rmtree(home)
     shutil.rmtree(fresh, ignore_errors=True)
     server.close()
-    until(lambda: not Path(f"/proc/{pid}").exists(), "the server stops", timeout_s=5)
+    until(lambda: not Path(f"/proc/{pid}").exists(), "the server stops")
 
 
 def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
