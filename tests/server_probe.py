@@ -30,9 +30,9 @@ sys.stdin.read()
 LINGER_S = 0.3
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+def until(condition: Callable[[], Any], what: str) -> Any:
     """Poll for an observed condition and return what it returned."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + 30
     while not (seen := condition()):
         assert time.monotonic() < deadline, f"never saw: {what}"
         time.sleep(0.01)
