@@ -136,7 +136,7 @@ class Wide:
     def analyze(self) -> list[str]:
         """Meshgate's command."""
         checkouts = [f"{p}={self.folder / p}" for p in PROJECTS]
-        return [sys.executable, "-m", "meshgate.cli", "analyze", *checkouts, "--json"]
+        return [sys.executable, "-m", "meshgate", "analyze", *checkouts, "--json"]
 
     @property
     def explain(self) -> list[str]:

@@ -380,7 +380,7 @@ def test_an_unexpected_error_is_one_line_and_its_traceback_only_where_asked_for(
 
 def test_a_reader_that_has_seen_enough_is_no_error(story: Story) -> None:
     """`meshgate status --json | head -1` ends quietly."""
-    command = f"{sys.executable} -c 'from meshgate.cli import main; main()' --config {story.folder} status --json | true"
+    command = f"{sys.executable} -m meshgate --config {story.folder} status --json | true"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
     assert done.stderr == ""
 
@@ -487,10 +487,10 @@ def test_logs_are_key_value_lines_on_stderr_and_quiet_by_default(capsys: pytest.
     logging.shutdown()
 
 
-def test_the_console_script_exits_with_the_code(story: Story) -> None:
-    """`meshgate` as a process: stdout, stderr and exit code."""
+def test_a_process_exits_with_the_code(story: Story) -> None:
+    """`python -m meshgate` as a process: stdout, stderr and exit code."""
     done = subprocess.run(
-        [sys.executable, "-c", "from meshgate.cli import main; main()", "--config", str(story.folder), "why", "nothing"],
+        [sys.executable, "-m", "meshgate", "--config", str(story.folder), "why", "nothing"],
         capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")

@@ -317,7 +317,7 @@ def test_a_private_server_is_there_before_the_configuration_is_read(
         }  # fmt: skip
         text = json.dumps(config).replace('"PORT"', "{{ env_var('MESHGATE_LOCAL_PORT') }}")
         duck.write(project, "base.yaml", text)
-    command = [sys.executable, "-c", "from meshgate.cli import main; main()", "--config", str(duck.folder)]
+    command = [sys.executable, "-m", "meshgate", "--config", str(duck.folder)]
     subprocess.run([*command, "migrate"], check=True, capture_output=True, timeout=120)
     for project in PROJECTS:
         plan(duck, project, 120)

@@ -145,7 +145,7 @@ def command(
         SystemExit: It ended otherwise than expected.
     """
     done = subprocess.run(
-        [sys.executable, "-c", "from meshgate.cli import main; main()", "--config", str(HERE), *arguments],
+        [sys.executable, "-m", "meshgate", "--config", str(HERE), *arguments],
         stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, **(environment or {})},
     )  # fmt: skip
     if done.returncode not in ends_with:

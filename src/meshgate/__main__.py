@@ -1,0 +1,5 @@
+"""`python -m meshgate`, for whoever has an interpreter and no PATH."""
+
+from meshgate.cli import main
+
+main()

@@ -1,5 +1,0 @@
-"""`python -m meshgate.cli`, for whoever has an interpreter and no PATH."""
-
-from meshgate.cli import main
-
-main()
