@@ -19,7 +19,8 @@ _REMOTE = ("postgres", "mysql", "motherduck")
 _WAIT = """
 DO $$ DECLARE lake regclass; BEGIN
     PERFORM set_config('lock_timeout', '{milliseconds}', true);
-    FOR lake IN SELECT oid FROM pg_class WHERE relname = 'ducklake_snapshot' AND relkind = 'r' AND has_table_privilege(oid, 'UPDATE, DELETE') LOOP
+    FOR lake IN SELECT oid FROM pg_class WHERE relname = 'ducklake_snapshot' AND relkind = 'r'
+                AND has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(oid, 'UPDATE, DELETE') LOOP
         EXECUTE format('LOCK TABLE %s IN SHARE MODE', lake);
     END LOOP;
 END $$
