@@ -435,6 +435,12 @@ OF_COORDINATION = (
         ),
     ),
     python(
+        "maintenance counts a run that lives",
+        "test_upkeep.py::test_the_longest_run_counts_also_while_it_lives",
+        "sql/queries.sql",
+        ("coalesce(r.ended_at, meshgate.clock())", "coalesce(r.ended_at, r.started_at)"),
+    ),
+    python(
         "maintenance reserves the whole of a table",
         "test_upkeep.py::test_statements_run_while_the_tables_are_held",
         "coordinator/upkeep.py",

@@ -45,6 +45,12 @@ OF_PYTHON = (
         ("        keeper.lose()\n        raise\n", "        raise\n"),
     ),
     python(
+        "G4 commits of the dead are waited for",
+        "test_late_commits.py::test_the_commit_of_a_killed_run_is_waited_for",
+        "bridge/scheduler.py",
+        ("                outlast_commits(self._adapter(snapshot), self._journal.longest_statement_s)\n", ""),
+    ),
+    python(
         "G7 the trust starts with the attempt",
         "test_lease.py::test_the_trust_is_counted_from_the_start_of_a_renewal",
         "lease.py",

@@ -34,6 +34,7 @@ from dashboard import build, charts, datasets, history, page, timeline  # noqa: 
 from expectation import Expectation, Source, may_be_missing  # noqa: E402
 from lakehouse import Lakehouse  # noqa: E402
 
+from meshgate.errors import NotDeployedError  # noqa: E402
 from meshgate.mesh import Mesh  # noqa: E402
 
 NAMES = datasets.names()
@@ -189,8 +190,10 @@ def lakehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lakehouse]:
         source.generate(started.source, BUILT_AT, rate=RATE, faults=faults)
         with Mesh.open(PORTFOLIO, check=False) as mesh:
             mesh.migrate()
-            for project in ("upstream", "downstream"):
-                mesh.deploy(project, now=BUILT_AT)
+            mesh.deploy("upstream", now=BUILT_AT)
+            with pytest.raises(NotDeployedError, match=r"Table with name \S+ is not there yet"):
+                page.write(started, started.folder / "too early")
+            mesh.deploy("downstream", now=BUILT_AT)
             source.generate(started.source, END, rate=RATE, faults=faults)
             for project in ("upstream", "downstream"):
                 mesh.run(project, now=END)

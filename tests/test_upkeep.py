@@ -130,6 +130,23 @@ def test_a_purpose_that_is_not_known_is_refused(mesh: Mesh) -> None:
         mesh.ledger.acquire("up", "prod", "tidying", {}, ttl=TTL, grace=GRACE)
 
 
+def test_the_longest_run_counts_also_while_it_lives(mesh: Mesh) -> None:
+    """And after shorter ones; of one that died unseen, no more than its lease and its grace. Maintenance reads nothing for long."""
+    lease, step = mesh.acquire("up"), TTL / 2
+    for passed in range(1, 9):
+        mesh.time(125 + passed * step.total_seconds() / 60)
+        mesh.ledger.renew(lease.run_id)
+    assert mesh.ledger.longest_run() == 8 * step
+    mesh.ledger.finish(lease.run_id, "done", {})
+    mesh.acquire("down")
+    mesh.time(1000)
+    assert mesh.ledger.longest_run() == max(8 * step, TTL + GRACE)
+    mesh.run("up")
+    maintenance(mesh)
+    mesh.time(5000)
+    assert mesh.ledger.longest_run() == max(8 * step, TTL + GRACE)
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, postgres: LocalPostgres, extensions: None) -> TinyMesh:
     """Both projects deployed, an hour is done."""

@@ -126,7 +126,7 @@ def _runs(project: str, runs: Sequence[RunMark], grid: tuple[datetime, timedelta
     took = [run.took.total_seconds() for run in runs if run.took is not None and run.kind != "deploy"]
     speed = f", each {median(took):.1f} s of real time (median)" if took else ""
     failed = sum(run.kind in ("failed", "lost") for run in runs)
-    note = f"{charts.number(len(runs))} runs{speed}{f', {failed} with a failure' if failed else ''}"
+    note = f"{charts.number(len(runs))} run{'' if len(runs) == 1 else 's'}{speed}{f', {failed} with a failure' if failed else ''}"
     return f'<div class="lane"><b>{escape(project)}</b>{charts.strip(f"Runs of {project}", drawn)}<small>{note}</small></div>'
 
 

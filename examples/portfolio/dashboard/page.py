@@ -8,6 +8,7 @@ It shows the datasets of the Databricks dashboard, run on this machine, and the 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
@@ -15,7 +16,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import duckdb
+
 from dashboard import charts, datasets, history, timeline
+from meshgate.db import redact
+from meshgate.errors import MeshgateError, NotDeployedError
 from meshgate.mesh import Mesh
 
 if TYPE_CHECKING:
@@ -39,15 +44,25 @@ def write(lakehouse: Lakehouse, folder: Path) -> Path:
         folder: Where `index.html` is put; made if it is missing.
 
     Raises:
-        meshgate.errors.NotDeployedError: Nothing was deployed.
-        duckdb.Error: A table is missing.
+        meshgate.errors.NotDeployedError: Nothing was deployed, or not both projects.
+        meshgate.errors.MeshgateError: There is no ledger yet, or it cannot be read.
     """
-    with datasets.connect(lakehouse) as connection:
-        # The runs it has from the ledger itself, with all the rest of the history.
-        found = {name: datasets.rows(connection, name) for name in datasets.names() if name != "runs"}
     with _variables(lakehouse.environment()), Mesh.open(HERE.parent) as mesh:
         past = timeline.read(mesh)
         waits = mesh.status(now=past.span.end).waits if past.span else ()
+    try:
+        with datasets.connect(lakehouse) as connection:
+            # The runs it has from the ledger itself, with all the rest of the history.
+            found = {name: datasets.rows(connection, name) for name in datasets.names() if name != "runs"}
+    except duckdb.CatalogException as error:
+        # Not the error itself: it quotes the statement, and where the lake is.
+        missing = re.search(r"Table with name \S+", str(error))
+        raise NotDeployedError(
+            f"the page cannot be written: {missing[0] if missing else 'a table'} is not there yet",
+            hint="deploy both projects first: `python lakehouse.py -- meshgate deploy upstream`, and downstream",
+        ) from None
+    except duckdb.Error as error:
+        raise MeshgateError(f"the lake cannot be read: {redact(str(error)).splitlines()[0]}") from None
     folder.mkdir(parents=True, exist_ok=True)
     file = folder.resolve() / "index.html"
     file.write_text(html(found, past, history.waiting(waits)), encoding="utf-8")
@@ -64,13 +79,13 @@ def html(found: Mapping[str, Rows], past: timeline.Timeline, waiting: str = "") 
     """
     span = past.span
     when = (
-        f"{history.instant(span.start)} to {history.instant(span.end)}, UTC"
+        f"From {history.instant(span.start)} to {history.instant(span.end)}, UTC"
         if span
-        else "nothing has run yet"
+        else "Nothing has been computed yet"
     )
     body = f"""
 <h1>A shop's sales, and how its tables came to be</h1>
-<p class="lead">From {when}. The shop is made up, and its time is simulated. Its tills write into a database; one project turns that into clean
+<p class="lead">{when}. The shop is made up, and its time is simulated. Its tills write into a database; one project turns that into clean
 tables every five minutes, another one makes reports of them every hour. All times on this page are UTC; all amounts are in euro.</p>
 <section><h2>What was sold</h2>{_tiles(found)}<div class="charts">{"".join(_sales(found))}</div></section>
 <section><h2>Is it fresh, and is it whole?</h2>
@@ -132,20 +147,22 @@ def _sales(found: Mapping[str, Rows]) -> Iterator[str]:
     stores = _grouped(found["stores"], ("store", "city", "store_country"), "revenue_eur")
     yield charts.bars(
         "Sales by store",
-        [(str(s or "unknown"), f"{city}, {country}", v) for (s, city, country), v in stores],
+        [(_name(s), ", ".join(str(part) for part in place if part), v) for (s, *place), v in stores],
         unit="EUR",
         show=_euro,
     )
     items = _grouped(found["items"], ("item", "category"), "revenue_eur")[:MOST_ITEMS]
     yield charts.bars(
         "The items that sold best",
-        [(str(item), str(category), v) for (item, category), v in items],
+        [(_name(item), _name(category), v) for (item, category), v in items],
         unit="EUR",
         show=_euro,
     )
     days = sorted({row["sale_date"] for row in found["customers"]})
-    countries = sorted({row["country"] for row in found["customers"]} - {"all"})
-    seen = {(row["sale_date"], row["country"]): float(row["customers"]) for row in found["customers"]}
+    countries = sorted({_name(row["country"]) for row in found["customers"]} - {"all"})
+    seen = {
+        (row["sale_date"], _name(row["country"])): float(row["customers"] or 0) for row in found["customers"]
+    }
     counted = {
         ("all stores" if c == "all" else c): [seen.get((day, c)) for day in days] for c in ("all", *countries)
     }
@@ -172,19 +189,19 @@ def _sales(found: Mapping[str, Rows]) -> Iterator[str]:
         f"Money given back per {back.unit}, by reason", **back.arguments, unit="EUR", show=_euro
     )
     assortment = sorted(found["assortment"], key=lambda row: row["sale_date"])
-    if assortment:
-        sold = {
-            "sold": [row["items_sold"] for row in assortment],
-            "did not sell": [row["items"] - row["items_sold"] for row in assortment],
-        }
-        yield _wide(
-            charts.columns(
-                "Items for sale on each day",
-                [_day(row["sale_date"]) for row in assortment],
-                sold,
-                unit="items",
-            )
+    sold = {
+        "sold": [row["items_sold"] for row in assortment],
+        "did not sell": [row["items"] - row["items_sold"] for row in assortment],
+    }
+    yield _wide(
+        charts.columns(
+            "Items for sale on each day",
+            [_day(row["sale_date"]) for row in assortment],
+            sold,
+            unit="items",
+            note="Counted when the day is over.",
         )
+    )
 
 
 # -- how fresh, how whole
@@ -262,7 +279,7 @@ def _over_time(
     count = int((last - start) / step) + 1
     series: dict[str, list[float]] = {str(n): [0.0] * count for n in order}
     for row in rows:
-        values = series.setdefault(str(row[name] or "unknown") if name else "", [0.0] * count)
+        values = series.setdefault(_name(row[name]) if name else "", [0.0] * count)
         at, new = int((row[time] - start) / step), float(row[value] or 0)
         values[at] = max(values[at], new) if largest else values[at] + new
     if not order:
@@ -290,6 +307,10 @@ def _grouped(rows: Rows, keys: tuple[str, ...], value: str) -> list[tuple[tuple[
     return sorted(found.items(), key=lambda one: (-one[1], str(one[0])))
 
 
+def _name(value: Any) -> str:
+    return str(value or "unknown")
+
+
 def _sum(rows: Rows, value: str) -> float:
     return sum(float(row[value] or 0) for row in rows)
 
@@ -313,7 +334,10 @@ def _wide(figure: str) -> str:
 if __name__ == "__main__":
     from lakehouse import Lakehouse
 
-    with Lakehouse.start() as started:
-        sys.stdout.write(
-            f"{write(started, Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / '.meshgate' / 'page')}\n"
-        )
+    try:
+        with Lakehouse.start() as started:
+            folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / ".meshgate" / "page"
+            sys.stdout.write(f"{write(started, folder)}\n")
+    except MeshgateError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)

@@ -24,7 +24,7 @@ from sqlmesh.utils.errors import NoChangesPlanError  # noqa: E402
 
 from meshgate.bridge.definitions import definitions  # noqa: E402
 from meshgate.bridge.dropped import Dropped, dropped  # noqa: E402
-from meshgate.bridge.engine import interrupt, statement  # noqa: E402
+from meshgate.bridge.engine import ends_with_its_process, interrupt, statement  # noqa: E402
 from meshgate.bridge.failures import evaluation_error, said_of_node, sentence  # noqa: E402
 from meshgate.bridge.queries import Rendered, rendered  # noqa: E402
 from meshgate.bridge.quiet import QuietConsole, quiet  # noqa: E402
@@ -120,7 +120,7 @@ class SqlmeshProject:
     @property
     def engine_in_process(self) -> bool:
         """Whether the engine dies with this process, so that a dead process cannot still be writing."""
-        return bool(self._context.connection_config.type_ == "duckdb")  # MotherDuck speaks DuckDB elsewhere
+        return ends_with_its_process(self._context.connection_config)
 
     @property
     def gateways(self) -> tuple[str, ...]:

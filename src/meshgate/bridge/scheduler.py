@@ -27,7 +27,7 @@ from sqlmesh.utils.errors import CircuitBreakerError
 
 from meshgate.bridge.audits import Verdict, each_interval_needs_its_own, verdict
 from meshgate.bridge.digests import digests
-from meshgate.bridge.engine import limit_statements
+from meshgate.bridge.engine import limit_statements, outlast_commits
 from meshgate.bridge.failures import describe, first_line, is_conflict, is_outage
 from meshgate.bridge.translate import Promoted, gated, instant, interval, milliseconds, pairs, promoted
 from meshgate.bridge.validity import history
@@ -335,6 +335,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         unit = IntervalUnit(snapshot.node.interval_unit.value)
         with self.state_sync.hold() as additions:
             try:
+                outlast_commits(self._adapter(snapshot), self._journal.longest_statement_s)
                 before = self._digests(snapshot, piece, ignored)
                 audits = self._write(snapshot, piece, batch_index, kwargs)
                 verdicts = self._judge(snapshot, piece, unit, audits, kwargs)
@@ -370,8 +371,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         self, snapshot: Snapshot, piece: Interval, batch_index: int, kwargs: dict[str, Any]
     ) -> list[Any]:
         """Let SQLMesh evaluate and audit a piece."""
-        adapter = self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
-        limit_statements(adapter, self._journal.longest_statement_s)
+        limit_statements(self._adapter(snapshot), self._journal.longest_statement_s)
         if self._journal.empties(snapshot.name, piece) and not snapshot.model.disable_restatement:
             # SQLMesh replaces a whole table where nothing of it is recorded, and it is the first batch.
             snapshot, batch_index = snapshot.copy(update={"intervals": []}), 0
@@ -380,8 +380,10 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
 
     def _history(self, snapshot: Snapshot) -> History | None:
         """What a table that was written as a whole tells of its past, where it tells from when to when its rows hold."""
-        adapter = self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
-        return history(adapter, snapshot, self._journal.validity(snapshot.name))
+        return history(self._adapter(snapshot), snapshot, self._journal.validity(snapshot.name))
+
+    def _adapter(self, snapshot: Snapshot) -> Any:
+        return self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
 
     def _digests(
         self, snapshot: Snapshot, piece: Interval, ignored: Collection[str] | None
@@ -390,9 +392,7 @@ class GatedScheduler(Scheduler):  # type: ignore[misc]
         if ignored is None:
             return {}
         try:
-            return digests(
-                self.snapshot_evaluator.get_adapter(snapshot.model_gateway), snapshot, piece, ignored
-            )
+            return digests(self._adapter(snapshot), snapshot, piece, ignored)
         except Exception as error:  # noqa: BLE001 - the data is as good as without; its readers read it again
             self._journal.uncompared(snapshot.name, first_line(error))
             return {}

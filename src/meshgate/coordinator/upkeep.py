@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from meshgate.coordinator.run import Workbench
     from meshgate.lease import LeaseKeeper
 
-_RUNS = 1000
-
 
 @frozen
 class Table:
@@ -124,12 +122,7 @@ def estate(bench: Workbench, name: str, environment: str | None = None) -> Estat
 
 
 def _longest(bench: Workbench) -> timedelta:
-    rows = bench.ledger.runs(limit=_RUNS)
-    found = timedelta(seconds=bench.config.ledger.grace_s)
-    for row in rows:
-        if row["ended_at"] is not None and row["state"] != "lost":
-            found = max(found, row["ended_at"] - row["started_at"])
-    return found
+    return max(timedelta(seconds=bench.config.ledger.grace_s), bench.ledger.longest_run())
 
 
 @contextmanager

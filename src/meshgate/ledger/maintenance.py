@@ -10,7 +10,7 @@ from meshgate.ledger.ranges import to_utc
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from meshgate.db import Database
 
@@ -33,6 +33,11 @@ class MaintenanceLedger:
         )  # fmt: skip
         if not found["noted"]:
             raise LeaseLostError(f"maintenance {run_id} has lost its lease", run_id=run_id)
+
+    def longest_run(self) -> timedelta:
+        """How long the longest run or deploy has taken that the ledger remembers, also one that lives."""
+        found: timedelta = self.database.one("longest_run", again=True)["longest"]
+        return found
 
     def maintained(self, version_ids: Iterable[int]) -> dict[tuple[int, str], datetime]:
         """When what was done to which version last, UTC; as far as the history goes back."""

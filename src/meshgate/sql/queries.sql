@@ -418,3 +418,8 @@ SELECT meshgate.note_maintenance(%(run_id)s, %(version_id)s, %(operation)s, %(de
 SELECT DISTINCT ON (e.version_id, e.detail ->> 'operation') e.version_id, e.detail ->> 'operation' AS operation, e.at
 FROM meshgate.event e WHERE e.kind = 'table.maintained' AND e.version_id = ANY (%(versions)s)
 ORDER BY e.version_id, e.detail ->> 'operation', e.event_id DESC;
+
+-- name: longest_run
+-- One that lives has taken so long already. One that died may have worked until its lease and its grace were over, whenever that was noticed.
+SELECT coalesce(max(least(coalesce(r.ended_at, meshgate.clock()), r.expires_at + r.grace) - r.started_at), '0') AS longest
+FROM meshgate.run r WHERE r.purpose <> 'maintenance';
