@@ -71,7 +71,7 @@ class Upkeep:
         self._keeper = keeper
 
     def execute(self, statement: str) -> list[tuple[Any, ...]]:
-        """Run a statement in the warehouse, no longer than `ledger.statement_timeout`; what it answers.
+        """Run a statement in the warehouse, where the engine can limit it no longer than `ledger.statement_timeout`; what it answers.
 
         Raises:
             LeaseLostError: The tables are not ours any more; the statement may have been interrupted.
