@@ -96,7 +96,7 @@ def tests_of(folder: Path, tests: tuple[str, ...], postgres: Path) -> dict[str, 
         state = next((k for k in ("error", "failure") if case.find(k) is not None), "passed")
         state = {"failure": "failed"}.get(state, state)
         for test in tests:
-            if name == test or name.startswith(f"{test}::"):
+            if name == test or name.startswith((f"{test}::", f"{test}[")):
                 order = ("passed", "failed", "error")
                 seen[test] = max(seen.get(test, "passed"), state, key=order.index)
     return seen
