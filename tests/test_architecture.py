@@ -35,7 +35,7 @@ EDGES = (
     *("postgres_binaries", "postgres_server", "local_postgres", "bridge", "github"),
 )
 USE_CASES = ("coordinator", "mesh")
-FACES = ("report", "cli", "enforced", "signals")
+FACES = ("report", "cli", "__main__", "enforced", "signals")
 FLOORS = (*CORE, *DECISIONS, *EDGES, *USE_CASES, *FACES)
 
 # Who may import what from outside; everything else is the standard library.
